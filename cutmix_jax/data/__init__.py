@@ -1,0 +1,107 @@
+"""Images by the batch, from device memory or streamed from disk, behind one face."""
+
+import dataclasses
+
+from cutmix_jax import UserError
+from cutmix_jax.data import resident, sets
+from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.settings import Settings, read_settings
+
+__all__ = ["Data", "Shards", "open_data"]
+
+ONE_DEVICE = Shards()
+
+
+def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
+    """Opens the data set that the configuration names.
+
+    `source='auto'` holds a set in device memory where its images are all of one size, this size
+    is the `image_size` asked for (if any), no random-resized crop is asked for, and the whole
+    takes at most `resident_limit_mib`; it streams the others. Under `source='resident'` images
+    are resized to `image_size`.
+
+    Args:
+      config: the configuration (keys: see `settings.Settings`; `augment` is a section).
+      shards: how batches are divided over devices and processes.
+
+    Returns:
+      The opened set; nothing is on a device yet.
+
+    Raises:
+      UserError: the configuration or the data set cannot be used; the message says why.
+
+    Example:
+      >>> data = open_data({'dataset': 'digits', 'batch_size': 50})
+      >>> data.kind, data.image_shape, dict(data.examples), data.steps_per_epoch
+      ('resident', (16, 16, 1), {'train': 1500, 'test': 297}, 30)
+    """
+    settings = read_settings(config)
+    if settings.batch_size % shards.devices:
+        raise UserError(
+            f"batch_size={settings.batch_size} cannot be divided evenly among {shards.devices} "
+            f"devices: use a multiple of {shards.devices}"
+        )
+    if settings.dataset == "digits":
+        data = _open_digits(settings, shards)
+    else:
+        data = _open_set(settings, shards)
+    if data.color is not None and data.image_shape[2] != 3:
+        raise UserError(
+            f"augment.color_jitter and augment.lighting need images of 3 channels, but those of "
+            f"{settings.dataset} have {data.image_shape[2]}: set both to 0"
+        )
+    return data
+
+
+def _open_digits(settings: Settings, shards: Shards) -> Data:
+    if settings.source == "streaming" or settings.min_area is not None:
+        raise UserError(
+            "digits is always resident, but streaming or a random-resized crop was asked for: "
+            "use --config.source=auto without augment.min_area"
+        )
+    if settings.test_split not in (None, "test", "held_out"):
+        raise UserError(f"digits has no split {settings.test_split!r}, only test and train")
+    arrays, class_names = resident.digits()
+    size = settings.image_size or resident.DIGITS_SIZE
+    settings = dataclasses.replace(settings, image_size=size)
+    return resident.open_resident(settings, arrays, class_names, shards, "digits")
+
+
+def _open_set(settings: Settings, shards: Shards) -> Data:
+    image_set = sets.find(settings.dataset, settings.data_dir, settings.test_split)
+    if _is_resident(settings, image_set):
+        arrays = resident.read(image_set)
+        return resident.open_resident(
+            settings, arrays, image_set.class_names, shards, settings.dataset
+        )
+    from cutmix_jax.data import streaming
+
+    return streaming.open_streaming(settings, image_set, shards)
+
+
+def _is_resident(settings: Settings, image_set: sets.ImageSet) -> bool:
+    """Whether the set is to be held on the device; see `open_data`."""
+    demanded = settings.source == "resident"
+    if settings.source == "streaming" or settings.min_area is not None:
+        return False
+    shape, by_file = image_set.shape, image_set.shape[0] is None
+    if by_file:
+        if not demanded and not sets.headers_are_cheap(image_set):
+            return False
+        shape = sets.first_shape(image_set)
+    side = settings.image_size or 0
+    count = sum(split.count for split in image_set.splits.values())
+    mib = count * max(shape[0] * shape[1], side * side) * shape[2] / 2**20
+    if mib > settings.resident_limit_mib:
+        if demanded:
+            raise UserError(
+                f"{settings.dataset} takes {mib:.0f} MiB in device memory, more than "
+                f"resident_limit_mib={settings.resident_limit_mib}: use "
+                "--config.source=streaming, or raise --config.resident_limit_mib"
+            )
+        return False
+    if demanded:
+        return True
+    if side and shape[:2] != (side, side):
+        return False
+    return not by_file or sets.all_of_size(image_set, shape[:2])

@@ -1,0 +1,138 @@
+"""Augmentation on the device: pad-and-crop and flip of uint8, colour jitter and lighting of float.
+
+Every function takes one key an image. Keys from `example_keys` follow the example, not its place
+in the batch, so that an image is altered in the same way on any number of devices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Eigenvalues and eigenvectors (rows R, G, B) of ImageNet's colours, in [0, 1] units.
+EIGENVALUES = (0.2175, 0.0188, 0.0045)
+EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+GRAY = (0.299, 0.587, 0.114)
+
+
+def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
+    """One key per example, a function of (seed, epoch, index)."""
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
+    """Pads each side with zeros, crops back at a random place, and mirrors every other image.
+
+    Each image moves by `(dy, dx)`, both uniform on `{-pad, ..., pad}`, and is mirrored left to
+    right with probability 1/2 where `flip` is set.
+
+    Args:
+      keys: `[B]` keys, one an image.
+      images: `[B, H, W, C]` of any dtype.
+      pad: pixels per side; 0 for no crop.
+      flip: whether to mirror.
+
+    Returns:
+      `[B, H, W, C]`, the dtype of `images`.
+    """
+    top, left, mirror = crop_and_flip_draws(keys, pad)
+    height, width = images.shape[1:3]
+    if pad:
+        images = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        size = (height, width, images.shape[3])
+        images = jax.vmap(lambda x, i, j: jax.lax.dynamic_slice(x, (i, j, 0), size))(
+            images, top, left
+        )
+    if flip:
+        images = jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+    return images
+
+
+def crop_and_flip_draws(keys: jax.Array, pad: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(top, left) int32 [B] in 0..2*pad and mirror bool [B]."""
+    bits = jax.vmap(lambda key: jax.random.bits(key, (3,)))(keys)
+    offset = (bits[:, :2] % (2 * pad + 1)).astype(jnp.int32)
+    return offset[:, 0], offset[:, 1], bits[:, 2] >> 31 == 1
+
+
+def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:
+    """Brightness, contrast and saturation, in a random order per image, without clipping.
+
+    Each operation is `x <- (1 - a) x + a t` with its own `a ~ U(-strength, strength)` and the
+    target `t`: 0 (brightness), the mean gray value (contrast), the gray image (saturation).
+
+    Args:
+      keys: `[B]` keys, one an image.
+      images: float `[B, H, W, 3]` in [0, 1].
+      strength: largest `|a|`; the CutMix recipe has 0.4.
+
+    Returns:
+      float `[B, H, W, 3]`.
+    """
+    weights, order = jitter_draws(keys, strength, images.dtype)
+    for step in range(3):
+        operation = order[:, step][:, None, None, None]
+        a = weights[:, step][:, None, None, None]
+        # A sum of products: a matmul would round to bfloat16 on TPU.
+        gray = jnp.sum(images * jnp.asarray(GRAY, images.dtype), axis=-1, keepdims=True)
+        contrast = jnp.mean(gray, axis=(1, 2), keepdims=True)
+        target = jnp.where(operation == 0, 0.0, jnp.where(operation == 1, contrast, gray))
+        images = (1 - a) * images + a * target
+    return images
+
+
+def jitter_draws(keys: jax.Array, strength: float, dtype=jnp.float32):
+    """(a float [B, 3], operation int32 [B, 3]), both in the order of application."""
+
+    def draw(key):
+        for_a, for_order = jax.random.split(key)
+        a = jax.random.uniform(for_a, (3,), dtype, -strength, strength)
+        return a, jax.random.permutation(for_order, 3)
+
+    return jax.vmap(draw)(keys)
+
+
+def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
+    """AlexNet's PCA noise: every pixel of an image is shifted along the axes of ImageNet's colours.
+
+    Channel `c` gets `sum_j V[c, j] a_j e_j` with `a_j ~ N(0, std)`.
+
+    Args:
+      keys: `[B]` keys, one an image.
+      images: float `[B, H, W, 3]` in [0, 1].
+      std: standard deviation of `a`; the CutMix recipe has 0.1.
+
+    Returns:
+      float `[B, H, W, 3]`.
+
+    Reference:
+      Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012.
+    """
+    a = lighting_draws(keys, std, images.dtype)
+    scaled = a * jnp.asarray(EIGENVALUES, images.dtype)
+    shift = jnp.sum(jnp.asarray(EIGENVECTORS, images.dtype) * scaled[:, None, :], axis=-1)
+    return images + shift[:, None, None, :]
+
+
+def lighting_draws(keys: jax.Array, std: float, dtype=jnp.float32) -> jax.Array:
+    """a, float [B, 3]."""
+    return std * jax.vmap(lambda key: jax.random.normal(key, (3,), dtype))(keys)
+
+
+def create_color(jitter: float, light: float):
+    """`(key, images) -> images`, the key split over the batch, or None where both are 0."""
+    if not jitter and not light:
+        return None
+
+    def color(key, images):
+        for_jitter, for_light = jax.random.split(key, (2, images.shape[0]))
+        if jitter:
+            images = color_jitter(for_jitter, images, jitter)
+        if light:
+            images = lighting(for_light, images, light)
+        return images
+
+    return color

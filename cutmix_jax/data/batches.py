@@ -1,0 +1,141 @@
+"""Which example goes where: order, subsets and shards by arithmetic on indices."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from cutmix_jax import UserError
+
+# Subsets must not move with config.seed: runs with other seeds train on the same images.
+SUBSET_SEED = 20190513
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """How a global batch is divided: processes first, then the devices of each."""
+
+    local_devices: int = 1
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def devices(self) -> int:
+        return self.local_devices * self.process_count
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """An opened data set, as the training loop sees it.
+
+    `load_train` and `load_eval` are traced inside the step, for one device's shard. Their first
+    argument is one split's entry of `arrays`: `load_train(arrays['train'], xs, epoch)`,
+    `load_eval(arrays[split], xs)`. Both return `{'image': uint8 [b, H, W, C], 'label': int32 [b],
+    'mask': bool [b]}`.
+
+    Attributes:
+      kind: 'resident' (the arrays live on the device, `xs` holds indices) or 'streaming' (`xs`
+        holds the images).
+      num_classes: number of classes.
+      class_names: one name a class.
+      image_shape: (H, W, C) of the images the model sees.
+      examples: number of examples per split: 'train', 'test' and, if asked for, 'held_out'.
+      batch_size: examples per step over all devices and processes.
+      arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
+      load_train: `(arrays[split], xs, epoch) -> batch`, augmented.
+      load_eval: `(arrays[split], xs) -> batch`, not augmented.
+      train_batches: `(epoch, start_step=0) -> iterator of xs`, leaves `[local_devices,
+        per_device, ...]`, from `start_step` of that epoch on; this process's share.
+      eval_batches: `(split) -> iterator of xs`: every example once over all devices and
+        processes, the last batch padded where `mask` is False; equally many in every process.
+      color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
+    """
+
+    kind: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    examples: Mapping[str, int]
+    batch_size: int
+    arrays: Mapping[str, Any]
+    load_train: Callable[..., dict]
+    load_eval: Callable[..., dict]
+    train_batches: Callable[..., Iterator[dict]]
+    eval_batches: Callable[[str], Iterator[dict]]
+    color: Callable[..., Any] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.examples["train"] // self.batch_size
+
+
+def permutation(seed: int, stream: int, n: int) -> np.ndarray:
+    """int64 [n] permutation, a function of its arguments alone."""
+    # RandomState, because NumPy has frozen its streams; those of Generator may change.
+    bits = np.random.MT19937(np.random.SeedSequence((seed, stream)))
+    return np.random.RandomState(bits).permutation(n)
+
+
+def choose_examples(n: int, held_out: int = 0, train_examples: int | None = None):
+    """Fixed index sets (train, held out), sorted; the held-out one is drawn first."""
+    if held_out >= n:
+        raise UserError(
+            f"held_out={held_out} leaves nothing of the {n} training examples; "
+            "use a smaller --config.held_out"
+        )
+    order = permutation(SUBSET_SEED, 0, n)
+    held, rest = order[:held_out], order[held_out:]
+    if train_examples is not None and train_examples > len(rest):
+        raise UserError(
+            f"train_examples={train_examples}, but only {len(rest)} examples are there to train "
+            "on; use a smaller --config.train_examples"
+        )
+    return np.sort(rest[:train_examples]), np.sort(held)
+
+
+def train_positions(
+    seed: int, epoch: int, n: int, batch_size: int, shards: Shards, start_step: int = 0
+) -> np.ndarray:
+    """int64 [steps, local_devices, per_device] positions of this process, from start_step on."""
+    steps = n // batch_size
+    order = permutation(seed, epoch, n)[start_step * batch_size : steps * batch_size]
+    return _share(order, batch_size, shards)
+
+
+def eval_positions(n: int, batch_size: int, shards: Shards) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and mask, each [steps, local_devices, per_device]; padding points at example 0."""
+    steps = -(-n // batch_size)
+    order = np.arange(steps * batch_size)
+    mask = order < n
+    return _share(np.where(mask, order, 0), batch_size, shards), _share(mask, batch_size, shards)
+
+
+def _share(values: np.ndarray, batch_size: int, shards: Shards) -> np.ndarray:
+    """This process's part of values in batch order."""
+    shape = (-1, shards.process_count, shards.local_devices, batch_size // shards.devices)
+    return values.reshape(shape)[:, shards.process_index]
+
+
+def choose_splits(counts, settings) -> dict[str, tuple[str, np.ndarray]]:
+    """split -> (split of the data set it comes from, indices there)."""
+    train, held = choose_examples(counts["train"], settings.held_out, settings.train_examples)
+    splits = {"train": ("train", train)}
+    if settings.test_split == "held_out":
+        if not len(held):
+            raise UserError(
+                "test_split=held_out, but no example is held out: give --config.held_out=N"
+            )
+        splits["test"] = ("train", held)
+    else:
+        splits["test"] = ("test", np.arange(counts["test"]))
+        if len(held):
+            splits["held_out"] = ("train", held)
+    if not counts["train"] or not len(splits["test"][1]):
+        raise UserError("the data set has an empty split: expected examples in train and test")
+    if len(train) < settings.batch_size:
+        raise UserError(
+            f"{len(train)} training examples are fewer than one batch of {settings.batch_size}: "
+            "use a smaller --config.batch_size"
+        )
+    return splits

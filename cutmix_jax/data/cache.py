@@ -1,0 +1,64 @@
+"""Arrays that took long to make, kept on disk for the next start."""
+
+import hashlib
+import os
+import pathlib
+import sys
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+
+# Part of every key: raise it when the meaning of what is stored changes.
+FORMAT = 1
+
+
+def cache_dir() -> pathlib.Path:
+    """$CUTMIX_JAX_CACHE, or the user's cache folder."""
+    if named := os.environ.get("CUTMIX_JAX_CACHE"):
+        return pathlib.Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "cutmix_jax"
+
+
+def cache_path(name: str, fingerprint: str) -> pathlib.Path:
+    """The file that holds `name` as made from what `fingerprint` describes."""
+    digest = hashlib.sha256(f"{FORMAT}\n{fingerprint}".encode()).hexdigest()[:16]
+    return cache_dir() / f"{name.replace('/', '-').replace(':', '-')}-{digest}.npz"
+
+
+def load_or_make(
+    name: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays stored under (name, fingerprint), made and stored if they are not whole there."""
+    path = cache_path(name, fingerprint)
+    try:
+        # Reading a zip member checks its CRC, so that changed bytes do not pass.
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _say(f"{path} is not readable ({error}); reading the data set again.")
+    arrays = make()
+    try:
+        _store(path, arrays)
+    except OSError as error:
+        _say(f"{path} could not be written ({error}); the next start reads the data set again.")
+    return arrays
+
+
+def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes beside the target and renames, so that readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,184 @@
+"""Data sets that fit into device memory: arrays of uint8, batches of indices.
+
+The whole set is handed to the step as an argument; a batch is gathered there, cropped and
+flipped. The host only makes an epoch's permutation of indices.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutmix_jax import UserError
+from cutmix_jax.data import augment, batches, cache, sets
+from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.settings import Settings
+
+DIGITS_TEST = 297
+DIGITS_SIZE = 16
+
+
+def digits() -> tuple[dict, tuple[str, ...]]:
+    """Arrays and class names of scikit-learn's handwritten digits, 8x8; a fixed stratified split.
+
+    scikit-learn gives no split; ours holds the same share of every digit in train and test.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, label = load_digits(return_X_y=True)
+    image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    # Within each class in random order, then interleaved: any cut is nearly stratified.
+    shuffled = batches.permutation(batches.SUBSET_SEED, 1, len(label))
+    rank = np.empty(len(label))
+    for digit in range(10):
+        members = shuffled[label[shuffled] == digit]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.argsort(rank, kind="stable")
+    parts = {"test": np.sort(order[:DIGITS_TEST]), "train": np.sort(order[DIGITS_TEST:])}
+    arrays = {
+        split: {"image": image[part], "label": label[part].astype(np.int32)}
+        for split, part in parts.items()
+    }
+    return arrays, tuple(map(str, range(10)))
+
+
+def read(image_set: sets.ImageSet) -> dict:
+    """Arrays of every split, decoded, or from the cache of an earlier start."""
+
+    def make() -> dict[str, np.ndarray]:
+        flat = {}
+        for name, split in image_set.splits.items():
+            flat[f"{name}/image"], flat[f"{name}/label"] = _decode(image_set, split)
+        return flat
+
+    flat = cache.load_or_make(image_set.name, image_set.fingerprint, make)
+    return {
+        name: {key: flat[f"{name}/{key}"] for key in ("image", "label")}
+        for name in image_set.splits
+    }
+
+
+def _decode(image_set: sets.ImageSet, split: sets.Split) -> tuple[np.ndarray, np.ndarray]:
+    channels = image_set.shape[2]
+    labels = np.empty(split.count, np.int32)
+    images = None
+    for i in range(split.count):
+        image, labels[i] = sets.decode_record(split, i, channels)
+        if images is None:
+            images = np.empty((split.count, *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise UserError(
+                f"{image_set.name} has images of differing size ({split.name(0)} is "
+                f"{images.shape[1]}x{images.shape[2]}, {split.name(i)} {image.shape[0]}x"
+                f"{image.shape[1]}), but source=resident needs one size: use "
+                "--config.source=streaming"
+            )
+        images[i] = image
+    return images, labels
+
+
+def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
+    """Labels outside the classes would silently become one-hot rows of zeros."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        remedy = "repair the labels"
+        if (wrong == -1).all():
+            remedy = "this split has no labels; choose another one by --config.test_split=NAME"
+        raise UserError(
+            f"{what} has the label {wrong[0]}, but labels from 0 to {num_classes - 1} are "
+            f"expected: {remedy}"
+        )
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [N, H, W, C] to [N, size, size, C], bilinear."""
+    if images.shape[1:3] == (size, size):
+        return images
+    from PIL import Image
+
+    out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        resized = picture.resize((size, size), Image.Resampling.BILINEAR)
+        out[i] = np.asarray(resized).reshape(out.shape[1:])
+    return out
+
+
+def open_resident(
+    settings: Settings, arrays: Mapping, class_names: tuple[str, ...], shards: Shards, name: str
+) -> Data:
+    """Data over `{'train': {'image', 'label'}, 'test': ...}`."""
+    for split, part in arrays.items():
+        check_labels(part["label"], len(class_names), f"split {split} of {name}")
+    indices = batches.choose_splits(
+        {split: len(part["label"]) for split, part in arrays.items()}, settings
+    )
+    chosen = {}
+    for split, (origin, index) in indices.items():
+        images = arrays[origin]["image"][index]
+        if settings.image_size:
+            images = resize(images, settings.image_size)
+        chosen[split] = {"image": images, "label": arrays[origin]["label"][index]}
+    shapes = {part["image"].shape[1:] for part in chosen.values()}
+    if len(shapes) > 1:
+        raise UserError(
+            f"the splits of {name} have images of differing size ({shapes}): "
+            "give --config.image_size=N"
+        )
+    (shape,) = shapes
+    if settings.pad > min(shape[:2]):
+        raise UserError(
+            f"augment.pad={settings.pad} is larger than the images of {name} ({shape[0]}x"
+            f"{shape[1]}): use a smaller one"
+        )
+    size = settings.batch_size
+    counts = {split: len(part["label"]) for split, part in chosen.items()}
+
+    def train_batches(epoch: int, start_step: int = 0):
+        positions = batches.train_positions(
+            settings.seed, epoch, counts["train"], size, shards, start_step
+        )
+        for index in positions.astype(np.int32):
+            yield {"index": index, "mask": np.ones(index.shape, bool)}
+
+    def eval_batches(split: str):
+        positions, masks = batches.eval_positions(counts[split], size, shards)
+        for index, mask in zip(positions.astype(np.int32), masks, strict=True):
+            yield {"index": index, "mask": mask}
+
+    return Data(
+        kind="resident",
+        num_classes=len(class_names),
+        class_names=class_names,
+        image_shape=shape,
+        examples=counts,
+        batch_size=size,
+        arrays=chosen,
+        load_train=functools.partial(
+            load_train, seed=settings.seed, pad=settings.pad, flip=settings.flip
+        ),
+        load_eval=gather,
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+        color=augment.create_color(settings.color_jitter, settings.lighting),
+    )
+
+
+def gather(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]) -> dict:
+    """The examples that `xs['index']` points at."""
+    return {
+        "image": jnp.take(arrays["image"], xs["index"], axis=0, mode="clip"),
+        "label": jnp.take(arrays["label"], xs["index"], axis=0, mode="clip"),
+        "mask": xs["mask"],
+    }
+
+
+def load_train(arrays, xs, epoch, *, seed: int, pad: int, flip: bool) -> dict:
+    """The examples that `xs['index']` points at, cropped and flipped by (seed, epoch, index)."""
+    batch = gather(arrays, xs)
+    if pad or flip:
+        keys = augment.example_keys(seed, epoch, xs["index"])
+        batch["image"] = augment.crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
+    return batch

@@ -1,0 +1,36 @@
+"""Settings that must stand before JAX is imported, and fixtures that every test may use."""
+
+import os
+import pathlib
+
+# Eight devices on one CPU: what is true of one device must be true of several.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> pathlib.Path:
+    """Folder of real images prepared by TFDS; tests that need it are skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "tfds"
+    if not (folder / "cifar100").is_dir():
+        pytest.skip("real images are needed: no prepared data sets at ../shared/tfds")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Keeps the tests away from the user's cache; one folder a session, so that it is used."""
+    before = os.environ.get("CUTMIX_JAX_CACHE")
+    os.environ["CUTMIX_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["CUTMIX_JAX_CACHE"]
+    else:
+        os.environ["CUTMIX_JAX_CACHE"] = before
