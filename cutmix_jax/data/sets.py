@@ -5,6 +5,7 @@ is looked up once), so that both sources share one order: a permutation of indic
 """
 
 import bisect
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -29,6 +30,8 @@ UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset", "places365_small")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 # Bits per channel beyond eight would be cut off silently.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# Without the second, TensorFlow announces at every start that it uses oneDNN.
+QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 # Either one answering means that there is a network.
 PROBES = ("https://storage.googleapis.com", "https://pypi.org")
 
@@ -270,8 +273,8 @@ def _image_shape(tfds, dataset: str, features) -> tuple[int | None, int | None, 
     ):
         raise UserError(
             f"{dataset} has the features {', '.join(named) or 'no names'}, but an "
-            "image-classification set with an Image called 'image' and a ClassLabel called 'label' is expected: choose "
-            "another data set"
+            "image-classification set with an Image called 'image' and a ClassLabel called "
+            "'label' is expected: choose another data set"
         )
     shape = image.shape
     if np.dtype(image.np_dtype) != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3):
@@ -437,11 +440,14 @@ def import_tensorflow():
             "streaming images from disk needs TensorFlow, which is not installed: pip install "
             "tensorflow-cpu (or use a data set that fits, with --config.source=resident)"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name, value in QUIET_TENSORFLOW.items():
+        os.environ.setdefault(name, value)
     import tensorflow
 
     for kind in ("GPU", "TPU"):
-        tensorflow.config.set_visible_devices([], kind)
+        # In a notebook that has used TensorFlow before, it is too late: then it stays as it is.
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.set_visible_devices([], kind)
     return tensorflow
 
 

@@ -1,0 +1,296 @@
+"""Data sets that do not fit into device memory: decoded by tf.data, batch by batch.
+
+The order is the same permutation of indices as for resident data. Each process reads and decodes
+its own slice of every global batch and nothing else; an epoch is entered in the middle by leaving
+out indices, before anything is read. Padding, crop and flip run on the device, as for resident
+data, keyed by (seed, epoch, index); the random-resized crop belongs to decoding and is keyed by
+the same three numbers.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from cutmix_jax import UserError
+from cutmix_jax.data import augment, batches, resident, sets
+from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.settings import Settings
+
+DEFAULT_SIZE = 224
+# The shorter side at evaluation in units of the crop: 256 for 224.
+DEFAULT_RESIZE = 256 / 224
+LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+ATTEMPTS = 10
+# Batches that wait on the host; each is decoded well before its step.
+PREFETCH = 4
+
+
+def open_streaming(settings: Settings, image_set: sets.ImageSet, shards: Shards) -> Data:
+    """Data over the records of `image_set`."""
+    sets.import_tensorflow()
+    num_classes = len(image_set.class_names)
+    indices = batches.choose_splits(
+        {name: split.count for name, split in image_set.splits.items()}, settings
+    )
+    for name, split in image_set.splits.items():
+        if split.labels is not None:
+            resident.check_labels(split.labels, num_classes, f"split {name}")
+    shape = _shape(settings, image_set)
+    counts = {name: len(index) for name, (_, index) in indices.items()}
+    size = settings.batch_size
+    prepare_eval = functools.partial(
+        _decode_for_eval, shape=shape, resize=_resize(settings, image_set, shape)
+    )
+    prepare_train = prepare_eval
+    if settings.min_area is not None:
+        area = (settings.min_area, settings.max_area)
+        prepare_train = functools.partial(_decode_and_crop, shape=shape, area=area)
+
+    def stream(name, positions, mask, prepare, seed):
+        origin, index = indices[name]
+        split = image_set.splits[origin]
+        leading = positions.shape[1:]
+        decoded = _decode_all(split, index[positions], positions, prepare, seed, shape[2])
+        for step, (images, labels) in enumerate(decoded):
+            resident.check_labels(labels, num_classes, f"split {name}")
+            yield {
+                "image": images.reshape(*leading, *shape),
+                "label": labels.reshape(leading),
+                "index": positions[step].astype(np.int32),
+                "mask": mask[step],
+            }
+
+    def train_batches(epoch: int, start_step: int = 0):
+        positions = batches.train_positions(
+            settings.seed, epoch, counts["train"], size, shards, start_step
+        )
+        seed = int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
+        return stream("train", positions, np.ones(positions.shape, bool), prepare_train, seed)
+
+    def eval_batches(split: str):
+        positions, mask = batches.eval_positions(counts[split], size, shards)
+        return stream(split, positions, mask, prepare_eval, 0)
+
+    return Data(
+        kind="streaming",
+        num_classes=num_classes,
+        class_names=image_set.class_names,
+        image_shape=shape,
+        examples=counts,
+        batch_size=size,
+        arrays=dict.fromkeys(indices, ()),
+        load_train=functools.partial(
+            load_train, seed=settings.seed, pad=settings.pad, flip=settings.flip
+        ),
+        load_eval=load_eval,
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+        color=augment.create_color(settings.color_jitter, settings.lighting),
+    )
+
+
+def load_eval(arrays, xs) -> dict:
+    """The batch as it came from the host."""
+    del arrays
+    return {key: xs[key] for key in ("image", "label", "mask")}
+
+
+def load_train(arrays, xs, epoch, *, seed: int, pad: int, flip: bool) -> dict:
+    """The batch from the host, padded, cropped and flipped by (seed, epoch, index)."""
+    batch = load_eval(arrays, xs)
+    if pad or flip:
+        keys = augment.example_keys(seed, epoch, xs["index"])
+        batch["image"] = augment.crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
+    return batch
+
+
+def _shape(settings: Settings, image_set: sets.ImageSet) -> tuple[int, int, int]:
+    """(H, W, C) of the images handed out."""
+    height, width, channels = image_set.shape
+    if settings.image_size:
+        return settings.image_size, settings.image_size, channels
+    if height is None or settings.min_area is not None:
+        return DEFAULT_SIZE, DEFAULT_SIZE, channels
+    return height, width, channels
+
+
+def _resize(settings: Settings, image_set: sets.ImageSet, shape) -> int | None:
+    """The shorter side before the central crop; None where images already have their size."""
+    if settings.min_area is None:
+        return None if image_set.shape == shape else shape[0]
+    resize = settings.eval_resize or round(shape[0] * DEFAULT_RESIZE)
+    if resize < shape[0]:
+        raise UserError(
+            f"eval_resize={resize} is smaller than image_size={shape[0]}, which is cut out of "
+            "it: use a larger --config.eval_resize"
+        )
+    return resize
+
+
+def _decode_all(
+    split: sets.Split,
+    records: np.ndarray,
+    positions: np.ndarray,
+    prepare: Callable,
+    seed: int,
+    channels: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images, labels) per step, for records and positions [steps, ...]."""
+    import tensorflow as tf
+
+    steps = len(records)
+    records, positions = records.reshape(steps, -1), positions.reshape(steps, -1)
+    if not steps:
+        return
+
+    def load(record, position):
+        encoded, label = _fetch(split, record)
+        return prepare(encoded, channels, tf.stack([np.int64(seed), position])), label
+
+    stream = tf.data.Dataset.from_tensor_slices((records.reshape(-1), positions.reshape(-1)))
+    stream = stream.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    stream = stream.batch(records.shape[1], drop_remainder=True).prefetch(PREFETCH)
+    iterator = stream.as_numpy_iterator()
+    for step in range(steps):
+        try:
+            images, labels = next(iterator)
+        except tf.errors.OpError as error:
+            raise _explained(split, records[step], load, error) from error
+        yield images, labels
+
+
+def _fetch(split: sets.Split, record):
+    """(encoded image, label) of one record, as tensors."""
+    import tensorflow as tf
+
+    # stateful=False: reading has no side effects, and tf.data may run it in parallel.
+    data = tf.numpy_function(split.read, [record], tf.string, stateful=False)
+    data.set_shape(())
+    if split.labels is not None:
+        return data, tf.gather(split.labels, record)
+    features = {
+        "image": tf.io.FixedLenFeature((), tf.string),
+        "label": tf.io.FixedLenFeature((), tf.int64),
+    }
+    parsed = tf.io.parse_single_example(data, features)
+    return parsed["image"], tf.cast(parsed["label"], tf.int32)
+
+
+def _explained(split: sets.Split, records, load: Callable, error: Exception) -> Exception:
+    """A UserError that names the record that fails; the error itself where none does."""
+    import tensorflow as tf
+
+    for record in records:
+        try:
+            load(tf.constant(record), tf.constant(0, tf.int64))
+        except tf.errors.OpError as cause:
+            return UserError(
+                f"{split.name(int(record))} is not a readable image of the expected shape "
+                f"({str(cause.message).splitlines()[0]}): replace or remove it"
+            )
+    return error
+
+
+def _decode(encoded, channels: int, box: Callable):
+    """uint8 [h, w, C]: of an encoded image the part (top, left, h, w) = box(height, width)."""
+    import tensorflow as tf
+
+    def jpeg():
+        # Only the blocks under the box are decoded.
+        shape = tf.io.extract_jpeg_shape(encoded)
+        return tf.io.decode_and_crop_jpeg(
+            encoded,
+            tf.stack(box(shape[0], shape[1])),
+            channels=channels,
+            dct_method="INTEGER_ACCURATE",  # the pixels that Pillow gives
+        )
+
+    def other():
+        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+        image.set_shape((None, None, channels))
+        top, left, height, width = box(tf.shape(image)[0], tf.shape(image)[1])
+        return image[top : top + height, left : left + width]
+
+    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+
+
+def _decode_and_crop(encoded, channels: int, seed, *, shape, area):
+    """A random box of the image, resized to `shape`."""
+
+    def box(height, width):
+        return random_resized_box(seed, height, width, area)
+
+    return _resized(_decode(encoded, channels, box), shape)
+
+
+def _decode_for_eval(encoded, channels: int, seed, *, shape, resize: int | None):
+    """The image with its shorter side resized to `resize`, and the central `shape` of it."""
+    import tensorflow as tf
+
+    del seed
+    image = _decode(encoded, channels, lambda height, width: (0, 0, height, width))
+    if resize is None:
+        return tf.ensure_shape(image, shape)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    shorter = tf.minimum(height, width)
+    image = _resized(image, (resize * height // shorter, resize * width // shorter, channels))
+    top = _half(tf.shape(image)[0] - shape[0])
+    left = _half(tf.shape(image)[1] - shape[1])
+    return tf.ensure_shape(image[top : top + shape[0], left : left + shape[1]], shape)
+
+
+def _half(n):
+    """n / 2, rounded to even, as torchvision's central crop has it."""
+    import tensorflow as tf
+
+    return tf.cast(tf.round(tf.cast(n, tf.float32) / 2), tf.int32)
+
+
+def _resized(image, shape):
+    """uint8 `shape`, bilinear, with the filter widened when shrinking, as Pillow does."""
+    import tensorflow as tf
+
+    image = tf.image.resize(image, shape[:2], method="bilinear", antialias=True)
+    return tf.saturate_cast(tf.round(image), tf.uint8)
+
+
+def random_resized_box(seed, height, width, area: tuple[float, float]):
+    """(top, left, height, width), int32, of a random-resized crop, as torchvision draws it.
+
+    Ten times a share `a ~ U(area)` of the image and a ratio `r` of width to height, log-uniform
+    on [3/4, 4/3], give a box of sides `sqrt(a H W / r)` and `sqrt(a H W r)`; the first that lies
+    within the image is placed uniformly. If none does, the largest central box of an allowed
+    ratio is taken.
+
+    Args:
+      seed: int64 `[2]`, the only source of randomness.
+      height: int32 scalar tensor, H.
+      width: int32 scalar tensor, W.
+      area: lowest and highest share.
+
+    Returns:
+      Four int32 scalar tensors.
+    """
+    import tensorflow as tf
+
+    draws = tf.random.stateless_uniform((4, ATTEMPTS), seed)
+    tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    pixels = tall * wide * (area[0] + (area[1] - area[0]) * draws[0])
+    ratio = tf.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * draws[1])
+    box_height, box_width = tf.round(tf.sqrt(pixels / ratio)), tf.round(tf.sqrt(pixels * ratio))
+    fits = (box_height >= 1) & (box_width >= 1) & (box_height <= tall) & (box_width <= wide)
+    first = tf.argmax(tf.cast(fits, tf.int32))
+    found = fits[first]
+    # Where none fits: the ratio of the image, brought into the allowed range.
+    allowed = tf.clip_by_value(wide / tall, math.exp(LOG_RATIO[0]), math.exp(LOG_RATIO[1]))
+    box_height = tf.where(found, box_height[first], tf.minimum(tall, tf.round(wide / allowed)))
+    box_width = tf.where(found, box_width[first], tf.minimum(wide, tf.round(tall * allowed)))
+    top = tf.where(
+        found, tf.floor(draws[2, first] * (tall - box_height + 1)), (tall - box_height) // 2
+    )
+    left = tf.where(
+        found, tf.floor(draws[3, first] * (wide - box_width + 1)), (wide - box_width) // 2
+    )
+    return tuple(tf.cast(value, tf.int32) for value in (top, left, box_height, box_width))
