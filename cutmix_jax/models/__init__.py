@@ -45,8 +45,8 @@ def create_model(
       >>> import jax, jax.numpy as jnp
       >>> model = create_model('resnet20', num_classes=100)
       >>> images = jnp.zeros([2, 32, 32, 3])
-      >>> variables = model.init(jax.random.key(0), images)
-      >>> model.apply(variables, images).shape
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)  # or init itself
+      >>> jax.eval_shape(model.apply, variables, images).shape
       (2, 100)
       >>> model.feature_names
       ('image', 'stem', 'layer1', 'layer2', 'layer3')

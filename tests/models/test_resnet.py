@@ -1,0 +1,467 @@
+"""Residual networks: exact parameter counts, and the same numbers as PyTorch's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutmix_jax.models import create_model
+from cutmix_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
+
+PARAMETERS = [
+    ("resnet20", 10, 272_474),
+    ("resnet20", 100, 278_324),
+    ("resnet32", 10, 466_906),
+    ("resnet32", 100, 472_756),
+    ("resnet44", 10, 661_338),
+    ("resnet44", 100, 667_188),
+    ("resnet56", 10, 855_770),
+    ("resnet56", 100, 861_620),
+    ("resnet110_basic", 10, 1_730_714),
+    ("resnet110_basic", 100, 1_736_564),
+    ("resnet110", 10, 1_147_738),
+    ("resnet110", 100, 1_170_868),
+    ("resnet29", 10, 313_114),
+    ("resnet29", 100, 336_244),
+    ("resnet164", 10, 1_704_154),
+    ("resnet164", 100, 1_727_284),
+    ("resnet18", 10, 11_181_642),
+    ("resnet18", 100, 11_227_812),
+    ("resnet18", 1000, 11_689_512),
+    ("resnet34", 10, 21_289_802),
+    ("resnet34", 100, 21_335_972),
+    ("resnet34", 1000, 21_797_672),
+    ("resnet50", 10, 23_528_522),
+    ("resnet50", 100, 23_712_932),
+    ("resnet50", 200, 23_917_832),
+    ("resnet50", 1000, 25_557_032),
+    ("resnet101", 10, 42_520_650),
+    ("resnet101", 100, 42_705_060),
+    ("resnet101", 1000, 44_549_160),
+    ("resnet152", 10, 58_164_298),
+    ("resnet152", 100, 58_348_708),
+    ("resnet152", 1000, 60_192_808),
+]
+
+# Odd and even sides, so that every stride meets both.
+SMALL = {
+    "basic, CIFAR": (
+        {"stage_sizes": (2, 1, 1), "block": BasicBlock, "width": 8, "large_stem": False},
+        (18, 13),
+    ),
+    "bottleneck, CIFAR": (
+        {"stage_sizes": (1, 2, 1), "block": BottleneckBlock, "width": 4, "large_stem": False},
+        (16, 16),
+    ),
+    "basic, ImageNet": (
+        {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_stem": True},
+        (64, 75),
+    ),
+    "bottleneck, ImageNet": (
+        {"stage_sizes": (1, 1, 2, 1), "block": BottleneckBlock, "width": 4, "large_stem": True},
+        (70, 65),
+    ),
+}
+
+
+def images_of(side, batch=4, seed=0):
+    height, width = side
+    return np.random.default_rng(seed).normal(size=(batch, height, width, 3)).astype(np.float32)
+
+
+def shapes_of(model, side=32):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small net with its first variables; shared, since making it is half of the work."""
+    model = ResNet((1, 1, 1), BasicBlock, 10, 16, large_stem=False)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+class TestParameters:
+    # The head is the only layer that the number of classes changes, so one trace serves them all.
+    @pytest.mark.parametrize("name", sorted({name for name, _, _ in PARAMETERS}))
+    def test_counts_are_exact(self, name):
+        shapes = shapes_of(create_model(name, 7), 64)["params"]
+        body = count({k: v for k, v in shapes.items() if k != "fc"})
+        features = shapes["fc"]["kernel"].shape[0]
+        rows = {k: n for net, k, n in PARAMETERS if net == name}
+        assert {k: body + (features + 1) * k for k in rows} == rows
+
+    def test_count_of_the_head(self):
+        assert count(shapes_of(create_model("resnet20", 100))["params"]) == 278_324
+
+    def test_everything_is_float32(self):
+        shapes = shapes_of(create_model("resnet20", 10, dtype=jnp.bfloat16))
+        assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+    def test_width_multiplies_every_layer(self):
+        narrow = shapes_of(create_model("resnet20", 10))["params"]
+        wide = shapes_of(create_model("resnet20x4", 10))["params"]
+        assert wide["conv1"]["kernel"].shape == (3, 3, 3, 64)
+        assert wide["layer3_0"]["conv2"]["kernel"].shape == (3, 3, 256, 256)
+        assert wide["fc"]["kernel"].shape == (256, 10)
+        assert jax.tree.structure(narrow) == jax.tree.structure(wide)
+
+
+class TestInit:
+    def test_convolutions_are_he_normal_of_fan_out(self, small):
+        _, variables = small
+        kernels = {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+            if leaf.ndim == 4
+        }
+        assert len(kernels) == 9
+        scaled = []
+        for name, kernel in kernels.items():
+            side, _, _, features = kernel.shape
+            z = np.ravel(kernel) / math.sqrt(2 / (side * side * features))
+            assert abs(z.std() - 1) < 5 / math.sqrt(2 * z.size), name
+            scaled.append(z)
+        z = np.concatenate(scaled)
+        assert abs(z.mean()) < 5 / math.sqrt(z.size)
+        # A normal distribution that is not truncated: fourth moment 3, and values beyond 3 sigma.
+        assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / z.size)
+        assert np.abs(z).max() > 3.5
+
+    def test_head_is_pytorchs_uniform(self, small):
+        _, variables = small
+        bound = 1 / math.sqrt(64)
+        for leaf in variables["params"]["fc"].values():
+            z = np.ravel(leaf) / bound
+            assert np.abs(z).max() <= 1
+            assert abs(z.std() - 1 / math.sqrt(3)) < 0.6 / math.sqrt(z.size)
+            assert z.std() > 0.2
+
+    def test_norms_start_as_the_identity(self, small):
+        _, variables = small
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+            name = jax.tree_util.keystr(path)
+            if "bn" in name:
+                assert (leaf == (1.0 if "scale" in name else 0.0)).all(), name
+
+    @pytest.mark.parametrize(("block", "last"), [(BasicBlock, "bn2"), (BottleneckBlock, "bn3")])
+    def test_zero_init_makes_blocks_the_identity(self, block, last):
+        # expansion 4 needs a projection in the first block of a stage, so look at the second
+        model = ResNet((2,), block, 3, width=4, large_stem=False, zero_init=True)
+        maps = {}
+        images = images_of((8, 8))
+        variables = model.init(jax.random.key(0), images)
+        assert (variables["params"]["layer1_1"][last]["scale"] == 0).all()
+        assert (variables["params"]["layer1_1"]["bn1"]["scale"] == 1).all()
+        _, state = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, block),
+        )
+        maps = state["intermediates"]
+        first, second = (maps[name]["__call__"][0] for name in ("layer1_0", "layer1_1"))
+        np.testing.assert_array_equal(first, second)
+
+
+class TestPadding:
+    @pytest.mark.parametrize("name", ["resnet20", "resnet29", "resnet50"])
+    def test_is_symmetric_also_at_stride_two(self, name):
+        model = create_model(name, 10)
+        shapes = shapes_of(model, 64)
+        jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x))(shapes, jnp.zeros((1, 64, 64, 3)))
+        strided = 0
+        for eqn in equations(jaxpr.jaxpr):
+            if eqn.primitive.name == "conv_general_dilated":
+                side = eqn.invars[1].aval.shape[eqn.params["dimension_numbers"].rhs_spec[2]]
+                assert eqn.params["padding"] == ((side // 2, side // 2),) * 2
+                strided += eqn.params["window_strides"] == (2, 2)
+            if eqn.primitive.name == "reduce_window_max":
+                assert eqn.params["padding"] == ((0, 0), (1, 1), (1, 1), (0, 0))
+        # Stride 2 in one convolution and one projection a stage; the ImageNet stem has one more.
+        assert strided == {"resnet20": 4, "resnet29": 4, "resnet50": 7}[name]
+
+
+def equations(jaxpr):
+    """All equations, those of inner jaxprs too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+class TestTap:
+    @pytest.mark.parametrize(
+        ("name", "side", "sides"),
+        [("resnet20", 32, (32, 32, 32, 16, 8)), ("resnet50", 224, (224, 112, 56, 28, 14, 7))],
+    )
+    def test_sees_every_named_map_in_order(self, name, side, sides):
+        model = create_model(name, 10)
+        seen = []
+
+        def tap(name, x):
+            seen.append((name, x.shape[1:3]))
+            return x
+
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        jax.eval_shape(lambda v, x: model.apply(v, x, tap=tap), shapes_of(model), images)
+        assert [name for name, _ in seen] == list(model.feature_names)
+        assert [shape for _, shape in seen] == [(s, s) for s in sides]
+
+    def test_may_replace_a_map(self, small):
+        model, variables = small
+        images = jnp.asarray(images_of((8, 8)))
+
+        def last_map_is_zero(name, x):
+            return jnp.zeros_like(x) if name == "layer3" else x
+
+        logits = model.apply(variables, images, tap=last_map_is_zero)
+        expected = np.broadcast_to(variables["params"]["fc"]["bias"], (4, 10))
+        np.testing.assert_array_equal(logits, expected)
+
+    def test_maps_are_taken_after_the_activation(self, small):
+        model, variables = small
+        lowest = {}
+
+        def tap(name, x):
+            lowest[name] = x.min()
+            return x
+
+        model.apply(variables, jnp.asarray(images_of((8, 8))), tap=tap)
+        assert lowest.pop("image") < 0
+        assert set(lowest.values()) == {0.0}
+
+    def test_reads_a_map_of_any_layer(self, small):
+        """Swapping two examples' maps swaps their logits, wherever it is done."""
+        model, variables = small
+        images = jnp.asarray(images_of((8, 8)))
+        plain = model.apply(variables, images)
+        for layer in model.feature_names:
+            swapped = model.apply(
+                variables, images, tap=lambda name, x, at=layer: x[::-1] if name == at else x
+            )
+            np.testing.assert_allclose(swapped, plain[::-1], atol=1e-5, err_msg=layer)
+
+
+class TestPrecision:
+    def test_bfloat16_inside_float32_outside(self, small):
+        model, variables = small
+        half = model.copy(dtype=jnp.bfloat16)
+        images = images_of((16, 16), batch=8)
+        dtypes = {}
+
+        def tap(name, x):
+            dtypes[name] = x.dtype
+            return x
+
+        apply = jax.jit(lambda v, x: half.apply(v, x, True, tap, mutable=["batch_stats"]))
+        logits, state = apply(variables, images)
+        assert logits.dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
+        assert {dtypes[name] for name in half.feature_names[1:]} == {jnp.dtype("bfloat16")}
+        full, _ = model.apply(variables, images, True, mutable=["batch_stats"])
+        assert np.abs(logits - full).max() > 0
+        # Some ten layers of eight bits: a few per cent of the spread of the logits.
+        assert np.sqrt(np.mean((logits - full) ** 2)) < 0.1 * np.std(full)
+
+    def test_head_works_in_float32(self):
+        """Two images whose means differ by less than bfloat16 resolves have different logits."""
+        model = ResNet((1,), BasicBlock, 2, 4, large_stem=False, dtype=jnp.bfloat16)
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+        def last(name, x):
+            return jnp.ones_like(x).at[1, 0, 0].set(2) if name == "layer1" else x
+
+        first, second = model.apply(variables, jnp.zeros((2, 32, 32, 3)), tap=last)
+        assert (first != second).all()
+
+
+class TestNormAxis:
+    def test_statistics_are_of_all_shards(self):
+        model = ResNet((1,), BasicBlock, 5, 4, large_stem=False)
+        variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+        images = jnp.asarray(images_of((8, 8), batch=8))
+
+        def run(shards, norm_axis):
+            def apply(shard):
+                net = model.copy(norm_axis=norm_axis)
+                return net.apply(variables, shard, train=True, mutable=["batch_stats"])
+
+            batches = images.reshape(shards, 8 // shards, 8, 8, 3)
+            logits, state = jax.jit(jax.vmap(apply, axis_name="batch"))(batches)
+            return logits.reshape(8, 5), state
+
+        whole, whole_state = run(1, None)
+        synced, synced_state = run(2, "batch")
+        alone, _ = run(2, None)
+        np.testing.assert_allclose(synced, whole, atol=1e-5)
+        jax.tree.map(
+            lambda both, one: np.testing.assert_allclose(
+                both, np.broadcast_to(one, both.shape), atol=1e-6
+            ),
+            synced_state,
+            whole_state,
+        )
+        assert np.abs(alone - whole).max() > 1e-3
+
+    def test_evaluation_needs_no_axis(self):
+        model = ResNet((1,), BasicBlock, 5, 4, large_stem=False, norm_axis="batch")
+        variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+        assert model.apply(variables, jnp.zeros((2, 8, 8, 3))).shape == (2, 5)
+
+
+def torch_resnet(torch, stage_sizes, block, width, large_stem, num_classes):
+    """The same network in PyTorch, with torchvision's names."""
+    nn = torch.nn
+    expansion = block.expansion
+
+    class Block(nn.Module):
+        def __init__(self, channels, planes, stride):
+            super().__init__()
+            features = planes * expansion
+            if expansion == 1:
+                layers = [(channels, planes, 3, stride), (planes, planes, 3, 1)]
+            else:
+                layers = [
+                    (channels, planes, 1, 1),
+                    (planes, planes, 3, stride),
+                    (planes, features, 1, 1),
+                ]
+            self.depth = len(layers)
+            for i, (inputs, outputs, side, step) in enumerate(layers, 1):
+                convolution = nn.Conv2d(inputs, outputs, side, step, side // 2, bias=False)
+                self.add_module(f"conv{i}", convolution)
+                self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
+            self.downsample = None
+            if stride != 1 or channels != features:
+                projection = nn.Conv2d(channels, features, 1, stride, bias=False)
+                self.downsample = nn.Sequential(projection, nn.BatchNorm2d(features))
+
+        def forward(self, x):
+            y = x
+            for i in range(1, self.depth + 1):
+                y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
+                y = torch.relu(y) if i < self.depth else y
+            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            stem = (7, 2, 3) if large_stem else (3, 1, 1)
+            self.conv1 = nn.Conv2d(3, width, *stem, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.pool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
+            channels, self.stages = width, []
+            for stage, blocks in enumerate(stage_sizes, 1):
+                planes, layers = width * 2 ** (stage - 1), []
+                for index in range(blocks):
+                    stride = 2 if stage > 1 and index == 0 else 1
+                    layers.append(Block(channels, planes, stride))
+                    channels = planes * expansion
+                self.add_module(f"layer{stage}", nn.Sequential(*layers))
+            self.fc = nn.Linear(channels, num_classes)
+
+        def forward(self, x):
+            x = self.pool(torch.relu(self.bn1(self.conv1(x))))
+            for stage in range(1, len(stage_sizes) + 1):
+                x = self.get_submodule(f"layer{stage}")(x)
+            return self.fc(x.mean((2, 3)))
+
+    return Net()
+
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean"}
+
+
+def torch_state(variables):
+    """Our variables, or gradients, under PyTorch's names and in its layouts."""
+    state = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        *modules, last = [entry.key for entry in path][1:]
+        modules = [
+            name.replace("_", ".")
+            if name.startswith("layer")
+            else {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}.get(
+                name, name
+            )
+            for name in modules
+        ]
+        leaf = np.asarray(leaf)
+        if last == "kernel":
+            leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+        name = {**LEAVES, "var": "running_var"}[last]
+        state[".".join([*modules, name])] = leaf
+    return state
+
+
+def random_variables(model, images, seed=0):
+    """Scales, shifts and statistics away from 0 and 1, where a wrong one would go unseen."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        spread = math.sqrt(2 / math.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.2
+        return rng.normal(0, spread, leaf.shape).astype(np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.mark.parametrize("net", SMALL)
+def test_same_numbers_as_pytorch(net):
+    """Logits in evaluation; logits, running statistics and gradients in training."""
+    torch = pytest.importorskip("torch", reason="PyTorch, the numeric reference, is missing")
+    torch.set_num_threads(1)
+    fields, side = SMALL[net]
+    model = ResNet(num_classes=7, **fields)
+    images = images_of(side)
+    variables = random_variables(model, images)
+    reference = torch_resnet(torch, num_classes=7, **fields)
+    before = torch_state(variables)
+    missing, unexpected = reference.load_state_dict(
+        {name: torch.tensor(leaf) for name, leaf in before.items()}, strict=False
+    )
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    inputs = torch.tensor(images.transpose(0, 3, 1, 2))
+    weights = np.random.default_rng(1).normal(size=(4, 7)).astype(np.float32)
+
+    def loss(params):
+        logits, state = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return (logits * weights).sum(), (logits, state)
+
+    logits = jax.jit(model.apply)(variables, images)
+    expected = reference.eval()(inputs).detach().numpy()
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+    grads, (logits, state) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    outputs = reference.train()(inputs)
+    (outputs * torch.tensor(weights)).sum().backward()
+    np.testing.assert_allclose(logits, outputs.detach().numpy(), rtol=1e-3, atol=1e-3)
+
+    expected = {name: leaf.numpy() for name, leaf in reference.state_dict().items()}
+    for name, leaf in torch_state(state).items():
+        # PyTorch keeps n/(n-1) times the batch variance, here up to 24/23, at a weight of 0.1.
+        tolerance = 0.02 if name.endswith("var") else 1e-3
+        np.testing.assert_allclose(leaf, expected[name], rtol=tolerance, atol=1e-3, err_msg=name)
+        assert np.abs(leaf - before[name]).max() > 1e-3, name
+
+    expected = {name: leaf.grad.numpy() for name, leaf in reference.named_parameters()}
+    ours = torch_state({"params": grads})
+    assert ours.keys() == expected.keys()
+    for name, leaf in ours.items():
+        error = np.linalg.norm(leaf - expected[name])
+        assert error <= 1e-3 * np.linalg.norm(expected[name]) + 1e-4, name
