@@ -1,0 +1,246 @@
+"""Saves and restores a run: orbax for the files, a digest for their truth, a lock for their owner."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import checkpoint_managers
+
+from cutmix_jax import UserError
+from cutmix_jax.parallel import all_devices
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir, primary=True):
+    """Holds `workdir` for this run; the system lets go of it when the process dies.
+
+    Of several processes the one with `primary` set holds it. Yields the absolute path.
+    """
+    path = pathlib.Path(workdir).absolute()
+    if not primary:
+        yield path
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = open(path / "lock", "w")
+    except OSError as error:
+        raise UserError(
+            f"The workdir {str(path)!r} cannot be written ({error.strerror}): give another one "
+            "with --workdir."
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"Another run is writing to the workdir {str(path)!r}: wait for it to end, or "
+                "give this one its own with --workdir."
+            ) from error
+        yield path
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the latest two and the best, each with a digest.
+
+    A checkpoint is the train state and `meta`, a dictionary of plain values. The digest covers the
+    values of both, so that a changed byte is noticed whatever the file format.
+    """
+
+    def __init__(self, workdir, mapping):
+        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.mapping = mapping
+        # Orbax logs the traceback of each unreadable step at length; ours is the sentence to read.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(2),
+                checkpoint_managers.BestN(
+                    get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=_quality,
+                keep_checkpoints_without_metrics=False,
+                cleanup_tmp_directories=jax.process_count() == 1,
+            ),
+        )
+
+    def save(self, step, state, meta, error=None):
+        """Starts to write `state` and `meta`; `error` (of an epoch's evaluation) ranks it.
+
+        Raises:
+          UserError: the disk is full, or the state is not finite; what is saved already stays.
+        """
+        host = jax.device_get(state)
+        finite = (np.isfinite(x).all() for x in jax.tree.leaves(host) if x.dtype.kind == "f")
+        if not all(finite):
+            raise UserError(
+                f"The train state is not finite at step {step}: it was not saved, and the last "
+                "good checkpoint stays. Lower config.learning_rate, or give it a warm-up."
+            )
+        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(host))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(_disk_full(self.folder, step, needed, free))
+        meta = dict(meta, digest=digest(host))
+        meta["meta_digest"] = _meta_digest(meta)
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(self.mapping.to_global(state)),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                metrics=None if error is None else {"error": float(error)},
+            )
+        except Exception as failure:  # whatever the file system raises, also for the save before
+            raise UserError(_cannot_save(self.folder, step, failure)) from failure
+
+    def wait(self):
+        """Waits until every checkpoint is whole on the disk."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as failure:
+            raise UserError(
+                _cannot_save(self.folder, self.manager.latest_step(), failure)
+            ) from failure
+
+    def restore(self, abstract_state, which="latest", check=lambda meta: None):
+        """Restores the newest whole checkpoint (or the best), and says what it passed over.
+
+        Args:
+          abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct`, or a function that makes it
+            from the checkpoint's own tree of shapes.
+          which: 'latest' or 'best'.
+          check: called with `meta` before the state is read; may raise `UserError`.
+
+        Returns:
+          ``(state, meta, passed_over)``, with ``state`` on all devices and ``passed_over`` a list
+          of sentences, or None where there is no checkpoint at all.
+
+        Raises:
+          UserError: there are checkpoints, and none of them is whole.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        if which == "best":
+            best = self.manager.best_step()
+            steps = [best] if best is not None else steps[:1]
+        passed_over = []
+        for step in steps:
+            try:
+                meta = self._read_meta(step)
+            except Exception as failure:
+                passed_over.append(_broken(self.folder / str(step), failure))
+                continue
+            check(meta)
+            try:
+                return self._read_state(step, abstract_state, meta), meta, passed_over
+            except UserError:
+                raise
+            except Exception as failure:
+                passed_over.append(_broken(self.folder / str(step), failure))
+        if passed_over:
+            raise UserError(
+                f"No checkpoint in {str(self.folder)!r} is whole, so the run neither goes on nor "
+                f"starts afresh ({' '.join(passed_over)}): restore the folder from a copy, or "
+                "delete it to start anew."
+            )
+        return None
+
+    def set_aside_after(self, step):
+        """Moves the (broken) checkpoints newer than `step` away: they would block saving anew."""
+        aside = self.folder.parent / "broken_checkpoints"
+        for later in self.manager.all_steps():
+            if later > step and jax.process_index() == 0:
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(later), ignore_errors=True)
+                shutil.move(self.folder / str(later), aside / str(later))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("broken checkpoints are set aside")
+        self.manager.reload()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # `wait` has told of a save that failed, if that matters to the run; here the point is
+        # that a save under way becomes whole, also where the run stops with an error.
+        with contextlib.suppress(Exception):
+            self.manager.close()
+
+    def _read_meta(self, step):
+        restored = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta = dict(restored.meta)
+        if meta.pop("meta_digest") != _meta_digest(meta):
+            raise ValueError("its description has changed since it was written")
+        return meta
+
+    def _read_state(self, step, abstract_state, meta):
+        if callable(abstract_state):
+            abstract_state = abstract_state(self.manager.item_metadata(step).state)
+        everywhere = NamedSharding(all_devices(), PartitionSpec())
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract_state
+        )
+        restored = self.manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+        state = self.mapping.from_global(restored.state)
+        if digest(jax.device_get(state)) != meta["digest"]:
+            raise ValueError("its values have changed since they were written")
+        return state
+
+
+def digest(tree):
+    """The SHA-256 of all leaves of a host tree: names, dtypes, shapes and bytes."""
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    result = hashlib.sha256()
+    for name, leaf in sorted(leaves, key=lambda item: item[0]):
+        result.update(f"{name} {leaf.dtype} {leaf.shape};".encode())
+        result.update(np.ascontiguousarray(leaf).data)
+    return result.hexdigest()
+
+
+def _meta_digest(meta):
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _quality(metrics):
+    return -metrics["error"]
+
+
+def _broken(folder, failure):
+    reason = " ".join(str(failure).split()) or type(failure).__name__
+    return f"Checkpoint {folder.name} is not whole: {reason[:160]}."
+
+
+def _disk_full(folder, step, needed, free):
+    return (
+        f"The disk of {str(folder)!r} has {free / 2**20:.0f} MiB free, and saving step {step} "
+        f"takes {needed / 2**20:.0f} MiB: earlier checkpoints are whole; free some space, and "
+        "start the same command again to go on from them."
+    )
+
+
+def _cannot_save(folder, step, failure):
+    reason = " ".join(str(failure).split()) or type(failure).__name__
+    return (
+        f"Saving step {step} to {str(folder)!r} failed ({reason[:200]}): earlier checkpoints are "
+        "whole; see to the disk, and start the same command again to go on from them."
+    )

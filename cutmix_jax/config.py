@@ -1,0 +1,228 @@
+"""What can be configured: every key with its default, what is refused, what binds a workdir."""
+
+import difflib
+import math
+
+from ml_collections import config_dict
+
+from cutmix_jax import UserError
+
+# Overriding these changes where or how fast a run goes, not what it computes: they are not part of
+# a workdir's name, and a run may go on with other values of them.
+FREE_KEYS = (
+    "data_dir",
+    "resident_limit_mib",
+    "mapping",
+    "steps_per_call",
+    "checkpoint_every",
+    "init_from",
+)
+
+
+def base_config():
+    """All keys with the paper's defaults; files in `configs/` set what differs per data set."""
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    config.epochs = 300
+    config.batch_size = 64  # over all devices
+
+    config.model = "resnet20"
+    config.zero_init = False  # last BatchNorm scale of each block starts at 0
+    config.dtype = "float32"  # of activations: float32 or bfloat16
+    config.sync_batch_norm = False  # True: batch statistics over all devices
+    config.init_from = config_dict.placeholder(str)  # workdir whose weights are the start
+
+    config.mix = config_dict.ConfigDict(
+        {  # None: the mix's own default; the other keys are parameters of `mix.create_mix`
+            "name": "none",
+            "alpha": config_dict.placeholder(float),
+            "prob": config_dict.placeholder(float),
+            "box": config_dict.placeholder(str),
+        }
+    )
+    config.label_smoothing = 0.0
+
+    config.dataset = "digits"  # 'digits', 'folder', or the name of a TFDS data set
+    config.data_dir = config_dict.placeholder(str)
+    config.source = "auto"  # 'resident' (in device memory), 'streaming' (tf.data), or 'auto'
+    config.resident_limit_mib = 2048
+    config.image_size = config_dict.placeholder(int)  # None: as stored (resident)
+    config.eval_resize = config_dict.placeholder(int)  # shorter side before the centre crop
+    config.train_examples = config_dict.placeholder(int)  # a fixed subset; None: all
+    config.held_out = 0  # training examples kept back to choose the epoch on
+    config.test_split = config_dict.placeholder(str)  # None: 'test', else 'validation'
+    config.augment = config_dict.ConfigDict(
+        {
+            "pad": 0,  # pixels of zero padding before the random crop (resident)
+            "flip": False,
+            "min_area": config_dict.placeholder(float),  # least share of the image that the
+            "max_area": 1.0,  # random-resized crop keeps (streaming), and the most; None: no such
+            "color_jitter": 0.0,  # strength of brightness, contrast and saturation
+            "lighting": 0.0,  # standard deviation of the PCA noise
+        }
+    )
+    config.normalize = config_dict.ConfigDict({"mean": (0.5,), "std": (0.5,)})  # of [0, 1]
+
+    config.learning_rate = 0.1
+    config.schedule = "step"  # 'step' or 'cosine'
+    config.lr_drops = (0.5, 0.75)  # shares of the epochs at which the rate falls (step)
+    config.lr_factor = 0.1  # by this factor
+    config.warmup_epochs = 0.0
+    config.momentum = 0.9
+    config.nesterov = True
+    config.weight_decay = 1e-4  # on all parameters
+    config.accumulate = 1  # gradients of so many parts of a device's batch make one step
+    config.ema = 0.0  # decay of the averaged weights that are evaluated; 0: none
+
+    config.mapping = "pmap"  # or 'shard_map'
+    config.steps_per_call = 0  # 0: 1 on CPU, many on GPU and TPU with resident data
+    config.checkpoint_every = 0  # steps; 0: at the end of each epoch only
+    return config
+
+
+def parse_arg(arg, default_model, default_mix="cutmix"):
+    """Splits a config's argument, 'MODEL,MIX', either of which may be left out.
+
+    Args:
+      arg: what stands behind the colon of `--config FILE:ARG`, or None.
+      default_model: the model where `arg` names none.
+      default_mix: the mix where `arg` names none.
+
+    Returns:
+      ``(model, mix)``, where the mix 'baseline' is called 'none'.
+
+    Raises:
+      UserError: more than two parts.
+
+    Example:
+      >>> parse_arg('resnet56,baseline', 'resnet20')
+      ('resnet56', 'none')
+      >>> parse_arg(None, 'resnet20')
+      ('resnet20', 'cutmix')
+    """
+    parts = [part.strip() for part in (arg or "").split(",")]
+    if len(parts) > 2:
+        raise UserError(
+            f"The config argument {arg!r} has {len(parts)} parts, and MODEL,MIX were expected: "
+            "for instance resnet20,cutmix."
+        )
+    model, name = (parts + [""])[:2]
+    name = name or default_mix
+    return model or default_model, "none" if name == "baseline" else name
+
+
+def check_config(config):
+    """Refuses values that no run can use.
+
+    Raises:
+      UserError: names the key, its value and what was expected.
+    """
+    for key, (accepts, expected) in _RULES.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        if value is not None and not accepts(value):
+            raise UserError(f"config.{key} is {value!r}, and {expected} was expected.")
+    if len(config.normalize.mean) != len(config.normalize.std):
+        raise UserError(
+            f"config.normalize has {len(config.normalize.mean)} means and "
+            f"{len(config.normalize.std)} standard deviations: give one of each per channel."
+        )
+    create_mix(config)
+
+
+def create_mix(config):
+    """The mix that `config.mix` names, with its parameters."""
+    from cutmix_jax import mix  # imports jax, which the flags are read without
+
+    parameters = {key: value for key, value in config.mix.items() if value is not None}
+    try:
+        return mix.create_mix(parameters.pop("name"), **parameters)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.mix: {error}") from error
+
+
+def differences(ours, theirs):
+    """The keys that matter and differ between two configs, as ``(key, ours, theirs)``."""
+    ours, theirs = flatten(ours), flatten(theirs)
+    return [
+        (key, ours.get(key), theirs.get(key))
+        for key in sorted(ours.keys() | theirs.keys())
+        if key.split(".")[0] not in FREE_KEYS and ours.get(key) != theirs.get(key)
+    ]
+
+
+def nearest(name, names):
+    """A hint at the likeliest of `names`, for error messages."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)}"
+
+
+def to_plain(config):
+    """The config as nested dictionaries of what JSON has, tuples as lists."""
+    return _plain(config.to_dict())
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def flatten(tree, prefix=""):
+    """Nested dictionaries as one, with keys like 'augment.pad'."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _one_of(*names):
+    return (lambda value: value in names), "one of " + ", ".join(map(repr, names))
+
+
+def _between(low, high=math.inf, open_low=False):
+    """Numbers in a closed range; NaN and infinity are in none."""
+    words = f"a finite number {'above' if open_low else 'of at least'} {low}"
+    if high < math.inf:
+        words += f" and at most {high}"
+
+    def accepts(value):
+        above = value > low if open_low else value >= low
+        return above and value <= high and math.isfinite(value)
+
+    return accepts, words
+
+
+_RULES = {
+    "seed": _between(0, 2**31 - 1),
+    "epochs": _between(1),
+    "dtype": _one_of("float32", "bfloat16"),
+    "label_smoothing": _between(0.0, 1.0),
+    "normalize.std": (
+        lambda values: all(value > 0 and math.isfinite(value) for value in values),
+        "a finite number above 0 per channel",
+    ),
+    "normalize.mean": (
+        lambda values: all(math.isfinite(value) for value in values),
+        "a finite number per channel",
+    ),
+    "learning_rate": _between(0.0),
+    "schedule": _one_of("step", "cosine"),
+    "lr_drops": (
+        lambda values: all(0 < value < 1 for value in values) and sorted(values) == list(values),
+        "rising shares of the epochs between 0 and 1",
+    ),
+    "lr_factor": _between(0.0, 1.0, open_low=True),
+    "warmup_epochs": _between(0.0),
+    "momentum": _between(0.0, 1.0),
+    "weight_decay": _between(0.0),
+    "accumulate": _between(1),
+    "ema": _between(0.0, 1.0),
+    "mapping": _one_of("pmap", "shard_map"),
+    "steps_per_call": _between(0),
+    "checkpoint_every": _between(0),
+}

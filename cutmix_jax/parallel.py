@@ -1,0 +1,126 @@
+"""Maps a function written for one device's shard over all devices.
+
+This is the only file that says ``pmap`` or ``shard_map``. The functions it maps have the form
+``f(state, arrays, xs)``: ``state`` and ``arrays`` are replicated, ``xs`` is split over the devices,
+and what comes back is the same on every device, because `f` has reduced it over `AXIS` itself.
+"""
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+    """How functions and arrays are laid over the devices.
+
+    Attributes:
+      kind: 'pmap' or 'shard_map'.
+      mesh: the devices that one call of a mapped function addresses. Under 'pmap' these are this
+        process's own, and its arrays are local to it; under 'shard_map' they are all devices.
+    """
+
+    kind: str
+    mesh: Mesh
+
+    @property
+    def must_wait(self):
+        """Whether each step has to be waited for.
+
+        XLA's all-reduce between the devices of one CPU process has fewer threads than
+        participants once several steps are in flight, and then aborts.
+        """
+        devices = jax.local_devices()
+        return devices[0].platform == "cpu" and len(devices) > 1
+
+    def replicate(self, tree):
+        """Puts a copy of every (host or single-device) array on every device."""
+        sharding = NamedSharding(self.mesh, P())
+        if self._is_local:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(
+                np.shape(x), sharding, lambda index: np.asarray(x)[index]
+            ),
+            tree,
+        )
+
+    def shard(self, tree):
+        """Splits host arrays ``[local_devices, ...]`` over this process's devices."""
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        if self._is_local:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+        )
+
+    def prefetch(self, batches, depth=2):
+        """Yields sharded `batches`, with `depth` of them already on their way to the devices."""
+        queue = collections.deque()
+        for batch in batches:
+            queue.append(self.shard(batch))
+            if len(queue) > depth:
+                yield queue.popleft()
+        yield from queue
+
+    def map(self, function, donate_state=False):
+        """Compiles ``function(state, arrays, xs)`` to run on every device at once."""
+        donate = (0,) if donate_state else ()
+        if self.kind == "pmap":
+            return jax.pmap(
+                function,
+                axis_name=AXIS,
+                in_axes=(None, None, 0),
+                out_axes=None,
+                donate_argnums=donate,
+            )
+
+        def on_shard(state, arrays, xs):
+            return function(state, arrays, jax.tree.map(lambda x: x[0], xs))
+
+        # check_vma=True would sum the gradients of replicated parameters over the axis by itself,
+        # and the explicit pmean in the step would then come out too large by the device count.
+        return jax.jit(
+            jax.shard_map(
+                on_shard,
+                mesh=self.mesh,
+                in_specs=(P(), P(), P(AXIS)),
+                out_specs=P(),
+                check_vma=False,
+            ),
+            donate_argnums=donate,
+        )
+
+    def to_global(self, tree):
+        """Makes replicated arrays global over all processes, as a checkpoint needs them."""
+        if jax.process_count() == 1 or not self._is_local:
+            return tree
+        return multihost_utils.host_local_array_to_global_array(tree, all_devices(), P())
+
+    def from_global(self, tree):
+        """The inverse of `to_global`."""
+        if jax.process_count() == 1 or not self._is_local:
+            return tree
+        return self.replicate(jax.tree.map(lambda x: x.addressable_data(0), tree))
+
+    @property
+    def _is_local(self):
+        return set(self.mesh.devices.flat) == set(jax.local_devices())
+
+
+def all_devices():
+    """The mesh of every device of every process."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def create_mapping(kind):
+    """Lays functions over the devices by `kind`, 'pmap' or 'shard_map'."""
+    local = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return Mapping(kind, {"pmap": local, "shard_map": all_devices()}[kind])

@@ -1,0 +1,106 @@
+"""The two pictures of a run: what the model saw, and how its error fell."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+# Drawn on Figure objects, not through pyplot: no window system and no state of the caller's is met.
+INK, ACCENT = "#222222", "#d62728"
+
+
+def draw_mixed(images, targets, labels, plans, class_names, path, columns=8, rows=4):
+    """Draws training images as the model saw them, with their labels and pasted boxes outlined.
+
+    Args:
+      images: float ``[B, H, W, C]`` in [0, 1]; values outside are clipped.
+      targets: float ``[B, K]``, the mixed labels.
+      labels: int ``[B]``, the classes of the images before mixing.
+      plans: the plans that were applied, in turn.
+      class_names: K names.
+      path: of the PNG file.
+      columns: images in a row.
+      rows: at most so many rows.
+    """
+    count = min(len(images), rows * columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * 1.5, rows * 1.95), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for i in range(count):
+        show_image(axes[i], images[i])
+        axes[i].set_title(describe_target(targets[i], labels[i], class_names), fontsize=7)
+        for plan in plans:
+            outline(axes[i], plan, i)
+    figure.savefig(path)
+
+
+def show_image(axis, image):
+    """Draws one image, of one channel or three, without smoothing its pixels."""
+    image = np.clip(image, 0, 1)
+    gray = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[-1] == 1 else {}
+    axis.imshow(image[..., 0] if gray else image, interpolation="nearest", **gray)
+
+
+def describe_target(target, label, class_names):
+    """A mixed label in words, the image's own class first: 'cat 0.70 / dog 0.30'."""
+    order = sorted(np.flatnonzero(target > 5e-3), key=lambda k: (k != label, -target[k]))
+    return "\n".join(f"{_short(class_names[k])} {target[k]:.2f}" for k in order[:3])
+
+
+def outline(axis, plan, index):
+    """Outlines the region that `plan` pasted into image `index`, if any."""
+    low, high = np.asarray(plan.box)[index if len(plan.box) > 1 else 0]
+    if (high > low).all():
+        axis.add_patch(
+            matplotlib.patches.Rectangle(
+                (low[1] - 0.5, low[0] - 0.5),
+                high[1] - low[1],
+                high[0] - low[0],
+                fill=False,
+                edgecolor=ACCENT,
+                linewidth=1,
+            )
+        )
+
+
+def draw_errors(histories, path):
+    """Draws the error over the epochs, of one run or several (Figure 2 of the paper).
+
+    Args:
+      histories: ``{name: records}`` with one record an epoch, as in `metrics.jsonl`.
+      path: of the PNG file.
+    """
+    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for number, (name, records) in enumerate(histories.items()):
+        epochs = [record["epoch"] for record in records]
+        color = f"C{number}"
+        for split, style in (("test", "-"), ("held_out", ":")):
+            key = f"{split}_top1_error"
+            if key in records[0]:
+                errors = [100 * record[key] for record in records]
+                words = split.replace("_", "-")
+                axis.plot(
+                    epochs,
+                    errors,
+                    style,
+                    color=color,
+                    label=f"{name}, {words}" if len(histories) > 1 else f"{words} error",
+                    marker="." if len(epochs) < 5 else None,
+                )
+        if len(histories) == 1:
+            weighted = [100 * (1 - record["train_weighted_accuracy"]) for record in records]
+            axis.plot(epochs, weighted, color="C7", linewidth=1, label="train, lambda-weighted")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("top-1 error (%)")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _short(name, length=14):
+    name = str(name)
+    return name if len(name) <= length else name[: length - 1] + "…"

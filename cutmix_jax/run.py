@@ -1,0 +1,335 @@
+"""One run in its workdir, from the config to the results: what `main.py` and the notebook call."""
+
+import json
+import pathlib
+import platform
+
+import flax
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from cutmix_jax import UserError, metrics, pictures
+from cutmix_jax import config as config_lib
+from cutmix_jax import train as train_lib
+from cutmix_jax.checkpoint import Checkpoints, workdir_lock
+from cutmix_jax.parallel import create_mapping
+
+
+def train(config, workdir, stream=None):
+    """Trains what `config` describes in `workdir`, or goes on where it was interrupted.
+
+    Writes checkpoints, `metrics.jsonl`, TensorBoard event files, `parameters.txt`, `mixed.png`,
+    `error.png` and, at the end, `results.json`.
+
+    Args:
+      config: from a file in `configs/`.
+      workdir: path of a local folder; made if it is not there.
+      stream: where the progress is told; standard output by default.
+
+    Returns:
+      The results, as in `results.json`, or None where the run was interrupted and saved.
+
+    Raises:
+      UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
+    """
+    task = train_lib.create_task(config)
+    primary = jax.process_index() == 0
+    with workdir_lock(workdir, primary) as folder, Checkpoints(folder, task.mapping) as checkpoints:
+        state, progress, notes = open_run(task, checkpoints)
+        arrays = task.mapping.replicate(task.data.arrays)
+        step = int(state.step)
+        reporter = metrics.Reporter(
+            folder,
+            epochs=config.epochs,
+            epoch_steps=task.data.steps_per_epoch,
+            batch_size=config.batch_size,
+            step=step,
+            history=progress.history,
+            primary=primary,
+            stream=stream,
+        )
+        try:
+            for note in notes:
+                reporter.say(note)
+            if step == task.total_steps:
+                reporter.say(
+                    f"This run is finished. To start it anew, delete {str(folder)!r} or give "
+                    "another --workdir."
+                )
+            else:
+                reporter.say(describe(task, state))
+                draw_start(task, state, arrays, folder, primary)
+            state = train_lib.fit(task, state, arrays, progress, checkpoints, reporter)
+            if int(state.step) < task.total_steps:
+                reporter.say(
+                    f"Interrupted and saved at step {int(state.step)} of {task.total_steps}: "
+                    "start the same command again to go on."
+                )
+                return None
+            results = summarize(task, state, progress)
+            if primary:
+                write_json(folder / "results.json", results)
+                pictures.draw_errors({folder.name: progress.history}, folder / "error.png")
+            reporter.say(describe_results(results, folder))
+            return results
+        finally:
+            reporter.close()
+
+
+def evaluate(config, workdir, which="latest", stream=None):
+    """Measures a checkpoint of `workdir` on the test split (and the held-out one, if any).
+
+    Args:
+      config: the config the run was trained with.
+      workdir: the run's folder.
+      which: 'latest' or 'best'.
+      stream: where the result is told; standard output by default.
+
+    Returns:
+      ``{'checkpoint': step, 'test_loss': ..., 'test_top1_error': ..., 'test_top5_error': ...}``.
+
+    Raises:
+      UserError: there is no whole checkpoint, or it is of another config.
+    """
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise UserError(
+            f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or "
+            "name another with --workdir."
+        )
+    task = train_lib.create_task(config)
+    with Checkpoints(workdir, task.mapping) as checkpoints:
+        found = checkpoints.restore(
+            abstract_state(task), which, lambda meta: check_same_run(task, meta, workdir)
+        )
+    if found is None:
+        raise UserError(
+            f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or "
+            "name another with --workdir."
+        )
+    state, _, notes = found
+    arrays = task.mapping.replicate(task.data.arrays)
+    _, mapped_eval_step = train_lib.map_steps(task)
+    result = {"checkpoint": int(state.step)}
+    for split in sorted(task.data.examples.keys() - {"train"}):
+        means = train_lib.evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
+        result |= {f"{split}_{name}": value for name, value in means.items()}
+    if jax.process_index() == 0:
+        for note in [*notes, json.dumps(result, indent=2)]:
+            print(note, file=stream, flush=True)
+    return result
+
+
+def open_run(task, checkpoints):
+    """The state to go on from, replicated, with what is known of the run and what to tell.
+
+    Returns:
+      ``(state, progress, notes)``.
+    """
+    workdir = checkpoints.folder.parent
+    found = checkpoints.restore(
+        abstract_state(task), check=lambda meta: check_same_run(task, meta, workdir)
+    )
+    if found is None:
+        state, notes = train_lib.create_state(task), []
+        if task.config.init_from:
+            state, notes = initialize_from(task, state, task.config.init_from)
+        return task.mapping.replicate(state), train_lib.Progress(), notes
+    state, meta, notes = found
+    step = int(state.step)
+    if notes:
+        checkpoints.set_aside_after(step)
+    if step < task.total_steps:
+        notes = [*notes, f"Going on from step {step} of {task.total_steps}."]
+    return state, train_lib.Progress(**meta["progress"]), notes
+
+
+def abstract_state(task):
+    """Shapes and dtypes of the train state."""
+    return jax.eval_shape(lambda: train_lib.create_state(task))
+
+
+def check_same_run(task, meta, workdir):
+    """Refuses to mix two runs in one workdir, naming the first key that differs."""
+    ours = train_lib.describe_run(task)
+    for key, here, there in [
+        *config_lib.differences(ours["config"], meta["config"]),
+        *config_lib.differences({"data": ours["data"]}, {"data": meta["data"]}),
+    ]:
+        raise UserError(
+            f"The workdir {str(workdir)!r} holds a run with config.{key}={there!r}, and this one "
+            f"has {here!r}: give this one another --workdir, or set the key as it was."
+        )
+
+
+def initialize_from(task, state, path):
+    """Takes over the weights of another run; a head of another shape stays as initialised."""
+    if not (pathlib.Path(path) / "checkpoints").is_dir():
+        raise UserError(
+            f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
+        )
+    with Checkpoints(path, create_mapping(task.config.mapping)) as source:
+        found = source.restore(
+            lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+        )
+    if found is None:
+        raise UserError(
+            f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
+        )
+    theirs, _, notes = found
+    weights = theirs.get("ema") or {name: theirs[name] for name in ("params", "batch_stats")}
+    given = flax.traverse_util.flatten_dict(jax.device_get(weights), sep="/")
+    wanted = flax.traverse_util.flatten_dict(
+        {"params": state.params, "batch_stats": state.batch_stats}, sep="/"
+    )
+    unfit = sorted(
+        name
+        for name in given.keys() | wanted.keys()
+        if np.shape(given.get(name)) != np.shape(wanted.get(name))
+    )
+    head = [name for name in unfit if name in wanted and name.split("/")[1] == "fc"]
+    if unfit != head:
+        raise UserError(
+            f"config.init_from={path!r} does not fit config.model={task.config.model!r}: "
+            f"{', '.join([name for name in unfit if name not in head][:5])} differ; set "
+            "config.model to the network that was saved."
+        )
+    fitted = {name: wanted[name] if name in head else given[name] for name in wanted}
+    weights = flax.traverse_util.unflatten_dict(fitted, sep="/")
+    state = state.replace(**weights)
+    if state.ema is not None:
+        state = state.replace(ema=jax.tree.map(np.copy, weights))
+    notes = [*notes, f"Starting from the weights of {path}."]
+    if head:
+        notes.append(f"Its head does not fit and is initialised anew: {', '.join(head)}.")
+    return state, notes
+
+
+def draw_start(task, state, arrays, folder, primary):
+    """Writes the parameter table, and a sheet of the first mixed images as the model sees them."""
+    if primary:
+        table = parameter_overview.get_parameter_overview(state.params)
+        (folder / "parameters.txt").write_text(table + "\n")
+    mapped = task.mapping.map(
+        lambda step, arrays, xs: train_lib.prepare(task, step, arrays, xs), donate_state=False
+    )
+    epoch, offset = divmod(int(state.step), task.data.steps_per_epoch)
+    xs = next(iter(task.data.train_batches(epoch, offset)))
+    images, targets, labels, plans = jax.device_get(
+        mapped(state.step, arrays["train"], task.mapping.shard(xs))
+    )
+    if primary:
+        mean, std = (np.asarray(task.config.normalize[name]) for name in ("mean", "std"))
+        pictures.draw_mixed(
+            images * std + mean,
+            targets,
+            labels,
+            plans,
+            task.data.class_names,
+            folder / "mixed.png",
+        )
+
+
+def describe(task, state):
+    """The recipe in words, the devices, the data and the parameters."""
+    config, data = task.config, task.data
+    drops = ", ".join(map(str, sorted({round(share * config.epochs) for share in config.lr_drops})))
+    schedule = {
+        "step": f"x {config.lr_factor:g} after epochs {drops}",
+        "cosine": "falling to 0 along a cosine",
+    }[config.schedule]
+    options = {
+        f"warm-up of {config.warmup_epochs:g} epochs": config.warmup_epochs,
+        f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
+        f"gradients of {config.accumulate} parts a step": config.accumulate > 1,
+        f"averaged weights (decay {config.ema:g})": config.ema,
+        "batch statistics over all devices": config.sync_batch_norm,
+        config.dtype: config.dtype != "float32",
+    }
+    height, width, channels = data.image_shape
+    examples = ", ".join(f"{n:,} {split.replace('_', '-')}" for split, n in data.examples.items())
+    modules = {name: _count(tree) for name, tree in state.params.items()}
+    groups = {}
+    for name, count in modules.items():
+        groups[name.split("_")[0]] = groups.get(name.split("_")[0], 0) + count
+    table = [("parameters", sum(groups.values())), *groups.items()]
+    device = jax.devices()[0]
+    return "\n".join(
+        [
+            f"model     {config.model}, {data.num_classes} classes",
+            f"data      {config.dataset}: {examples}; {height}x{width}x{channels}, {data.kind}",
+            f"mix       {task.mix.describe()}",
+            f"training  {config.epochs} epochs of {data.steps_per_epoch:,} steps, batch "
+            f"{config.batch_size}, seed {config.seed}",
+            f"          SGD, learning rate {config.learning_rate:g} {schedule}, momentum "
+            f"{config.momentum:g}{' (Nesterov)' * config.nesterov}, weight decay "
+            f"{config.weight_decay:g}",
+            *(f"          {option}" for option, there in options.items() if there),
+            f"devices   {jax.device_count()} x {device.device_kind} in {jax.process_count()} "
+            f"process{'es' * (jax.process_count() > 1)}, {config.mapping}",
+            *(f"{name:<12}{count:>14,}" for name, count in table),
+        ]
+    )
+
+
+def summarize(task, state, progress):
+    """The results of a finished run, as they go into `results.json`."""
+    config, last = task.config, progress.history[-1]
+    best = metrics.best(progress.history, "test")
+    results = {
+        "config": config_lib.to_plain(config),
+        "params": _count(state.params),
+        "epochs": config.epochs,
+        "train_examples": task.data.examples["train"],
+        "top1_error_last": last["test_top1_error"],
+        "top5_error_last": last["test_top5_error"],
+        "loss_last": last["test_loss"],
+        "top1_error_best": best["test_top1_error"],
+        "top5_error_best": best["test_top5_error"],
+        "best_epoch": best["epoch"],
+    }
+    if "held_out" in task.data.examples:
+        chosen = metrics.best(progress.history, "held_out")
+        results |= {
+            "top1_error_held_out": chosen["test_top1_error"],
+            "top5_error_held_out": chosen["test_top5_error"],
+            "held_out_epoch": chosen["epoch"],
+        }
+    return results | {
+        "images_per_second": last.get("images_per_second"),
+        "seconds": progress.seconds,
+        "devices": jax.device_count(),
+        "device_kind": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+
+
+def describe_results(results, folder):
+    """What a finished run found, and where it is."""
+    lines = [
+        f"top-1 error, last epoch       {results['top1_error_last']:7.2%}   top-5 "
+        f"{results['top5_error_last']:.2%}",
+    ]
+    if "held_out_epoch" in results:
+        lines.append(
+            f"top-1 error, held-out choice  {results['top1_error_held_out']:7.2%}   epoch "
+            f"{results['held_out_epoch']}"
+        )
+    lines.append(
+        f"top-1 error, best on test     {results['top1_error_best']:7.2%}   epoch "
+        f"{results['best_epoch']} (chosen on the test split, as the paper does)"
+    )
+    minutes = results["seconds"] / 60
+    lines.append(f"{minutes:.1f} minutes; results.json, mixed.png, error.png in {folder}")
+    return "\n".join(lines)
+
+
+def write_json(path, value):
+    """Writes a file that is either whole or not there."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

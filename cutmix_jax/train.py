@@ -1,0 +1,440 @@
+"""Training, from the uint8 batch to the results: state, step, evaluation, loop.
+
+Read it from top to bottom: `prepare` turns a batch into what the model sees, `train_step` takes one
+step, `evaluate` measures, and `fit` runs them. What is written for "one device" is mapped over the
+devices by `parallel`, and reduces over the axis `AXIS` itself.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import signal
+import threading
+import time
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+from jax import lax
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+
+from cutmix_jax import UserError, metrics, mix
+from cutmix_jax import config as config_lib
+from cutmix_jax.data import Shards, open_data
+from cutmix_jax.models import check_image_size, create_model
+from cutmix_jax.parallel import AXIS, create_mapping
+
+# How many calls of the step may be under way before their metrics are fetched: enough that the
+# device never waits for Python, few enough that a loss that is not finite is noticed at once.
+LAG = 2
+
+
+@flax.struct.dataclass
+class State:
+    """All that training changes; a pytree, replicated over the devices."""
+
+    step: jax.Array  # int32, the number of steps taken
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any  # {'params', 'batch_stats'} averaged over steps, or None
+
+    def evaluated(self):
+        """The weights to evaluate: the averaged ones where there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that training does not change: what a config builds."""
+
+    config: Any
+    data: Any
+    model: Any
+    mix: Any
+    mapping: Any
+    schedule: Any  # step -> learning rate
+    optimizer: Any
+
+    @property
+    def total_steps(self):
+        """Steps of the whole run."""
+        return self.config.epochs * self.data.steps_per_epoch
+
+
+def create_task(config):
+    """Builds what `config` describes, or says what is wrong with it."""
+    config_lib.check_config(config)
+    devices = jax.device_count()
+    if config.batch_size % (devices * config.accumulate):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which {devices} devices with "
+            f"config.accumulate={config.accumulate} cannot share: make it a multiple of "
+            f"{devices * config.accumulate}."
+        )
+    shards = Shards(jax.local_device_count(), jax.process_index(), jax.process_count())
+    data = open_data(config, shards)
+    channels = data.image_shape[-1]
+    if len(config.normalize.mean) not in (1, channels):
+        raise UserError(
+            f"config.normalize has {len(config.normalize.mean)} values, and the images of "
+            f"{config.dataset!r} have {channels} channels: give one value per channel."
+        )
+    check_image_size(config.model, data.image_shape)
+    model = create_model(
+        config.model,
+        data.num_classes,
+        dtype=jnp.dtype(config.dtype),
+        norm_axis=AXIS if config.sync_batch_norm else None,
+        zero_init=config.zero_init,
+    )
+    schedule = create_schedule(config, data.steps_per_epoch)
+    return Task(
+        config=config,
+        data=data,
+        model=model,
+        mix=config_lib.create_mix(config),
+        mapping=create_mapping(config.mapping),
+        schedule=schedule,
+        optimizer=optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+        ),
+    )
+
+
+def create_schedule(config, steps_per_epoch):
+    """The learning rate as a function of the number of steps taken."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total
+        )
+    drops = {
+        round(share * config.epochs) * steps_per_epoch: config.lr_factor
+        for share in config.lr_drops
+    }
+    steps = optax.piecewise_constant_schedule(config.learning_rate, drops)
+    if not warmup:
+        return steps
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return lambda count: jnp.minimum(rise(count), steps(count))
+
+
+def create_state(task):
+    """The state before the first step: a function of the config alone."""
+
+    def init(key):
+        images = jnp.zeros((1, *task.data.image_shape), jnp.float32)
+        variables = task.model.init(key, images, train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        weights = {"params": params, "batch_stats": batch_stats}
+        return State(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=task.optimizer.init(params),
+            # A copy: the step donates its state, and no buffer may be given twice.
+            ema=jax.tree.map(jnp.copy, weights) if task.config.ema else None,
+        )
+
+    return jax.jit(init)(jax.random.key(task.config.seed))
+
+
+def normalize(config, images):
+    """Centres and scales images in [0, 1] per channel."""
+    mean, std = (jnp.asarray(config.normalize[name], jnp.float32) for name in ("mean", "std"))
+    return (images - mean) / std
+
+
+def prepare(task, step, arrays, xs):
+    """Turns one device's `xs` into ``(images, targets, labels, plans)``, as the model sees them."""
+    config, data = task.config, task.data
+    batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
+    size = batch["label"].shape[0]
+    mix_key, color_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+    images = batch["image"].astype(jnp.float32) / 255
+    if data.color:
+        # Keys go by the place in the whole batch, so that no number of devices changes them.
+        places = lax.axis_index(AXIS) * size + jnp.arange(size)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(color_key, places)
+        images = jax.vmap(lambda key, image: data.color(key, image[None])[0])(keys, images)
+    images = normalize(config, images)
+    targets = jax.nn.one_hot(batch["label"], data.num_classes)
+    plans = task.mix.sample(
+        mix_key, size, images.shape[1:3], progress=step / task.total_steps, axis_name=AXIS
+    )
+    for plan in plans:
+        images = mix.apply(plan, images)
+        targets = mix.mix_labels(plan, targets)
+    return images, targets, batch["label"], plans
+
+
+def train_step(task, state, arrays, xs):
+    """Takes one step on one device's shard, and returns the new state and the counters."""
+    config = task.config
+    images, targets, _, _ = prepare(task, state.step, arrays, xs)
+
+    def loss_fn(params, batch_stats, images, targets):
+        logits, updates = task.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        smooth = optax.smooth_labels(targets, config.label_smoothing)
+        loss = optax.softmax_cross_entropy(logits, smooth)
+        return loss.mean(), (updates.get("batch_stats", {}), loss, logits)
+
+    def accumulate(batch_stats, part):
+        grads, (batch_stats, loss, logits) = jax.grad(loss_fn, has_aux=True)(
+            state.params, batch_stats, *part
+        )
+        return batch_stats, (grads, metrics.train_counters(loss, logits, part[1]))
+
+    if config.accumulate == 1:
+        batch_stats, (grads, counters) = accumulate(state.batch_stats, (images, targets))
+    else:
+        parts = jax.tree.map(
+            lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), (images, targets)
+        )
+        # Convolutions inside a loop are many times slower on CPU, so the loop is unrolled there.
+        batch_stats, (grads, counters) = lax.scan(
+            accumulate, state.batch_stats, parts, unroll=jax.default_backend() == "cpu"
+        )
+        grads = jax.tree.map(lambda x: x.mean(0), grads)
+        counters = jax.tree.map(lambda x: x.sum(0), counters)
+
+    grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
+    counters = lax.psum(counters, AXIS)
+    updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if config.ema:
+        now = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(now, ema, 1 - config.ema)
+    state = State(state.step + 1, params, batch_stats, opt_state, ema)
+    return state, counters
+
+
+def train_steps(task, state, arrays, xs):
+    """Takes as many steps as `xs` has leading entries, in one call."""
+    if jax.tree.leaves(xs)[0].shape[0] == 1:
+        state, counters = train_step(task, state, arrays, jax.tree.map(lambda x: x[0], xs))
+        return state, jax.tree.map(lambda x: x[None], counters)
+    return lax.scan(lambda state, xs: train_step(task, state, arrays, xs), state, xs)
+
+
+def eval_step(task, weights, arrays, xs):
+    """Counts loss and errors on one device's shard."""
+    batch = task.data.load_eval(arrays, xs)
+    images = normalize(task.config, batch["image"].astype(jnp.float32) / 255)
+    logits = task.model.apply(weights, images, train=False)
+    return lax.psum(metrics.eval_counters(logits, batch["label"], batch["mask"]), AXIS)
+
+
+def map_steps(task):
+    """The compiled ``(train_steps, eval_step)`` over all devices."""
+
+    def train_on_shard(state, arrays, xs):
+        return train_steps(task, state, arrays, xs)
+
+    def eval_on_shard(weights, arrays, xs):
+        return eval_step(task, weights, arrays, xs)
+
+    return (
+        task.mapping.map(train_on_shard, donate_state=True),
+        task.mapping.map(eval_on_shard),
+    )
+
+
+def evaluate(task, mapped_eval_step, weights, arrays, split):
+    """The mean loss and errors of one split: ``{'loss', 'top1_error', 'top5_error'}``."""
+    totals, pending = metrics.Totals(), collections.deque()
+    for xs in task.mapping.prefetch(task.data.eval_batches(split)):
+        pending.append(mapped_eval_step(weights, arrays[split], xs))
+        if len(pending) > LAG or task.mapping.must_wait:
+            totals.add(jax.device_get(pending.popleft()))
+    for counters in pending:
+        totals.add(jax.device_get(counters))
+    return totals.means()
+
+
+def steps_per_call(config, data):
+    """How many steps one call takes: a divisor of the epoch, so that one program serves."""
+    if config.steps_per_call:
+        return config.steps_per_call
+    if jax.default_backend() == "cpu" or data.kind != "resident":
+        return 1
+    return max(n for n in range(1, 101) if data.steps_per_epoch % n == 0)
+
+
+def group(batches, size):
+    """Stacks `size` host batches behind the device axis; the last group may be smaller."""
+    batches = iter(batches)
+    while waiting := list(itertools.islice(batches, size)):
+        yield jax.tree.map(lambda *xs: np.stack(xs, 1), *waiting)
+
+
+class Interruption:
+    """Notices SIGTERM and Ctrl-C while it is entered, so that a run can save before it ends."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = {}
+
+    def __enter__(self):
+        # With several processes JAX's own service receives the signal, and all agree on a step.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGTERM, signal.SIGINT):
+                self.before[name] = signal.signal(name, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+    def _ask(self, name, _):
+        self.asked = True
+        signal.signal(name, self.before[name])  # asked twice, it ends at once
+
+    def at(self, step):
+        """Whether the run is to end after `step`; the same answer in every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
+
+
+@dataclasses.dataclass
+class Progress:
+    """What is known of a run beside its state; kept in each checkpoint's `meta`."""
+
+    history: list = dataclasses.field(default_factory=list)  # one record an epoch
+    partial: dict = dataclasses.field(default_factory=dict)  # counters of the epoch under way
+    seconds: float = 0.0  # of all sessions of this run, start-up and evaluation included
+    timed_images: int = 0  # trained on in timed steps: all but each session's first call
+    timed_seconds: float = 0.0  # that those took
+
+
+def fit(task, state, arrays, progress, checkpoints, reporter):
+    """Trains from `state` on until the last epoch is done or the run is interrupted.
+
+    Args:
+      task: from `create_task`.
+      state: replicated over the devices; it is donated.
+      arrays: the data's arrays, replicated over the devices.
+      progress: what was known when `state` was saved; updated in place.
+      checkpoints: a `checkpoint.Checkpoints`.
+      reporter: a `metrics.Reporter`.
+
+    Returns:
+      The last state, which is saved.
+
+    Raises:
+      UserError: the loss is not finite, or a checkpoint cannot be saved.
+    """
+    config, data, mapping = task.config, task.data, task.mapping
+    began, earlier, step, first_call = time.monotonic(), progress.seconds, int(state.step), True
+    mapped_train_steps, mapped_eval_step = map_steps(task)
+    per_call = steps_per_call(config, data)
+    pending = collections.deque()
+
+    def absorb(limit):
+        while len(pending) > limit:
+            last, counters = pending.popleft()
+            counters = jax.device_get(counters)
+            check_finite(task, last, counters)
+            totals.add(counters)
+
+    def save(error=None):
+        absorb(0)
+        progress.partial = totals.values if step % data.steps_per_epoch else {}
+        progress.seconds = earlier + time.monotonic() - began
+        meta = describe_run(task) | {"progress": dataclasses.asdict(progress)}
+        checkpoints.save(step, state, meta, error)
+
+    with Interruption() as interruption:
+        for epoch in range(step // data.steps_per_epoch, config.epochs):
+            totals = metrics.Totals(progress.partial)
+            images, clock = 0, time.monotonic()
+            batches = data.train_batches(epoch, step % data.steps_per_epoch)
+            for xs in mapping.prefetch(group(batches, per_call)):
+                taken = jax.tree.leaves(xs)[0].shape[1]
+                state, counters = mapped_train_steps(state, arrays["train"], xs)
+                step += taken
+                pending.append((step, counters))
+                absorb(0 if mapping.must_wait or first_call else LAG)
+                if first_call:  # it compiles, so it is not timed
+                    images, clock, first_call = 0, time.monotonic(), False
+                else:
+                    images += taken * config.batch_size
+                reporter.progress(step, images / (time.monotonic() - clock))
+                if interruption.at(step):
+                    break
+                if config.checkpoint_every and step % config.checkpoint_every < taken:
+                    if step % data.steps_per_epoch:
+                        save()
+            absorb(0)
+            progress.timed_images += images
+            progress.timed_seconds += time.monotonic() - clock
+            if step % data.steps_per_epoch:
+                save()
+                break
+            record = {
+                "epoch": epoch + 1,
+                "step": step,
+                "learning_rate": float(task.schedule(step - 1)),
+                **{f"train_{name}": value for name, value in totals.means().items()},
+            }
+            if progress.timed_images:
+                record["images_per_second"] = progress.timed_images / progress.timed_seconds
+            for split in sorted(data.examples.keys() - {"train"}):
+                result = evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
+                check_evaluation(task, step, split, result)
+                record |= {f"{split}_{name}": value for name, value in result.items()}
+            progress.history.append(record)
+            save(metrics.choice_error(record))
+            reporter.epoch(progress.history)
+            if interruption.at(step):
+                break
+        checkpoints.wait()
+    progress.seconds = earlier + time.monotonic() - began
+    return state
+
+
+def check_finite(task, last_step, counters):
+    """Refuses a loss that is not finite, by the step it came from."""
+    bad = np.flatnonzero(~np.isfinite(counters["loss"].total))
+    if bad.size:
+        step = last_step - counters["loss"].total.size + 1 + int(bad[0])
+        raise UserError(
+            f"The training loss is not finite at step {step}, at learning rate "
+            f"{float(task.schedule(step - 1)):.4g}: the last checkpoint stays as it was; start "
+            "anew in another workdir with a lower config.learning_rate, or with a warm-up "
+            "(config.warmup_epochs)."
+        )
+
+
+def check_evaluation(task, step, split, result):
+    """Refuses weights whose loss on a split is not finite, before they are saved."""
+    if not np.isfinite(result["loss"]):
+        raise UserError(
+            f"The {split} loss is not finite after step {step}, at learning rate "
+            f"{float(task.schedule(step - 1)):.4g}: the last checkpoint stays as it was; start "
+            "anew in another workdir with a lower config.learning_rate, or with a warm-up "
+            "(config.warmup_epochs)."
+        )
+
+
+def describe_run(task):
+    """What a checkpoint's maker was: its config and its data, to compare on resume."""
+    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
+    return {
+        "config": config_lib.to_plain(task.config),
+        "data": {"examples": dict(task.data.examples), "class_names": names},
+    }

@@ -1,0 +1,143 @@
+"""Trains or evaluates: `python main.py --config configs/cifar.py:resnet20,cutmix`."""
+
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+
+ROOT = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # `configs/` and the package are found from any folder
+
+from ml_collections import config_flags  # noqa: E402
+
+from cutmix_jax import UserError  # noqa: E402
+from cutmix_jax.config import FREE_KEYS, base_config, flatten, nearest  # noqa: E402
+
+DEFAULT_CONFIG = ROOT / "configs/digits.py"
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE or FILE:MODEL,MIX; by default configs/digits.py."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default under runs/, named after config and overrides."
+)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "latest", ["latest", "best"], "Which checkpoint to evaluate."
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a TPU pod slice or cluster, found by JAX."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where JAX cannot find the processes itself."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
+
+
+def main(argv):
+    del argv
+    import jax  # not before the flags are right
+
+    from cutmix_jax import run
+
+    if DISTRIBUTED.value or COORDINATOR.value:
+        join_processes(jax)
+    workdir = WORKDIR.value or default_workdir()
+    if MODE.value == "train":
+        run.train(CONFIG.value, workdir)
+    else:
+        run.evaluate(CONFIG.value, workdir, CHECKPOINT.value)
+
+
+def join_processes(jax):
+    """Starts JAX's distributed runtime; a process that dies takes the others down in 30 s."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator_address=COORDINATOR.value,
+            num_processes=PROCESSES.value,
+            process_id=PROCESS.value,
+            heartbeat_timeout_seconds=30,
+            initialization_timeout=120,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The processes did not find each other ({str(error).splitlines()[0]}): start all of "
+            "them with the same --coordinator and --processes, and --process from 0 up."
+        ) from error
+
+
+def default_workdir():
+    """runs/NAME, where NAME holds the config, its argument, the overrides that matter, the seed."""
+    path, _, arg = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    named = {
+        key: value
+        for key, value in sorted(overrides.items())
+        if key.split(".")[0] not in FREE_KEYS and key != "seed"
+    }
+    if CONFIG.value.dataset == "folder":
+        named["data_dir"] = CONFIG.value.data_dir
+    parts = [pathlib.Path(path).stem, arg, *(f"{key}={value}" for key, value in named.items())]
+    parts.append(f"seed{CONFIG.value.seed}")
+    name = "-".join(re.sub(r"[^\w.,=+]+", "_", part) for part in parts if part)
+    return pathlib.Path("runs") / name
+
+
+def parse(argv):
+    """Reads the flags; what is wrong with them is told in one line, with exit status 2."""
+    # `--config` has to come before `--config.KEY`; a default in its definition would be read
+    # while this file is imported, where no error could be caught.
+    found = [i for i, word in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", word)]
+    if not found:
+        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    elif found[0] > 1:
+        end = found[0] + (1 if "=" in argv[found[0]] else 2)
+        argv = [argv[0], *argv[found[0] : end], *argv[1 : found[0]], *argv[end:]]
+    sys.argv = argv  # config_flags looks for overrides here
+    logging.set_verbosity(logging.WARNING)
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"{rest[1]!r} is no flag: write --config FILE, or --config.KEY=VALUE.")
+        CONFIG.value.seed  # noqa: B018  a missing file is noticed only when it is read
+    except Exception as error:
+        fail(explain(error, argv), 2)
+    return rest
+
+
+def explain(error, argv):
+    """The cause of a refused command line, in one line."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    if isinstance(chain[-1], UserError):
+        return str(chain[-1])
+    keys = flatten(base_config().to_dict())
+    for word in argv[1:]:
+        key = re.match(r"--config\.([\w.]+)", word)
+        if key and key[1] not in keys:
+            return f"There is no config key {key[1]!r} ({nearest(key[1], keys)})."
+    told = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
+    return " ".join(told.split())
+
+
+def fail(sentence, status):
+    """Ends the program with one sentence."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def run_main(argv):
+    """Runs `main`; what the user can put right is told in one line, with exit status 1."""
+    try:
+        main(argv)
+    except UserError as error:
+        fail(error, 1)
+
+
+if __name__ == "__main__":
+    app.run(run_main, flags_parser=parse)
