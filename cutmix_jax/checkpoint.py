@@ -1,4 +1,4 @@
-"""Saves and restores a run: orbax for the files, a digest for their truth, a lock for their owner."""
+"""Saves and restores a run: orbax writes the files, a digest proves them, a lock guards them."""
 
 import contextlib
 import fcntl
@@ -31,7 +31,7 @@ def workdir_lock(workdir, primary=True):
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = open(path / "lock", "w")
+        handle = open(path / "lock", "w")  # noqa: SIM115  closed below
     except OSError as error:
         raise UserError(
             f"The workdir {str(path)!r} cannot be written ({error.strerror}): give another one "

@@ -106,7 +106,7 @@ def parse_arg(arg, default_model, default_mix="cutmix"):
             f"The config argument {arg!r} has {len(parts)} parts, and MODEL,MIX were expected: "
             "for instance resnet20,cutmix."
         )
-    model, name = (parts + [""])[:2]
+    model, name = [*parts, ""][:2]
     name = name or default_mix
     return model or default_model, "none" if name == "baseline" else name
 

@@ -3,9 +3,10 @@
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Drawn on Figure objects, not through pyplot: no window system and no state of the caller's is met.
-INK, ACCENT = "#222222", "#d62728"
+ACCENT = "#d62728"
 
 
 def draw_mixed(images, targets, labels, plans, class_names, path, columns=8, rows=4):
@@ -32,6 +33,9 @@ def draw_mixed(images, targets, labels, plans, class_names, path, columns=8, row
         axes[i].set_title(describe_target(targets[i], labels[i], class_names), fontsize=7)
         for plan in plans:
             outline(axes[i], plan, i)
+    figure.suptitle(
+        "Training images as the model sees them, with the weights of their labels", fontsize=9
+    )
     figure.savefig(path)
 
 
@@ -93,6 +97,7 @@ def draw_errors(histories, path):
             weighted = [100 * (1 - record["train_weighted_accuracy"]) for record in records]
             axis.plot(epochs, weighted, color="C7", linewidth=1, label="train, lambda-weighted")
     axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("top-1 error (%)")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)

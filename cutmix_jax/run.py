@@ -59,7 +59,8 @@ def train(config, workdir, stream=None):
                 )
             else:
                 reporter.say(describe(task, state))
-                draw_start(task, state, arrays, folder, primary)
+                if step == 0:
+                    draw_start(task, state, arrays, folder, primary)
             state = train_lib.fit(task, state, arrays, progress, checkpoints, reporter)
             if int(state.step) < task.total_steps:
                 reporter.say(

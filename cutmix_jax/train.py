@@ -376,9 +376,9 @@ def fit(task, state, arrays, progress, checkpoints, reporter):
                 reporter.progress(step, images / (time.monotonic() - clock))
                 if interruption.at(step):
                     break
-                if config.checkpoint_every and step % config.checkpoint_every < taken:
-                    if step % data.steps_per_epoch:
-                        save()
+                due = config.checkpoint_every and step % config.checkpoint_every < taken
+                if due and step % data.steps_per_epoch:
+                    save()
             absorb(0)
             progress.timed_images += images
             progress.timed_seconds += time.monotonic() - clock
