@@ -31,6 +31,7 @@ from cutmix_jax.parallel import AXIS, create_mapping
 # How many calls of the step may be under way before their metrics are fetched: enough that the
 # device never waits for Python, few enough that a loss that is not finite is noticed at once.
 LAG = 2
+MIXING = 2**31 - 1  # a number that no epoch has
 
 
 @flax.struct.dataclass
@@ -157,7 +158,9 @@ def prepare(task, step, arrays, xs):
     config, data = task.config, task.data
     batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
     size = batch["label"].shape[0]
-    mix_key, color_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+    # Apart from the keys of augmentation, which are folded from the same seed by epoch.
+    stream = jax.random.fold_in(jax.random.key(config.seed), MIXING)
+    mix_key, color_key = jax.random.split(jax.random.fold_in(stream, step))
     images = batch["image"].astype(jnp.float32) / 255
     if data.color:
         # Keys go by the place in the whole batch, so that no number of devices changes them.
