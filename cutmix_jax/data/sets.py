@@ -5,6 +5,7 @@ is looked up once), so that both sources share one order: a permutation of indic
 """
 
 import bisect
+import concurrent.futures
 import contextlib
 import dataclasses
 import difflib
@@ -32,6 +33,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # Without the second, TensorFlow announces at every start that it uses oneDNN.
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+# Bytes of tfrecord files; looking through less is faster than keeping where the records lie.
+INDEX_KEPT_ABOVE = 2**30
 # Either one answering means that there is a network.
 PROBES = ("https://storage.googleapis.com", "https://pypi.org")
 
@@ -339,17 +342,20 @@ def _tfrecord(name: str, paths: list[str]) -> tuple[Callable[[int], bytes], int]
     """Random access to tfrecord files: each record is [length u64, crc u32, bytes, crc u32]."""
     stats = [f"{path} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}" for path in paths]
 
+    large = sum(os.path.getsize(path) for path in paths) > INDEX_KEPT_ABOVE
+
     def make():
-        spans = [_tfrecord_spans(path) for path in paths]
+        if large:
+            print(f"Looking up the records of {name}, once.", file=sys.stderr, flush=True)
+        # Threads, because each record costs a wait for the disk.
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            spans = list(pool.map(_tfrecord_spans, paths))
         return {
             "shard": np.repeat(np.arange(len(paths)), [len(span) for span in spans]),
             "span": np.concatenate(spans),
         }
 
-    total = sum(os.path.getsize(path) for path in paths)
-    # Looking through a small set is faster than keeping its index.
-    worth_keeping = total > 2**30
-    index = cache.load_or_make(f"{name}-index", "\n".join(stats), make) if worth_keeping else make()
+    index = cache.load_or_make(f"{name}-index", "\n".join(stats), make) if large else make()
     shard, span = index["shard"], index["span"]
 
     def read(i: int) -> bytes:

@@ -1,0 +1,149 @@
+"""Small data sets written from scratch, in the formats that people have on disk."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def encode(image, kind="png"):
+    """An encoded image of uint8 [H, W, C]."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    file = io.BytesIO()
+    picture.save(file, kind, **({"quality": 95} if kind == "jpeg" else {}))
+    return file.getvalue()
+
+
+def photograph(seed, height, width):
+    """A smooth colour image, which JPEG keeps well."""
+    noise = np.random.RandomState(seed).randint(0, 256, (6, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _example(data, label):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(data)
+    example.features.feature["label"].int64_list.value.append(label)
+    return example.SerializeToString()
+
+
+def _write_tfrecord(path, records):
+    with open(path, "wb") as file:
+        for record in records:
+            file.write(len(record).to_bytes(8, "little") + b"crc1" + record + b"crc2")
+
+
+def _write_array_record(path, records):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+WRITERS = {"tfrecord": _write_tfrecord, "array_record": _write_array_record}
+
+
+def _write_tfds(
+    root,
+    splits,
+    *,
+    name="toys",
+    version="1.0.0",
+    file_format="tfrecord",
+    shape=(8, 8, 3),
+    dtype="uint8",
+    num_classes=10,
+    image_key="image",
+    shards=2,
+    config=None,
+):
+    """A prepared TFDS set; splits: name -> list of (encoded image, label)."""
+    folder = root / name / (config or "") / version
+    folder.mkdir(parents=True)
+    listed = []
+    for split, examples in splits.items():
+        parts = np.array_split(np.arange(len(examples)), shards)
+        for i, part in enumerate(parts):
+            path = folder / f"{name}-{split}.{file_format}-{i:05d}-of-{shards:05d}"
+            WRITERS[file_format](path, [_example(*examples[j]) for j in part])
+        listed.append(
+            {
+                "name": split,
+                "shardLengths": [str(len(part)) for part in parts],
+                "numBytes": "1",
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+        )
+    info = {"name": name, "version": version, "fileFormat": file_format, "splits": listed}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    package = "tensorflow_datasets.core.features"
+    dimensions = [str(-1 if side is None else side) for side in shape]
+    features = {
+        image_key: {
+            "pythonClassName": f"{package}.image_feature.Image",
+            "image": {"dtype": dtype, "shape": {"dimensions": dimensions}},
+        },
+        "label": {
+            "pythonClassName": f"{package}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": str(num_classes)},
+        },
+    }
+    document = {
+        "pythonClassName": f"{package}.features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+    (folder / "features.json").write_text(json.dumps(document))
+    return folder
+
+
+def _toys(count, seed=0, size=8, channels=3):
+    """(images uint8 [count, size, size, channels], labels) of noise."""
+    random = np.random.RandomState(seed)
+    images = random.randint(0, 256, (count, size, size, channels), np.uint8)
+    return images, random.randint(0, 10, count)
+
+
+@pytest.fixture
+def write_tfds():
+    return _write_tfds
+
+
+@pytest.fixture
+def toys():
+    return _toys
+
+
+@pytest.fixture
+def toy_set(tmp_path):
+    """make(file_format=...) -> (data_dir, images, labels): 41 training and 11 test images."""
+
+    def make(**options):
+        images, labels = _toys(52)
+        examples = [(encode(*pair), label) for *pair, label in zip(images, labels, strict=True)]
+        splits = {"train": examples[:41], "test": examples[41:]}
+        _write_tfds(tmp_path, splits, **options)
+        return tmp_path, images, labels
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """train/CLASS, val/CLASS with JPEG and PNG files of differing size, 24 and 7 images."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.RandomState(0)
+    for split, count in (("train", 24), ("val", 7)):
+        for i in range(count):
+            kind = "png" if i % 4 == 0 else "jpeg"
+            folder = root / split / ("ant", "bee", "cat")[i % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            image = photograph(i, *random.randint(40, 90, 2))
+            suffix = {"png": "png", "jpeg": "JPEG"}[kind]
+            (folder / f"{i:02d}.{suffix}").write_bytes(encode(image, kind))
+    return root

@@ -1,0 +1,125 @@
+"""Augmentation against NumPy, pixel by pixel, from the same draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutmix_jax.data import Shards, augment, open_data
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.RandomState(0).randint(0, 256, (64, 9, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("pad", "flip"), [(4, True), (2, False), (0, True)])
+def test_crop_and_flip_equals_numpy(images, pad, flip):
+    keys = augment.example_keys(0, 3, jnp.arange(64))
+    got = jax.jit(augment.crop_and_flip, static_argnames=("pad", "flip"))(
+        keys, images, pad=pad, flip=flip
+    )
+    top, left, mirror = map(np.asarray, augment.crop_and_flip_draws(keys, pad))
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    for i in range(64):
+        want = padded[i, top[i] : top[i] + 9, left[i] : left[i] + 7]
+        if flip and mirror[i]:
+            want = want[:, ::-1]
+        np.testing.assert_array_equal(got[i], want)
+    assert got.dtype == np.uint8
+
+
+def test_draws_are_uniform():
+    keys = augment.example_keys(1, 0, jnp.arange(9000))
+    top, left, mirror = map(np.asarray, augment.crop_and_flip_draws(keys, 4))
+    for offset in (top, left):
+        # 1,000 expected in each of 9; five standard deviations are 149.
+        assert np.abs(np.bincount(offset, minlength=9) - 1000).max() < 149
+    assert abs(mirror.mean() - 0.5) < 0.027
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.05
+    assert abs(np.corrcoef(top, mirror)[0, 1]) < 0.05
+
+
+def test_draws_depend_on_seed_epoch_and_index():
+    def draws(seed, epoch):
+        keys = augment.example_keys(seed, epoch, jnp.arange(50))
+        return np.stack(augment.crop_and_flip_draws(keys, 4))
+
+    np.testing.assert_array_equal(draws(0, 1), draws(0, 1))
+    assert not np.array_equal(draws(0, 1), draws(0, 2))
+    assert not np.array_equal(draws(0, 1), draws(1, 1))
+
+
+def test_an_image_is_augmented_alike_on_any_number_of_devices():
+    config = {"batch_size": 48, "augment": {"pad": 2, "flip": True}}
+
+    def epoch(local_devices, process_count):
+        """index -> augmented image, over all processes and devices."""
+        seen = {}
+        for process in range(process_count):
+            data = open_data(config, Shards(local_devices, process, process_count))
+            load = jax.jit(data.load_train)
+            xs = next(data.train_batches(4))
+            for device in range(local_devices):
+                shard = {name: value[device] for name, value in xs.items()}
+                batch = load(data.arrays["train"], shard, 4)
+                seen |= dict(zip(shard["index"].tolist(), np.asarray(batch["image"]), strict=True))
+        return seen
+
+    alone = epoch(1, 1)
+    for layout in ((8, 1), (2, 2)):
+        shared = epoch(*layout)
+        assert shared.keys() == alone.keys()
+        for index, image in alone.items():
+            np.testing.assert_array_equal(image, shared[index])
+
+
+def numpy_jitter(image, weights, operations):
+    """The three operations of the authors' code, in the given order."""
+    image = image.astype(np.float64)
+    for a, operation in zip(weights, operations, strict=True):
+        gray = 0.299 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
+        if operation == 0:
+            image = (1 - a) * image
+        elif operation == 1:
+            image = (1 - a) * image + a * gray.mean()
+        else:
+            image = (1 - a) * image + a * gray[..., None]
+    return image
+
+
+def test_color_jitter_equals_numpy(images):
+    floats = images.astype(np.float32) / 255
+    keys = jax.random.split(jax.random.key(0), 64)
+    got = jax.jit(augment.color_jitter)(keys, floats, 0.4)
+    weights, operations = map(np.asarray, augment.jitter_draws(keys, 0.4))
+    for i in range(64):
+        want = numpy_jitter(floats[i], weights[i], operations[i])
+        np.testing.assert_allclose(got[i], want, atol=2e-6)
+    assert weights.min() < -0.3
+    assert weights.max() > 0.3
+    assert np.abs(weights).max() <= 0.4
+    assert len({tuple(order) for order in operations}) == 6, "all orders occur"
+
+
+def test_lighting_equals_numpy(images):
+    floats = images.astype(np.float32) / 255
+    keys = jax.random.split(jax.random.key(0), 64)
+    got = jax.jit(augment.lighting)(keys, floats, 0.1)
+    a = np.asarray(augment.lighting_draws(keys, 0.1), np.float64)
+    vectors = np.array(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    )
+    shift = (a * [0.2175, 0.0188, 0.0045]) @ vectors.T
+    np.testing.assert_allclose(got, floats + shift[:, None, None, :], atol=2e-6)
+    many = augment.lighting_draws(jax.random.split(jax.random.key(1), 4000), 0.1)
+    np.testing.assert_allclose(np.std(many, axis=0), 0.1, rtol=0.06)
+
+
+def test_color_is_offered_where_asked_for(images):
+    assert augment.create_color(0.0, 0.0) is None
+    floats = jnp.asarray(images, jnp.float32) / 255
+    color = augment.create_color(0.4, 0.1)
+    first, second = color(jax.random.key(0), floats), color(jax.random.key(1), floats)
+    assert first.shape == floats.shape
+    assert not np.allclose(first, second)

@@ -1,0 +1,222 @@
+"""What a user can get wrong: one sentence that names the thing and the remedy, before training."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from cutmix_jax import UserError
+from cutmix_jax.data import Shards, open_data, resident, sets
+
+
+def refused(match, shards=Shards(), **config):  # noqa: B008
+    """Opening fails with a UserError of one line that matches; returns the line."""
+    with pytest.raises(UserError, match=match) as caught:
+        open_data({"batch_size": 8, **config}, shards)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"batch_size": float("nan")}, "batch_size=nan"),
+        ({"seed": -1}, "seed=-1"),
+        ({"train_examples": 0}, "train_examples=0"),
+        ({"held_out": -5}, "held_out=-5"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"resident_limit_mib": float("nan")}, "resident_limit_mib=nan"),
+        ({"source": "disk"}, "source='disk' is unknown: expected one of auto, resident, streaming"),
+        ({"augment": {"pad": -1}}, "augment.pad=-1"),
+        ({"augment": {"pad": 17}}, "augment.pad=17 is larger than the images"),
+        ({"augment": {"color_jitter": float("nan")}}, "augment.color_jitter=nan"),
+        ({"augment": {"lighting": -0.1}}, "augment.lighting=-0.1"),
+        ({"augment": {"lighting": 0.1}}, "need images of 3 channels"),
+        ({"augment": {"min_area": 0.0}}, "0 < min_area <= max_area <= 1"),
+        ({"augment": {"min_area": 0.5, "max_area": 0.4}}, "0 < min_area <= max_area <= 1"),
+        ({"augment": {"min_area": 0.5, "pad": 4}}, "cropped in one way only"),
+        ({"augment": {"min_area": 0.5}, "source": "resident"}, "--config.source=streaming"),
+        ({"augment": {"min_area": 0.5}}, "digits is always resident"),
+        ({"test_split": "validation"}, "digits has no split 'validation'"),
+        ({"dataset": "a b"}, "is no name of a data set"),
+        ({"dataset": "folder"}, "--config.data_dir=PATH"),
+        ({"dataset": "folder", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
+        ({"dataset": "cifar10", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
+        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local folder is expected"),
+    ],
+)
+def test_configuration_is_refused(config, match):
+    refused(match, **config)
+
+
+def test_batch_must_divide_among_the_devices():
+    refused("cannot be divided evenly among 6 devices", Shards(3, 0, 2), batch_size=64)
+
+
+def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
+    data_dir, *_ = toy_set(name="birdsong")
+    assert "did you mean cifar100" in refused(
+        "dataset='cifar_100' is neither", dataset="cifar_100", data_dir=str(data_dir)
+    )
+    assert "did you mean birdsong" in refused(
+        "birdsongs", dataset="birdsongs", data_dir=str(data_dir)
+    )
+    refused("check the name", dataset="qqqqqqqq", data_dir=str(data_dir))
+
+
+def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "network", lambda: False)
+    start = time.monotonic()
+    message = refused("there is no network", dataset="cifar10", data_dir=str(tmp_path))
+    assert time.monotonic() - start < 10
+    assert "download_and_prepare()" in message
+    assert "--config.data_dir" in message
+
+
+def test_failed_download_is_one_sentence(tmp_path, monkeypatch, capsys):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(sets, "network", lambda: True)
+    monkeypatch.setattr(sets, "import_tensorflow", lambda: None)
+
+    def fail(*args, **kwargs):
+        raise OSError("the server said no\nand more")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    refused(r"could not download it \(the server said no\)", dataset="mnist", data_dir=tmp_path)
+    assert "downloading it with TFDS" in capsys.readouterr().err
+
+
+def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
+    real = sets.importlib.util.find_spec
+    monkeypatch.setattr(
+        sets.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else real(name)
+    )
+    refused("preparing it needs TensorFlow", dataset="mnist", data_dir=str(tmp_path))
+
+
+def test_newest_version_is_taken_and_configurations_are_named(toy_set, write_tfds, tmp_path):
+    data_dir, *_ = toy_set()
+    shutil.copytree(data_dir / "toys/1.0.0", data_dir / "toys/10.0.0")
+    assert sets._prepared("toys", data_dir).name == "10.0.0"
+    assert sets._prepared("toys:1.0.0", data_dir).name == "1.0.0"
+    assert sets._prepared("toys:2.0.0", data_dir) is None
+    for config in ("big", "small"):
+        write_tfds(tmp_path, {"train": [], "test": []}, name="blurred", config=config)
+    refused("choose one of blurred/big, blurred/small", dataset="blurred", data_dir=str(tmp_path))
+    assert sets._prepared("blurred/big", tmp_path).parent.name == "big"
+
+
+def toys(data_dir, **config):
+    return {"dataset": "toys", "data_dir": str(data_dir), **config}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"image_key": "picture"}, "has the features picture, label, but"),
+        ({"dtype": "uint16", "shape": (8, 8, 1)}, "type uint16, but"),
+        ({"shape": (8, 8, 4)}, r"shape \(8, 8, 4\)"),
+        ({"num_classes": 5}, "but labels from 0 to 4 are expected"),
+    ],
+)
+def test_sets_that_are_no_image_classification(toy_set, options, match):
+    data_dir, *_ = toy_set(**options)
+    refused(match, **toys(data_dir))
+
+
+def test_unlabelled_split_is_explained():
+    with pytest.raises(UserError, match=r"no labels; choose another one by --config\.test_split"):
+        resident.check_labels(np.full(3, -1), 10, "split test of imagenet2012")
+
+
+def test_unknown_split_is_refused(toy_set):
+    data_dir, *_ = toy_set()
+    refused("no split 'val', only test, train", **toys(data_dir, test_split="val"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "count", "format", "garbage"])
+def test_damaged_preparation(toy_set, damage):
+    data_dir, *_ = toy_set()
+    folder = data_dir / "toys/1.0.0"
+    shard = next(folder.glob("toys-train*"))
+    info = folder / "dataset_info.json"
+    if damage == "missing":
+        shard.unlink()
+        match = "is missing: prepare toys again"
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-100])
+        match = "is cut short or damaged"
+    elif damage == "count":
+        document = json.loads(info.read_text())
+        document["splits"][0]["shardLengths"] = ["20", "20"]
+        info.write_text(json.dumps(document))
+        match = "41 records in split train, but its dataset_info.json says 40"
+    elif damage == "format":
+        document = json.loads(info.read_text())
+        document["fileFormat"] = "riegeli"
+        info.write_text(json.dumps(document))
+        for path in folder.glob("toys-*"):
+            path.rename(str(path).replace("tfrecord", "riegeli"))
+        match = "prepared as riegeli, but array_record or tfrecord is expected"
+    else:
+        info.write_text("{")
+        match = "could not be read as a TFDS data set"
+    refused(match, **toys(data_dir))
+
+
+def test_damaged_image_in_a_prepared_set_is_named(toy_set):
+    data_dir, *_ = toy_set()
+    shard = sorted((data_dir / "toys/1.0.0").glob("toys-train*"))[1]
+    content = shard.read_bytes()
+    place = content.rindex(b"IDAT") + 20
+    shard.write_bytes(content[:place] + b"\0\0\0\0" + content[place + 4 :])
+    refused(r"record 40 of train \(in .*00001-of-00002\) is not a readable image", **toys(data_dir))
+
+
+def test_images_of_differing_size_are_not_resident(photo_folder):
+    config = {"dataset": "folder", "data_dir": str(photo_folder), "source": "resident"}
+    refused("images of differing size .*--config.source=streaming", **config)
+
+
+def test_sets_above_the_limit_are_not_resident(toy_set):
+    data_dir, *_ = toy_set()
+    config = toys(data_dir, source="resident", resident_limit_mib=0.005)
+    refused("takes 0 MiB in device memory, more than resident_limit_mib=0.005", **config)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda root: shutil.rmtree(root / "train"), "holds no folder train"),
+        (lambda root: shutil.rmtree(root / "val"), "no split 'val or validation or test'"),
+        (lambda root: (root / "train/dog").mkdir(), "dog holds no image"),
+        (lambda root: (root / "val/dog").mkdir(), "dog is a class without a folder"),
+        (
+            lambda root: [shutil.rmtree(path) for path in (root / "val").iterdir()],
+            "val holds no class folders",
+        ),
+    ],
+)
+def test_folder_trees_of_another_form(photo_folder, tmp_path, change, match):
+    root = shutil.copytree(photo_folder, tmp_path / "photos")
+    change(root)
+    refused(match, dataset="folder", data_dir=str(root))
+
+
+def test_evaluation_crop_must_lie_within_the_resized_image(photo_folder):
+    pytest.importorskip("tensorflow")
+    config = {"dataset": "folder", "data_dir": str(photo_folder), "augment": {"min_area": 0.1}}
+    refused("eval_resize=100 is smaller than image_size=224", eval_resize=100, **config)
+
+
+def test_deep_pixels_are_not_cut_off_silently(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(path)
+    with pytest.raises(UserError, match="8 bits a channel are expected"):
+        sets.decode_image(path.read_bytes(), 1, str(path))
