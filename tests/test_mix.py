@@ -198,10 +198,10 @@ def test_all_kinds_of_numbers_share_one_trace():
     from cutmix_jax.mix import calls
 
     images, labels = random_images(0, (2, 5, 5, 1), jnp.uint8), jnp.arange(2)
-    before = calls._cutmix._cache_size()
+    before = calls._mix_jitted._cache_size()
     for one in (1, 1.0, np.float64(1), np.float32(1), jnp.float32(1), jnp.int32(1)):
         mix.cutmix(jax.random.key(0), images, labels, num_classes=2, alpha=one, prob=one)
-    assert calls._cutmix._cache_size() == before + 1
+    assert calls._mix_jitted._cache_size() == before + 1
 
 
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)

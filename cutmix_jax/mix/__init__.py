@@ -1,27 +1,41 @@
-"""CutMix and its relatives, exact, under jit, on anything with a batch axis.
+"""CutMix and its relatives: exact, under jit, on anything with a batch axis.
 
 A `Plan` says what will be mixed; it is drawn from a key and a shape, without touching a pixel.
-`apply` mixes images, masks and feature maps by it, `mix_labels` mixes their labels:
+`apply` mixes images, masks and feature maps by it, `mix_labels` their labels:
 
     plan = mix.sample_cutmix(key, batch_size=64, sides=(32, 32))
     images = mix.apply(plan, images)
     labels = mix.mix_labels(plan, labels, num_classes=10)
 
-and `cutmix(key, images, labels, num_classes=10)` does all of it in one call.
+`cutmix(key, images, labels, num_classes=10)` does all of it in one call, and `create_mix` makes
+any mix of the paper by its name.
 """
 
-from cutmix_jax.mix.calls import cutmix
-from cutmix_jax.mix.plan import Plan, apply, mix_labels, share
-from cutmix_jax.mix.recipe import Mix, create_mix
-from cutmix_jax.mix.sample import sample_cutmix
+from cutmix_jax.mix.calls import cutmix, cutout, mixup
+from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
+from cutmix_jax.mix.pixels import apply, apply_at
+from cutmix_jax.mix.plan import Plan, choose, share
+from cutmix_jax.mix.recipe import LAYERS, Mix, by_chance, create_mix, in_turn
+from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
 __all__ = [
+    "LAYERS",
     "Mix",
     "Plan",
     "apply",
+    "apply_at",
+    "by_chance",
+    "choose",
     "create_mix",
     "cutmix",
+    "cutout",
+    "in_turn",
     "mix_labels",
+    "mix_losses",
+    "mix_values",
+    "mixup",
     "sample_cutmix",
+    "sample_cutout",
+    "sample_mixup",
     "share",
 ]

@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.plan import apply, mix_labels
-from cutmix_jax.mix.sample import sample_cutmix
+from cutmix_jax.mix.labels import check_class_ids, mix_labels
+from cutmix_jax.mix.pixels import apply
+from cutmix_jax.mix.sample import (
+    NUMBERS,
+    checked_numbers,
+    sample_cutmix,
+    sample_cutout,
+    sample_mixup,
+)
 
 
-def cutmix(
-    key, images, labels, *, num_classes=None, alpha=1.0, prob=1.0, spatial_axes=(1, 2), **options
-):
+def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste="auto", **options):
     r"""Mixes a batch by CutMix: draws the plan, pastes the box, mixes the labels.
 
     .. math::
@@ -22,19 +27,19 @@ def cutmix(
     Args:
         key: a JAX random key.
         images: `[B, H, W, C]`, any dtype; other layouts by `spatial_axes`.
-        labels: class ids, int `[B]`, with `num_classes`; or rows `[B, K]`.
+        labels: class ids, int `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
         num_classes: K, for class ids.
-        alpha: parameter of the Beta distribution; may be traced.
-        prob: the probability to mix at all; may be traced.
         spatial_axes: the axes of `images` that the box lies on.
-        **options: what else `sample_cutmix` takes, and `paste` of `apply`.
+        paste: `'auto'`, `'window'` or `'mask'`, as for `apply`.
+        **options: what `sample_cutmix` takes: `alpha=1.0`, `prob=1.0`, `scope='batch'`, ...;
+            numbers among them may be traced.
 
     Returns:
-        `(images, labels, plan)`: mixed images of the given dtype, float32 `[B, K]` labels, and the
-        `Plan`, with which anything else of the batch can be mixed too.
+        `(images, labels, plan)`: mixed images of the given dtype, labels float32 `[B, K]`, and the
+        `Plan`, by which anything else of the batch can be mixed too.
 
     Raises:
-        ValueError: while tracing, if shapes, dtypes or parameters do not fit.
+        ValueError: while tracing, if shapes, dtypes or options do not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -43,29 +48,122 @@ def cutmix(
         >>> labels = jnp.array([0, 1, 2, 3])
         >>> images, labels, plan = mix.cutmix(jax.random.key(1), images, labels, num_classes=4)
         >>> labels
+        Array([[0.64746094, 0.        , 0.        , 0.35253906],
+               [0.        , 0.64746094, 0.35253906, 0.        ],
+               [0.35253906, 0.        , 0.64746094, 0.        ],
+               [0.        , 0.35253906, 0.        , 0.64746094]], dtype=float32)
 
     Reference:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
         Features", ICCV 2019.
     """
-    alpha = check.number("alpha", alpha, 0, float("inf"), above=True)
-    prob = check.number("prob", prob, 0, 1)
-    images = jnp.asarray(images)
-    if images.ndim <= max(spatial_axes, default=0):
-        raise ValueError(
-            f"images of shape {images.shape} have no axes {spatial_axes}; expected [B, H, W, C],"
-            f" or name their spatial_axes."
-        )
-    return _cutmix(key, images, labels, alpha, prob, num_classes, tuple(spatial_axes), **options)
+    return _mix(sample_cutmix, key, images, labels, num_classes, spatial_axes, paste, options)
 
 
-@partial(
-    jax.jit,
-    static_argnums=(5, 6),
-    static_argnames=("box", "scope", "partner", "axis_name", "paste"),
-)
-def _cutmix(key, images, labels, alpha, prob, num_classes, spatial_axes, paste="auto", **options):
-    sides = tuple(images.shape[axis] for axis in spatial_axes)
-    plan = sample_cutmix(key, images.shape[0], sides, alpha=alpha, prob=prob, **options)
+def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **options):
+    r"""Mixes a batch by Mixup: draws the plan, blends the images, mixes the labels.
+
+    .. math::
+        \tilde x = \lambda x + (1 - \lambda) x_{partner}, \qquad
+        \tilde y = \lambda y + (1 - \lambda) y_{partner}
+
+    Args:
+        key: a JAX random key.
+        images: `[B, H, W, C]`, floating or uint8; other layouts by `spatial_axes`.
+        labels: class ids, int `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
+        num_classes: K, for class ids.
+        spatial_axes: the axes of `images` that its sides lie on.
+        **options: what `sample_mixup` takes; numbers among them may be traced.
+
+    Returns:
+        `(images, labels, plan)`, as `cutmix` does.
+
+    Raises:
+        ValueError: while tracing, if shapes, dtypes or options do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> images = jnp.stack([jnp.zeros((4, 4, 1)), jnp.ones((4, 4, 1))])
+        >>> images, labels, plan = mix.mixup(
+        ...     jax.random.key(1), images, jnp.array([0, 1]), num_classes=2, partner='reverse')
+        >>> images[:, 0, 0, 0], labels
+        (Array([0.7329451 , 0.26705492], dtype=float32), Array([[0.26705492, 0.7329451 ],
+               [0.7329451 , 0.26705492]], dtype=float32))
+
+    Reference:
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    """
+    return _mix(sample_mixup, key, images, labels, num_classes, spatial_axes, "auto", options)
+
+
+def cutout(key, images, *, spatial_axes=(1, 2), paste="auto", **options):
+    r"""Fills a box in each image, by Cutout; labels stay as they are.
+
+    .. math:: \tilde x_i[p] = \text{fill if } p \in \text{box}_i \text{ else } x_i[p]
+
+    Args:
+        key: a JAX random key.
+        images: `[B, H, W, C]`, any dtype; other layouts by `spatial_axes`.
+        spatial_axes: the axes of `images` that the box lies on.
+        paste: `'auto'`, `'window'` or `'mask'`, as for `apply`.
+        **options: what `sample_cutout` takes; numbers among them may be traced.
+
+    Returns:
+        `(images, plan)`.
+
+    Raises:
+        ValueError: while tracing, if shapes, dtypes or options do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> images, plan = mix.cutout(jax.random.key(1), jnp.ones((2, 4, 4, 1)), size=2)
+        >>> images[1, :, :, 0]
+        Array([[0., 0., 1., 1.],
+               [0., 0., 1., 1.],
+               [1., 1., 1., 1.],
+               [1., 1., 1., 1.]], dtype=float32)
+
+    Reference:
+        DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+        2017.
+    """
+    images, _, plan = _mix(sample_cutout, key, images, None, None, spatial_axes, paste, options)
+    return images, plan
+
+
+def _mix(sampler, key, images, labels, num_classes, spatial_axes, paste, options):
+    """Checks what is known here and not inside of jit, and goes there."""
+    numbers = checked_numbers(**{k: v for k, v in options.items() if k in NUMBERS})
+    if options.get("fill") is not None:
+        numbers["fill"] = jnp.asarray(options["fill"])
+    if num_classes is not None:
+        check_class_ids(labels, num_classes)
+    rest = {name: _static(value) for name, value in options.items() if name not in numbers}
+    return _mix_jitted(
+        key,
+        images,
+        labels,
+        numbers,
+        sampler=sampler,
+        num_classes=num_classes,
+        spatial_axes=tuple(spatial_axes),
+        paste=paste,
+        options=tuple(sorted(rest.items())),
+    )
+
+
+def _static(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+@partial(jax.jit, static_argnames=("sampler", "num_classes", "spatial_axes", "paste", "options"))
+def _mix_jitted(
+    key, images, labels, numbers, *, sampler, num_classes, spatial_axes, paste, options
+):
+    axes = check.axes(f"images of shape {images.shape}", images.shape, spatial_axes)
+    sides = tuple(images.shape[axis] for axis in axes)
+    plan = sampler(key, images.shape[0], sides, **numbers, **dict(options))
     mixed = apply(plan, images, spatial_axes=spatial_axes, paste=paste)
-    return mixed, mix_labels(plan, labels, num_classes), plan
+    return mixed, None if labels is None else mix_labels(plan, labels, num_classes), plan

@@ -1,91 +1,271 @@
-"""Mixes by name, as configs select them."""
+"""Mixes by name, as configs select them, and their combinations."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.sample import sample_cutmix
+from cutmix_jax.mix.plan import switched
+from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
+# The feature maps that a mix may be applied at, in the order of the forward pass. The paper counts
+# them from 0, the image; 'stem' is what follows the first convolution.
+LAYERS = ("image", "stem", "layer1", "layer2", "layer3", "layer4")
 
-@dataclass(frozen=True)
-class Recipe:
-    """One row of the table: what a name draws, its parameters, and the words for it."""
-
-    samplers: tuple[Callable, ...]
-    defaults: dict[str, Any]
-    words: str
-
-
-RECIPES = {
-    "none": Recipe((), {}, "no mixing"),
-    "cutmix": Recipe(
-        (sample_cutmix,),
-        {
-            "alpha": 1.0,
-            "prob": 1.0,
-            "box": "exact",
-            "scope": "batch",
-            "partner": "permutation",
-        },
-        "CutMix: one box per {scope} with sides sqrt(1 - lambda) ({box}),"
-        " lambda ~ Beta({alpha:g}, {alpha:g}), applied with probability {prob:g}; partner:"
-        " {partner}; labels weighed by the pixels kept",
-    ),
-}
+# schedule=: the factor on prob, from the share of training that is done.
+SCHEDULES = {"constant": lambda progress: 1.0, "linear": lambda progress: progress}
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A mix with its parameters, ready to draw plans; made by `create_mix`."""
+    """A mix with its parameters, ready to draw plans; made by `create_mix`.
+
+    Attributes:
+        name: as given to `create_mix`.
+        layers: the names of the feature maps it mixes at, a subset of `LAYERS`.
+
+    Example:
+        >>> from cutmix_jax import mix
+        >>> mix.create_mix('feature_cutmix').layers
+        ('image', 'stem', 'layer1', 'layer2', 'layer3')
+    """
 
     name: str
-    parameters: tuple[tuple[str, Any], ...]
+    layers: tuple[str, ...] = ()
 
     def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
-        """Returns the plans of one step, to apply in turn: a tuple of `Plan`.
+        """Returns the plans of one step, in the order to apply them: a tuple of `Plan`.
 
         Args:
             key: a JAX random key, the same on every device.
             batch_size: B, of this device's shard.
-            sides: the image's sides in pixels, `(H, W)`.
+            sides: the image's sides in pixels, `(H, W)`; or, for mixes at feature maps, a mapping
+                from each of `layers` to the sides of its map.
             progress: the share of training that is done, in [0, 1]; may be traced.
             axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
 
         Returns:
-            A tuple of `Plan`; empty for `'none'`.
+            A tuple of `Plan`; empty for `'none'`. Each says in `plan.layer` where it belongs.
+
+        Raises:
+            ValueError: while tracing, if `sides` lacks a layer.
 
         Example:
             >>> import jax
             >>> from cutmix_jax import mix
-            >>> plans = mix.create_mix('cutmix', prob=0.5).sample(jax.random.key(0), 8, (32, 32))
-            >>> [plan.sides for plan in plans]
-            [(32, 32)]
+            >>> plans = mix.create_mix('cutout+mixup').sample(jax.random.key(0), 8, (32, 32))
+            >>> [plan.fill for plan in plans]
+            [0.0, None]
         """
-        return tuple(
-            sampler(key, batch_size, sides, axis_name=axis_name, **dict(self.parameters))
-            for sampler in RECIPES[self.name].samplers
-        )
+        return ()
 
     def describe(self):
         """Returns the recipe in words.
 
         Example:
             >>> from cutmix_jax import mix
-            >>> mix.create_mix('none').describe()
-            'no mixing'
+            >>> print(mix.create_mix('mixup', alpha=0.2, prob=0.5).describe())
+            Mixup: lambda ~ Beta(0.2, 0.2) per batch, partner by permutation; with probability 0.5
         """
-        return RECIPES[self.name].words.format(**dict(self.parameters))
+        return "no mixing"
+
+
+@dataclass(frozen=True)
+class OneMix(Mix):
+    """One sampler with its options, at the image or at a layer drawn anew for each batch."""
+
+    sampler: Callable | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    schedule: str = "constant"
+    until: float = 1.0
+
+    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
+        progress = jnp.asarray(progress, jnp.float32)
+        factor = jnp.where(progress <= self.until, SCHEDULES[self.schedule](progress), 0.0)
+        options = dict(self.options) | {"prob": self.options["prob"] * factor}
+        if len(self.layers) > 1:
+            layer_key, key = jax.random.split(key)
+            chosen = jax.random.randint(layer_key, (1,), 0, len(self.layers))
+        plans = []
+        for i, layer in enumerate(self.layers):
+            sides_here = _sides_at(layer, sides, self)
+            plan = self.sampler(key, batch_size, sides_here, axis_name=axis_name, **options)
+            if len(self.layers) > 1:
+                plan = switched(plan, chosen == i)
+            plans.append(replace(plan, layer=layer))
+        return tuple(plans)
+
+    def describe(self):
+        words = WORDS[self.sampler](self.options)
+        if self.layers != ("image",):
+            words += "; at " + ("one of " if len(self.layers) > 1 else "")
+            words += ", ".join(self.layers)
+        prob = f"{self.options['prob']:g}"
+        if self.schedule == "linear":
+            words += f"; with probability 0 to {prob} from start to end"
+        elif prob != "1":
+            words += f"; with probability {prob}"
+        return words + (f", until {self.until:.0%} of training" if self.until < 1 else "")
+
+
+@dataclass(frozen=True)
+class InTurn(Mix):
+    """All of its parts, one after the other."""
+
+    parts: tuple[Mix, ...] = ()
+
+    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
+        plans = [
+            plan
+            for i, part in enumerate(self.parts)
+            for plan in part.sample(
+                jax.random.fold_in(key, i),
+                batch_size,
+                sides,
+                progress=progress,
+                axis_name=axis_name,
+            )
+        ]
+        return tuple(sorted(plans, key=lambda plan: LAYERS.index(plan.layer)))
+
+    def describe(self):
+        return ", then ".join(part.describe() for part in self.parts)
+
+
+@dataclass(frozen=True)
+class ByChance(Mix):
+    """One of its two parts."""
+
+    parts: tuple[Mix, ...] = ()
+    switch_prob: float = 0.5
+
+    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
+        choice_key, *keys = jax.random.split(key, 3)
+        second = jax.random.uniform(choice_key, (1,), jnp.float32) < self.switch_prob
+        plans = [
+            switched(plan, on)
+            for part, on, key in zip(self.parts, (~second, second), keys, strict=True)
+            for plan in part.sample(key, batch_size, sides, progress=progress, axis_name=axis_name)
+        ]
+        return tuple(sorted(plans, key=lambda plan: LAYERS.index(plan.layer)))
+
+    def describe(self):
+        first, second = (part.describe() for part in self.parts)
+        return f"{first}; or, with probability {self.switch_prob:g}, {second}"
+
+
+def _sides_at(layer, sides, mix):
+    """Returns the sides of a layer's map from what `Mix.sample` was given."""
+    if isinstance(sides, Mapping):
+        return check.choice(
+            f"mix '{mix.name}' needs the sides of {mix.layers}: layer", layer, sides
+        )
+    if layer != "image":
+        raise ValueError(
+            f"mix '{mix.name}' mixes at {mix.layers}, so sides must be a mapping from their names"
+            f" to the sides of their maps, but it is {sides}."
+        )
+    return sides
+
+
+def _box_words(options):
+    size, placement = options["size"], options["placement"]
+    if size is None:
+        size = f"lambda ~ Beta({options['alpha']:g}, {options['alpha']:g})"
+        bounds = (options["min_ratio"], options["max_ratio"])
+        if bounds != (0, 1):
+            size += ", length {:g} to {:g} of the side".format(*bounds)
+    else:
+        size = f"size {size}" + (" of the side" if isinstance(size, float) and size < 1 else "")
+    if placement == "gaussian":
+        placement += f", sigma {options['sigma']:g} of the side"
+    return f"one '{options['box']}' box per {options['scope']} ({size}; centre {placement})"
+
+
+LABEL_WORDS = {
+    "share": "labels weighed by the pixels kept",
+    "one_hot": "the label of the larger share alone",
+    "complete": "both labels by one half",
+}
+
+
+def _partner_words(options):
+    words = f"partner by {options['partner']}"
+    return words + (" across devices" if options["across_devices"] else "")
+
+
+def _cutmix_words(options):
+    labels = LABEL_WORDS[options["label"]]
+    if not options["correct_lam"]:
+        labels += ", as drawn before clipping"
+    return f"CutMix: {_box_words(options)}, {_partner_words(options)}; {labels}"
+
+
+def _mixup_words(options):
+    alpha = f"{options['alpha']:g}"
+    return (
+        f"Mixup: lambda ~ Beta({alpha}, {alpha}) per {options['scope']}, {_partner_words(options)}"
+    )
+
+
+def _cutout_words(options):
+    return f"Cutout: {_box_words(options)}, filled with {options['fill']}"
+
+
+WORDS = {
+    sample_cutmix: _cutmix_words,
+    sample_mixup: _mixup_words,
+    sample_cutout: _cutout_words,
+}
+
+# What a recipe changes of its sampler's defaults, by the names of the paper.
+RECIPES = {
+    "cutmix": (sample_cutmix, {}),
+    "center_gaussian_cutmix": (sample_cutmix, {"placement": "gaussian"}),
+    "fixed_size_cutmix": (sample_cutmix, {"size": 0.5}),
+    "one_hot_cutmix": (sample_cutmix, {"label": "one_hot"}),
+    "scheduled_cutmix": (sample_cutmix, {"schedule": "linear"}),
+    "complete_label_cutmix": (sample_cutmix, {"label": "complete"}),
+    "feature_cutmix": (sample_cutmix, {"layers": (0, 1, 2, 3, 4)}),
+    "mixup": (sample_mixup, {}),
+    "manifold_mixup": (sample_mixup, {"layers": (0, 2, 3)}),
+    "cutout": (sample_cutout, {}),
+}
+
+
+def parameters_of(name):
+    """Returns the parameters of a recipe with their defaults."""
+    sampler, changes = RECIPES[name]
+    signature = inspect.signature(sampler).parameters.values()
+    options = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
+    del options["axis_name"]
+    return options | {"schedule": "constant", "until": 1.0, "layers": (0,)} | changes
 
 
 def create_mix(name, **parameters):
-    """Returns the mix of that name.
+    """Returns the mix of that name, in the words of the paper.
 
     Args:
-        name: `'none'` or `'cutmix'`.
-        **parameters: what differs from the recipe's defaults.
+        name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
+            `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
+            `'cutout'`; at feature maps `'manifold_mixup'`, `'feature_cutmix'`; several in turn,
+            `'cutout+mixup'`; one of two by chance, `'cutmix_or_mixup'`.
+        **parameters: what differs from the defaults of the mix: options of its sampler
+            (`sample_cutmix`, `sample_mixup`, `sample_cutout`), and for all of them
+
+            * `schedule`: `'linear'` multiplies prob by the share of training that is done,
+              `'constant'` does not;
+            * `until`: the share of training after which nothing is mixed;
+            * `layers`: where, as names or numbers in `LAYERS`; one of several is drawn per batch.
+
+            In a combination a parameter goes to each part that has it, and `PART_PARAMETER`, such
+            as `mixup_alpha`, to that part alone; by chance, `switch_prob` is the second's
+            probability.
 
     Returns:
         A `Mix`.
@@ -95,12 +275,125 @@ def create_mix(name, **parameters):
 
     Example:
         >>> from cutmix_jax import mix
-        >>> mix.create_mix('cutmix', alpha=0.2).parameters[0]
-        ('alpha', 0.2)
+        >>> print(mix.create_mix('cutmix', alpha=0.2, box='paper').describe())
+        CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); centre uniform), partner by
+        permutation; labels weighed by the pixels kept
+        >>> print(mix.create_mix('cutmix_or_mixup', mixup_alpha=0.8).describe())
+        CutMix: one 'exact' box per batch (lambda ~ Beta(1, 1); centre uniform), partner by
+        permutation; labels weighed by the pixels kept; or, with probability 0.5, Mixup: lambda ~
+        Beta(0.8, 0.8) per batch, partner by permutation
     """
-    defaults = check.choice("mix", name, RECIPES).defaults
+    if name == "none" and not parameters:
+        return Mix("none")
+    if "_or_" in name:
+        return _combine(by_chance, name.split("_or_"), parameters)
+    if "+" in name:
+        return _combine(in_turn, name.split("+"), parameters)
+    check.choice("mix", name, ("none", *RECIPES))
+    defaults = {} if name == "none" else parameters_of(name)
     for parameter in parameters:
         check.choice(f"mix '{name}': parameter", parameter, defaults)
-    mix = Mix(name, tuple((defaults | parameters).items()))
-    jax.eval_shape(lambda key: mix.sample(key, 2, (8, 8)), jax.random.key(0))  # checks the values
+    options = defaults | parameters
+    mix = OneMix(
+        name,
+        layers=_layer_names(options.pop("layers")),
+        sampler=RECIPES[name][0],
+        schedule=check.choice("schedule", options.pop("schedule"), tuple(SCHEDULES)),
+        until=options.pop("until"),
+        options=options,
+    )
+    check.number("until", mix.until, 0, 1)
+    check.number("prob", options["prob"], 0, 1)
+    _draw_once(mix)
     return mix
+
+
+def in_turn(*mixes):
+    """Returns the mix that applies all of these, one after the other.
+
+    Args:
+        *mixes: what `create_mix` returns.
+
+    Returns:
+        A `Mix`.
+
+    Example:
+        >>> from cutmix_jax import mix
+        >>> both = mix.in_turn(mix.create_mix('cutout', size=16), mix.create_mix('mixup'))
+        >>> both.name
+        'cutout+mixup'
+
+    Reference:
+        Table 5 of Yun et al., "CutMix", ICCV 2019, has Cutout + Mixup and Cutout + Manifold Mixup.
+    """
+    return InTurn("+".join(mix.name for mix in mixes), _layers_of(mixes), mixes)
+
+
+def by_chance(first, second, *, switch_prob=0.5):
+    """Returns the mix that applies one of the two, drawn anew for each batch.
+
+    Args:
+        first: what `create_mix` returns.
+        second: the same.
+        switch_prob: the probability of the second, in [0, 1].
+
+    Returns:
+        A `Mix`.
+
+    Raises:
+        ValueError: if `switch_prob` is out of its range.
+
+    Example:
+        >>> from cutmix_jax import mix
+        >>> either = mix.by_chance(mix.create_mix('cutmix'), mix.create_mix('mixup', alpha=0.8))
+        >>> either.name
+        'cutmix_or_mixup'
+    """
+    check.number("switch_prob", switch_prob, 0, 1)
+    mixes = (first, second)
+    return ByChance(f"{first.name}_or_{second.name}", _layers_of(mixes), mixes, switch_prob)
+
+
+def _layers_of(mixes):
+    return tuple(layer for layer in LAYERS if any(layer in mix.layers for mix in mixes))
+
+
+def _layer_names(layers):
+    """Returns layers, given as one or several names or numbers, as a tuple of names."""
+    layers = (layers,) if isinstance(layers, (int, str)) else tuple(layers)
+    table = {name: name for name in LAYERS} | dict(enumerate(LAYERS))
+    if not layers:
+        raise ValueError(f"layers is empty; expected one or more of {LAYERS} or their numbers.")
+    return tuple(check.choice("layer", layer, table) for layer in layers)
+
+
+def _combine(combination, names, parameters):
+    """Makes the parts with the parameters that are theirs, and combines them."""
+    if combination is by_chance and "switch_prob" in parameters:
+        combination = partial(by_chance, switch_prob=parameters["switch_prob"])
+        parameters = {k: v for k, v in parameters.items() if k != "switch_prob"}
+    known = {}
+    for name in names:
+        check.choice("mix", name, RECIPES)
+        known |= {key: key for p in parameters_of(name) for key in (p, f"{name}_{p}")}
+    for parameter in parameters:
+        check.choice(f"mix {' and '.join(names)}: parameter", parameter, known)
+    parts = []
+    for name in names:
+        own = {p: parameters[p] for p in parameters_of(name) if p in parameters}
+        own |= {
+            p: parameters[f"{name}_{p}"] for p in parameters_of(name) if f"{name}_{p}" in parameters
+        }
+        parts.append(create_mix(name, **own))
+    return combination(*parts)
+
+
+def _draw_once(mix):
+    """Draws abstractly, so that wrong values raise here and not in the first step."""
+    size = mix.options.get("size")
+    sides = (1024,) * (len(size) if isinstance(size, (tuple, list)) else 2)
+    everywhere = dict.fromkeys(mix.layers, sides)
+    options = {**mix.options, "across_devices": False}
+    options = {k: v for k, v in options.items() if k in mix.options}
+    single = replace(mix, options=options)
+    jax.eval_shape(lambda key: single.sample(key, 2, everywhere), jax.random.key(0))

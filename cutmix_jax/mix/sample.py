@@ -1,13 +1,14 @@
 """Drawing plans: how large the box is, where it lies, and whom an example is mixed with."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.plan import Plan, kept_share
+from cutmix_jax.mix.plan import Plan, kept_share, on_device, switched
 
 
 def symmetric_beta(key, alpha, shape):
@@ -26,20 +27,63 @@ def symmetric_beta(key, alpha, shape):
     return jnp.where(cosine < 0, smaller, 1 - smaller)
 
 
-# box=: the side in whole pixels from its real length, and the centre from a real point.
+# box=: a side in whole pixels from its real length, and the box's centre from a real point.
 BOXES = {
     "exact": (lambda length: jnp.floor(length + 0.5), lambda centre: centre),
     "paper": (lambda length: 2 * jnp.floor(length / 2), jnp.floor),
 }
 
 
-def draw_boxes(key, lengths, sides, rule):
+def _uniform(key, length, side, sigma):
+    return side * jax.random.uniform(key, length.shape, jnp.float32)
+
+
+def _gaussian(key, length, side, sigma):
+    centre = side * (0.5 + sigma * jax.random.normal(key, length.shape, jnp.float32))
+    return jnp.clip(centre, 0, side - 1)
+
+
+def _inside(key, length, side, sigma):
+    # Half a pixel below the whole corner, where all rounding rules take it down to the corner.
+    corners = side - length + 1
+    low = jnp.floor(corners * jax.random.uniform(key, length.shape, jnp.float32))
+    return low + length / 2
+
+
+# placement=: where the centre of the box falls.
+PLACEMENTS = {"uniform": _uniform, "gaussian": _gaussian, "inside": _inside}
+
+
+def draw_boxes(key, lengths, sides, *, rule, placement, sigma):
     """Returns int32 `[N, 2, n]` boxes of about `lengths` `[N, n]`, clipped at the border."""
     whole, on_grid = check.choice("box", rule, BOXES)
-    length, side = whole(lengths), jnp.asarray(sides, jnp.float32)
-    centre = on_grid(side * jax.random.uniform(key, lengths.shape, jnp.float32))
-    low = jnp.floor(centre - length / 2 + 0.5)
+    place = check.choice("placement", placement, PLACEMENTS)
+    side = jnp.asarray(sides, jnp.float32)
+    length = whole(lengths)
+    low = jnp.floor(on_grid(place(key, length, side, sigma)) - length / 2 + 0.5)
     return jnp.clip(jnp.stack([low, low + length], axis=1), 0, side).astype(jnp.int32)
+
+
+def box_lengths(size, sides):
+    """Returns the box's sides in pixels, from pixels or, below 1, shares of the image's sides."""
+    sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * len(sides)
+    lengths = [s * side if s < 1 else s for s, side in zip(sizes, sides, strict=False)]
+    if len(sizes) != len(sides) or any(
+        not 0 < length <= side for length, side in zip(lengths, sides, strict=True)
+    ):
+        raise ValueError(
+            f"size={size!r} is no box in an image of sides {sides}; expected pixels, or a share"
+            f" between 0 and 1 of the image's side, for all sides or for each of them."
+        )
+    return jnp.asarray(lengths, jnp.float32)
+
+
+# label=: the weight of the own label from the share that is kept.
+LABELS = {
+    "share": lambda kept: kept,
+    "one_hot": lambda kept: jnp.where(kept >= 0.5, 1.0, 0.0),
+    "complete": lambda kept: jnp.full_like(kept, 0.5),
+}
 
 
 def _permutation(key, size):
@@ -50,14 +94,70 @@ def _reverse(key, size):
     return jnp.arange(size)[::-1]
 
 
-PARTNERS = {"permutation": _permutation, "reverse": _reverse}
-
-# scope=: whether each device draws its own.
-SCOPES = {"batch": False, "device": True}
+def _rotate(key, size):
+    return (jnp.arange(size) + jax.random.randint(key, (), 1, max(size, 2))) % size
 
 
-def _on_device(key, axis_name):
-    return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
+def _matching(key, size):
+    order = jax.random.permutation(key, size)
+    neighbour = jnp.minimum(jnp.arange(size) ^ 1, size - 1)  # the odd one out has itself
+    return jnp.zeros(size, order.dtype).at[order].set(order[neighbour])
+
+
+PARTNERS = {"permutation": _permutation, "reverse": _reverse, "rotate": _rotate}
+# With scope 'pair' two examples share a box, so partners are mutual.
+MUTUAL_PARTNERS = {"permutation": _matching, "reverse": _reverse}
+
+# scope=: the draw that each example has, from its partner.
+SCOPES = {
+    "batch": None,
+    "device": None,
+    "pair": lambda own, partner: jnp.minimum(own, partner),
+    "image": lambda own, partner: own,
+}
+
+
+def assign(key, batch_size, *, scope, partner, axis_name, across_devices):
+    """Returns each example's partner, a key for the draws, their number, and each example's."""
+    draw_of = check.choice("scope", scope, SCOPES)
+    table = MUTUAL_PARTNERS if scope == "pair" else PARTNERS
+    draw_partners = check.choice(f"scope='{scope}': partner", partner, table)
+    if across_devices and axis_name is None:
+        raise ValueError(
+            "across_devices=True needs axis_name, the axis that devices are mapped by."
+        )
+    draw_key, partner_key = jax.random.split(key)
+    size, own = batch_size, jnp.arange(batch_size)
+    if across_devices:  # one drawing for all, of which each device takes its part
+        size *= lax.axis_size(axis_name)
+        own += batch_size * lax.axis_index(axis_name)
+    else:
+        partner_key = on_device(partner_key, axis_name)
+    if scope == "device" or (scope != "batch" and not across_devices):
+        draw_key = on_device(draw_key, axis_name)
+    partners = draw_partners(partner_key, size).astype(jnp.int32)[own]
+    if draw_of is None:
+        return partners, draw_key, 1, jnp.zeros(1, jnp.int32)
+    return partners, draw_key, size, draw_of(own, partners)
+
+
+# The numbers that may be traced, with their bounds.
+NUMBERS = {
+    "alpha": {"low": 0, "high": math.inf, "above": True},
+    "prob": {"low": 0, "high": 1},
+    "sigma": {"low": 0, "high": math.inf, "above": True},
+    "min_ratio": {"low": 0, "high": 1},
+    "max_ratio": {"low": 0, "high": 1},
+}
+
+
+def checked_numbers(**values):
+    """Returns the numbers as float32 scalars, or raises if one is out of its bounds."""
+    low, high = values.get("min_ratio", 0), values.get("max_ratio", 1)
+    checked = {name: check.number(name, value, **NUMBERS[name]) for name, value in values.items()}
+    if check.is_concrete(low) and check.is_concrete(high) and low > high:
+        raise ValueError(f"min_ratio={low} is above max_ratio={high}.")
+    return checked
 
 
 def sample_cutmix(
@@ -67,68 +167,256 @@ def sample_cutmix(
     *,
     alpha=1.0,
     prob=1.0,
+    size=None,
+    min_ratio=0.0,
+    max_ratio=1.0,
     box="exact",
+    placement="uniform",
+    sigma=0.25,
+    label="share",
+    correct_lam=True,
     scope="batch",
     partner="permutation",
     axis_name=None,
+    across_devices=False,
 ):
     r"""Draws a CutMix plan: a box of the partner is pasted, labels are weighed by its area.
 
     .. math::
         \lambda_0 \sim \text{Beta}(\alpha, \alpha), \quad
-        \text{side}_k = \text{sides}_k \, (1 - \lambda_0)^{1/n}, \quad
-        \lambda = 1 - |\text{box}| / \textstyle\prod_k \text{sides}_k
+        \text{length}_k = \text{side}_k \, (1 - \lambda_0)^{1/n}, \quad
+        \lambda = 1 - |\text{box}| / \textstyle\prod_k \text{side}_k
 
     The centre is uniform in the image, and what sticks out is clipped, so the mean of
-    :math:`\lambda` is 0.68 for alpha = 1 rather than 0.5.
+    :math:`\lambda` is 163/240 = 0.68 for alpha = 1, and not 0.5.
 
     Args:
         key: a JAX random key.
-        batch_size: B.
-        sides: the image's sides in pixels, `(H, W)`; any number of them.
+        batch_size: B, of this device.
+        sides: the image's n sides in pixels, such as `(H, W)`; n = 1 for series, 3 for volumes.
         alpha: parameter of the Beta distribution, above 0; may be traced.
         prob: the probability to mix at all, in [0, 1]; may be traced.
-        box: `'exact'` rounds sides to whole pixels; `'paper'` repeats the authors' code, whose
-            sides are even.
+        size: instead of a drawn size, that of every box: pixels, or below 1 a share of the
+            image's side; one number, or one per side.
+        min_ratio: lower bound of a box's length over the image's side, in [0, 1]; may be traced.
+        max_ratio: upper bound of the same; may be traced.
+        box: `'exact'` rounds lengths to whole pixels; `'paper'` repeats the authors' code, where
+            lengths are even and the centre is a whole pixel.
+        placement: `'uniform'`: the centre is uniform in the image; `'gaussian'`: normal around the
+            image's centre; both are clipped at the border. `'inside'`: the whole box is inside.
+        sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
+        label: the own label's weight: `'share'`, of pixels kept; `'one_hot'`, 1 for the larger
+            share and 0 for the other; `'complete'`, one half for both.
+        correct_lam: `False` weighs labels by the share before rounding and clipping.
         scope: `'batch'`: one draw for the whole batch, the same on every device, as in the paper;
-            `'device'`: one draw per device.
-        partner: `'permutation'`, a random one as in the paper, or `'reverse'`.
-        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices; partners are
-            then drawn anew on each.
+            `'device'`: one per device; `'pair'`: one for two images, which are each other's
+            partners; `'image'`: one per image.
+        partner: `'permutation'`, random as in the paper, with one fixed point on average;
+            `'reverse'`, the batch backwards; `'rotate'`, by a random number of places, without
+            fixed points.
+        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
+        across_devices: whether partners come from all devices' batches. `apply` then gathers them,
+            which costs as much memory and traffic as the whole batch on every device.
 
     Returns:
-        A `Plan`, whose `lam` is exactly the share of pixels that an example keeps.
+        A `Plan`, whose `lam` is exactly the share of pixels that an example keeps, unless `label`
+        or `correct_lam` say otherwise.
 
     Raises:
-        ValueError: while tracing, if a parameter is out of its range.
+        ValueError: while tracing, if an argument is out of its range.
 
     Example:
         >>> import jax
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_cutmix(jax.random.key(1), batch_size=4, sides=(32, 32))
-        >>> plan.box[0]
+        >>> plan.box[0].tolist(), plan.lam
+        ([[13, 0], [32, 19]], Array([0.64746094], dtype=float32))
+        >>> plan = mix.sample_cutmix(jax.random.key(1), 4, (32, 32), scope='image', size=16)
         >>> plan.lam
+        Array([0.8222656, 0.78125  , 0.796875 , 0.8125   ], dtype=float32)
 
     Reference:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
         Features", ICCV 2019.
     """
-    alpha = check.number("alpha", alpha, 0, math.inf, above=True)
-    prob = check.number("prob", prob, 0, 1)
-    draw_partner = check.choice("partner", partner, PARTNERS)
-    draw_key, partner_key = jax.random.split(key)
-    if check.choice("scope", scope, SCOPES):
-        draw_key = _on_device(draw_key, axis_name)
-    lam_key, box_key, prob_key = jax.random.split(draw_key, 3)
-
-    side = jnp.asarray(sides, jnp.float32)
-    lam = symmetric_beta(lam_key, alpha, (1, 1))
-    boxes = draw_boxes(box_key, side * (1 - lam) ** (1 / len(sides)), sides, box)
-    mixed = jax.random.uniform(prob_key, (1, 1, 1), jnp.float32) < prob
-    boxes = jnp.where(mixed, boxes, 0)
-    return Plan(
-        partner=draw_partner(_on_device(partner_key, axis_name), batch_size).astype(jnp.int32),
-        box=boxes,
-        lam=kept_share(boxes, sides),
-        sides=tuple(sides),
+    sides = check.sides(sides)
+    weigh = check.choice("label", label, LABELS)
+    numbers = checked_numbers(
+        alpha=alpha, prob=prob, sigma=sigma, min_ratio=min_ratio, max_ratio=max_ratio
     )
+    partners, draw_key, draws, draw = assign(
+        key,
+        batch_size,
+        scope=scope,
+        partner=partner,
+        axis_name=axis_name,
+        across_devices=across_devices,
+    )
+    lam_key, box_key, prob_key = jax.random.split(draw_key, 3)
+    side = jnp.asarray(sides, jnp.float32)
+    if size is None:
+        lam = symmetric_beta(lam_key, numbers["alpha"], (draws, 1))
+        ratios = jnp.clip((1 - lam) ** (1 / len(sides)), numbers["min_ratio"], numbers["max_ratio"])
+        lengths = side * ratios
+    else:
+        lengths = jnp.broadcast_to(box_lengths(size, sides), (draws, len(sides)))
+    boxes = draw_boxes(
+        box_key, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"]
+    )
+    kept = kept_share(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
+    mixed = jax.random.uniform(prob_key, (draws,), jnp.float32) < numbers["prob"]
+    plan = Plan(
+        partner=partners,
+        box=boxes[draw],
+        lam=weigh(kept)[draw],
+        sides=sides,
+        across=axis_name if across_devices else None,
+    )
+    return switched(plan, mixed[draw])
+
+
+def sample_mixup(
+    key,
+    batch_size,
+    sides,
+    *,
+    alpha=1.0,
+    prob=1.0,
+    scope="batch",
+    partner="permutation",
+    axis_name=None,
+    across_devices=False,
+):
+    r"""Draws a Mixup plan: images and labels are averages of two.
+
+    .. math::
+        \lambda \sim \text{Beta}(\alpha, \alpha), \quad
+        \tilde x_i = \lambda x_i + (1 - \lambda) x_{partner_i}, \quad
+        \tilde y_i = \lambda y_i + (1 - \lambda) y_{partner_i}
+
+    Args:
+        key: a JAX random key.
+        batch_size: B, of this device.
+        sides: the image's sides in pixels, such as `(H, W)`.
+        alpha: parameter of the Beta distribution, above 0; may be traced.
+        prob: the probability to mix at all, in [0, 1]; may be traced.
+        scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
+        partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.
+        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
+        across_devices: whether partners come from all devices' batches.
+
+    Returns:
+        A `Plan` with empty boxes, whose `ratio` and `lam` are equal.
+
+    Raises:
+        ValueError: while tracing, if an argument is out of its range.
+
+    Example:
+        >>> import jax
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_mixup(jax.random.key(1), batch_size=4, sides=(32, 32), alpha=0.2)
+        >>> plan.ratio, plan.lam
+        (Array([0.07735544], dtype=float32), Array([0.07735544], dtype=float32))
+
+    Reference:
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    """
+    sides = check.sides(sides)
+    numbers = checked_numbers(alpha=alpha, prob=prob)
+    partners, draw_key, draws, draw = assign(
+        key,
+        batch_size,
+        scope=scope,
+        partner=partner,
+        axis_name=axis_name,
+        across_devices=across_devices,
+    )
+    lam_key, prob_key = jax.random.split(draw_key)
+    lam = symmetric_beta(lam_key, numbers["alpha"], (draws,))
+    mixed = jax.random.uniform(prob_key, (draws,), jnp.float32) < numbers["prob"]
+    lam = jnp.where(mixed, lam, 1.0)[draw]
+    return Plan(
+        partner=partners,
+        box=jnp.zeros((1, 2, len(sides)), jnp.int32),
+        ratio=lam,
+        lam=lam,
+        sides=sides,
+        across=axis_name if across_devices else None,
+    )
+
+
+def sample_cutout(
+    key,
+    batch_size,
+    sides,
+    *,
+    size=0.5,
+    fill=0.0,
+    prob=1.0,
+    box="exact",
+    placement="uniform",
+    sigma=0.25,
+    scope="image",
+    axis_name=None,
+):
+    r"""Draws a Cutout plan: a box of each image is filled with a value, labels stay.
+
+    .. math::
+        \tilde x_i[p] = \text{fill if } p \in \text{box}_i \text{ else } x_i[p], \qquad
+        \tilde y_i = y_i
+
+    The centre is uniform in the image, and what sticks out is clipped: of a box of half the
+    image's side, 19 % of the image is removed in the mean, and not 25 %.
+
+    Args:
+        key: a JAX random key.
+        batch_size: B, of this device.
+        sides: the image's sides in pixels, such as `(H, W)`.
+        size: the box's side in pixels, or below 1 as a share of the image's side; one number, or
+            one per side.
+        fill: what the box is filled with: a number, or an array that broadcasts against the
+            images. 0 is the mean colour of normalised images.
+        prob: the probability to cut at all, in [0, 1]; may be traced.
+        box: `'exact'` or `'paper'`, as for `sample_cutmix`.
+        placement: `'uniform'`, `'gaussian'` or `'inside'`, as for `sample_cutmix`.
+        sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
+        scope: `'image'`: one draw per image; or `'batch'`, `'device'`.
+        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
+
+    Returns:
+        A `Plan` whose `lam` is 1.
+
+    Raises:
+        ValueError: while tracing, if an argument is out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_cutout(jax.random.key(1), 2, (6, 6), size=2)
+        >>> mix.apply(plan, jnp.ones((2, 6, 6), jnp.uint8))[0]
+        Array([[1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1, 1],
+               [0, 0, 1, 1, 1, 1],
+               [0, 0, 1, 1, 1, 1]], dtype=uint8)
+
+    Reference:
+        DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+        2017.
+    """
+    plan = sample_cutmix(
+        key,
+        batch_size,
+        sides,
+        prob=prob,
+        size=size,
+        box=box,
+        placement=placement,
+        sigma=sigma,
+        scope=check.choice("scope", scope, ("image", "batch", "device")),
+        partner="reverse",  # needs no drawing, and is not used
+        axis_name=axis_name,
+    )
+    own = jnp.arange(batch_size, dtype=jnp.int32)
+    return replace(plan, partner=own, lam=jnp.ones(1), fill=fill)

@@ -1,0 +1,157 @@
+"""Mixing labels, other values per example, and losses by a plan."""
+
+import jax
+import jax.numpy as jnp
+
+from cutmix_jax.mix import check
+from cutmix_jax.mix.pixels import partners
+
+
+def mix_labels(plan, labels, num_classes=None):
+    r"""Mixes labels by the plan's weights; never smooths them.
+
+    .. math:: \tilde y_i = \lambda_i y_i + (1 - \lambda_i) y_{partner_i}
+
+    Args:
+        plan: a `Plan` for batches of this size.
+        labels: class ids, int `[B]`, with `num_classes`; or one row per example, `[B, K]`: soft
+            (floating) or multi-hot (floating, int or bool).
+        num_classes: K, the number of classes that ids are below.
+
+    Returns:
+        float32 `[B, K]`.
+
+    Raises:
+        ValueError: if the labels are neither, do not match the plan's batch (both while tracing),
+            or ids are outside the classes (where they are known, that is outside jit).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> mix.mix_labels(plan, jnp.array([0, 2]), num_classes=3)
+        Array([[0.75, 0.  , 0.25],
+               [0.25, 0.  , 0.75]], dtype=float32)
+    """
+    labels = _label_rows(labels, num_classes, plan.partner.shape[0])
+    return mix_values(plan, labels)
+
+
+def mix_values(plan, values):
+    r"""Mixes anything that has one value, or one array of them, per example.
+
+    .. math:: \tilde v_i = \lambda_i v_i + (1 - \lambda_i) v_{partner_i}
+
+    Args:
+        plan: a `Plan` for batches of this size.
+        values: a pytree of arrays `[B, ...]`: example weights, regression targets, embeddings.
+
+    Returns:
+        A pytree like `values`; floating dtypes stay, others become float32.
+
+    Raises:
+        ValueError: while tracing, if the batch is not the plan's.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> mix.mix_values(plan, jnp.array([1.0, 0.0]))
+        Array([0.75, 0.25], dtype=float32)
+    """
+
+    def mixed(values):
+        values = jnp.asarray(values)
+        if values.ndim == 0 or values.shape[0] != plan.partner.shape[0]:
+            raise ValueError(
+                f"values have shape {values.shape}, expected [{plan.partner.shape[0]}, ...] as in"
+                f" the plan."
+            )
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            values = values.astype(jnp.float32)
+        lam = plan.lam.reshape(-1, *[1] * (values.ndim - 1))
+        return weighted(lam, values, partners(plan, values)).astype(values.dtype)
+
+    return jax.tree.map(mixed, values)
+
+
+def mix_losses(plan, loss_fn, labels):
+    r"""Weighs the losses for an example's own label and for its partner's.
+
+    .. math::
+        \tilde\ell_i = \lambda_i \, \ell(y_i)_i + (1 - \lambda_i) \, \ell(y_{partner_i})_i
+
+    For losses that are linear in the label, as cross-entropy is, this equals the loss for
+    `mix_labels`; for those that are not, or that take class ids alone, it is the form to use.
+
+    Args:
+        plan: a `Plan` for batches of this size.
+        loss_fn: takes labels like `labels` and returns one loss per example, `[B]`.
+        labels: a pytree of arrays `[B, ...]`, of any kind that `loss_fn` takes.
+
+    Returns:
+        floating `[B]`.
+
+    Raises:
+        ValueError: while tracing, if `loss_fn` does not return one loss per example.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> log_probs = jax.nn.log_softmax(jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
+        >>> def loss_fn(labels):
+        ...     return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+        >>> mix.mix_losses(plan, loss_fn, jnp.array([0, 2]))
+        Array([1.9076059, 1.0986123], dtype=float32)
+    """
+    labels = jax.tree.map(jnp.asarray, labels)
+    others = jax.tree.map(lambda labels: partners(plan, labels), labels)
+    own, other = loss_fn(labels), loss_fn(others)
+    if jnp.shape(own) != plan.partner.shape:
+        raise ValueError(
+            f"loss_fn returned shape {jnp.shape(own)}, expected one loss per example,"
+            f" {plan.partner.shape}."
+        )
+    return weighted(plan.lam, own, other)
+
+
+def weighted(lam, own, other):
+    """Returns lam own + (1 - lam) other, and what has no weight stays out even where it is NaN."""
+    return jnp.where(lam > 0, lam * own, 0) + jnp.where(lam < 1, (1 - lam) * other, 0)
+
+
+def _label_rows(labels, num_classes, batch_size):
+    """Returns labels as float32 `[B, K]`, or raises naming what was found and expected."""
+    labels = jnp.asarray(labels)
+    found = f"labels are {labels.dtype}{list(labels.shape)}"
+    if labels.ndim not in (1, 2) or labels.shape[0] != batch_size:
+        raise ValueError(f"{found}, expected [{batch_size}] or [{batch_size}, K] as in the plan.")
+    if labels.ndim == 2:
+        if num_classes not in (None, labels.shape[1]):
+            raise ValueError(
+                f"{found}, rows of {labels.shape[1]} weights, but num_classes={num_classes}."
+            )
+        return labels.astype(jnp.float32)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"{found}: neither class ids (integers [B]) nor one row per example [B, K]; for other"
+            f" values of an example, such as its weight, use mix_values."
+        )
+    if num_classes is None:
+        raise ValueError(f"{found}: class ids need num_classes, the number of classes.")
+    check_class_ids(labels, num_classes)
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+
+
+def check_class_ids(labels, num_classes):
+    """Raises if class ids, where they are known, are outside the classes: they would be zeros."""
+    labels = jnp.asarray(labels)
+    ids = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer) and labels.size
+    if ids and check.is_concrete(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"labels hold class ids from {low} to {high}, but num_classes={num_classes} allows"
+                f" 0 to {num_classes - 1}."
+            )

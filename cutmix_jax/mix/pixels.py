@@ -1,0 +1,231 @@
+"""Mixing images, masks and feature maps by a plan."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cutmix_jax.mix import check
+
+# Window sides of `paste='window'`, as quarters of the image's sides. Each is a branch to compile;
+# with eight of them the copy that the finer fit saves is smaller than what the branches cost.
+WINDOW_QUARTERS = (1, 2, 3, 4)
+
+
+def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
+    r"""Mixes every array of a pytree as the plan says.
+
+    .. math::
+        \tilde x_i[p] = \begin{cases}
+            x_{partner_i}[p] \text{ or fill} & p \in \text{box}_i \\
+            r_i \, x_i[p] + (1 - r_i) \, x_{partner_i}[p] & \text{otherwise} \end{cases}
+
+    In and outside the box pixels are selected and never multiplied, so dtypes stay as they are,
+    uint8 is exact, and NaN outside the pasted region of the partner stays out. Only where a plan
+    blends (Mixup) pixels are multiplied: in float32, then rounded once to their own dtype.
+
+    Args:
+        plan: a `Plan` for batches of this size.
+        tree: a pytree of arrays, each with the batch first: `[B, ...]`, any dtype. An array whose
+            sides are a fraction of `plan.sides` (a segmentation mask at a lower resolution) takes,
+            in each of its cells, what the image has at the cell's centre.
+        spatial_axes: the axes that the plan's sides lie on, `(1, 2)` for `[B, H, W, C]`. Negative
+            axes count from the end: `(-2, -1)` fits `[B, C, H, W]` and `[B, H, W]` alike.
+        paste: `'window'` touches no more than a window around the box (plans that only paste, one
+            box per batch), `'mask'` selects over the whole image, `'auto'` takes the window where
+            it can. Both give the same bits.
+
+    Returns:
+        A pytree like `tree`.
+
+    Raises:
+        ValueError: while tracing, if an array does not fit the plan, or holds class ids (integers
+            other than uint8) and the plan blends.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> batch = {'image': jnp.zeros((2, 4, 4, 3), jnp.uint8), 'mask': jnp.array(
+        ...     [[[0] * 4] * 4, [[7] * 4] * 4])}
+        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> mix.apply(plan, batch)['mask'][0]
+        Array([[0, 0, 0, 0],
+               [0, 7, 7, 0],
+               [0, 7, 7, 0],
+               [0, 0, 0, 0]], dtype=int32)
+
+    Reference:
+        Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
+        Features", ICCV 2019.
+    """
+    check.choice("paste", paste, {"auto", "window", "mask"})
+    obstacle = _obstacle_to_window(plan)
+    if paste == "window" and obstacle:
+        raise ValueError(f"paste='window' needs {obstacle}; use paste='mask' or 'auto'.")
+    paste = _mask if paste == "mask" or obstacle else _window
+    return jax.tree.map(lambda leaf: _apply_to(plan, jnp.asarray(leaf), spatial_axes, paste), tree)
+
+
+def apply_at(plans, layer, tree, **options):
+    """Applies, in turn, those of the plans that are for this layer.
+
+    A model whose forward pass calls `tap(name, x) -> x` at its feature maps mixes them by
+    `tap=partial(mix.apply_at, plans)`.
+
+    Args:
+        plans: a tuple of `Plan`, as `Mix.sample` returns it.
+        layer: the name of the feature map, one of `LAYERS`; others have no plans.
+        tree: a pytree of arrays, each with the batch first.
+        **options: `spatial_axes` and `paste` of `apply`.
+
+    Returns:
+        A pytree like `tree`.
+
+    Raises:
+        ValueError: while tracing, if an array does not fit its plan.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> sides = {'image': (8, 8), 'layer1': (4, 4)}
+        >>> recipe = mix.create_mix('manifold_mixup', layers='layer1', partner='reverse')
+        >>> plans = recipe.sample(jax.random.key(0), 2, sides)
+        >>> features = jnp.stack([jnp.zeros((4, 4, 16)), jnp.ones((4, 4, 16))])
+        >>> bool((mix.apply_at(plans, 'image', features) == features).all())
+        True
+        >>> mix.apply_at(plans, 'layer1', features)[0, 0, 0, 0]
+        Array(0.38266993, dtype=float32)
+    """
+    for plan in plans:
+        if plan.layer == layer:
+            tree = apply(plan, tree, **options)
+    return tree
+
+
+def partners(plan, x):
+    """Returns each example's partner, from the other devices too if the plan is across them."""
+    if plan.across is not None:
+        x = lax.all_gather(x, plan.across, tiled=True)
+    return x.at[plan.partner].get(mode="promise_in_bounds")
+
+
+def _obstacle_to_window(plan):
+    """Says what a plan lacks for `paste='window'`, or nothing."""
+    if plan.box.shape[0] != 1:
+        return f"one box for the whole batch, but the plan has {plan.box.shape[0]}"
+    if plan.ratio is not None:
+        return "a plan that only pastes, but this one blends too"
+    if plan.across is not None:
+        return "partners on this device, but the plan has them on all"
+    return None
+
+
+def _apply_to(plan, x, spatial_axes, paste):
+    axes = _checked_axes(plan, x, spatial_axes)
+    return paste(plan, x, axes, _box_on(plan, tuple(x.shape[axis] for axis in axes)))
+
+
+def _checked_axes(plan, x, spatial_axes):
+    """Returns the spatial axes counted from the front, if the array fits the plan."""
+    found = f"an array of shape {x.shape}"
+    axes = check.axes(found, x.shape, spatial_axes)
+    if len(axes) != len(plan.sides):
+        raise ValueError(
+            f"spatial_axes={spatial_axes} names {len(axes)} axes, but the plan was drawn for the"
+            f" {len(plan.sides)} sides {plan.sides}."
+        )
+    if x.shape[0] != plan.partner.shape[0]:
+        raise ValueError(
+            f"{found} has a batch of {x.shape[0]}, but the plan was drawn for a batch of"
+            f" {plan.partner.shape[0]}."
+        )
+    sides = tuple(x.shape[axis] for axis in axes)
+    # One scale for all axes, up to rounding, tells a smaller mask from a wrong choice of axes.
+    scales = [
+        ((side - 1) / of, (side + 1) / of) for side, of in zip(sides, plan.sides, strict=True)
+    ]
+    if max(low for low, _ in scales) >= min(high for _, high in scales):
+        raise ValueError(
+            f"{found} has sides {sides} on spatial_axes={spatial_axes}, but the plan was drawn for"
+            f" sides {plan.sides}; draw it for this shape, or name the spatial axes."
+        )
+    return axes
+
+
+def _box_on(plan, sides):
+    """Returns the box in the cells of an array with other sides, by the cells' centres."""
+    if sides == plan.sides:
+        return plan.box
+    side, of = jnp.asarray(sides, jnp.int32), jnp.asarray(plan.sides, jnp.int32)
+    return -((of - 2 * plan.box * side) // (2 * of))
+
+
+def _per_example(values, ndim):
+    return values.reshape(-1, *[1] * (ndim - 1))
+
+
+def _inside(box, shape, axes):
+    """Returns bool, which pixels of `shape` lie in their box; broadcasts against `shape`."""
+    inside = True
+    for i, axis in enumerate(axes):
+        line = [side if a == axis else 1 for a, side in enumerate(shape)]
+        index = lax.broadcasted_iota(jnp.int32, line, axis)
+        low, high = (_per_example(box[:, end, i], len(shape)) for end in (0, 1))
+        inside &= (low <= index) & (index < high)
+    return inside
+
+
+def _pasted(plan, x):
+    """Returns what the box shows: the partner's pixels, or the fill."""
+    if plan.fill is None:
+        return partners(plan, x)
+    fill = jnp.asarray(plan.fill)
+    if not jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(fill.dtype, jnp.floating):
+        fill = jnp.round(fill)
+    return fill.astype(x.dtype)
+
+
+def _blended(plan, x):
+    """Returns what is outside the box: the own pixels, or their blend with the partner's."""
+    if plan.ratio is None:
+        return x
+    if not jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.uint8:
+        raise ValueError(
+            f"an array of dtype {x.dtype} and shape {x.shape} cannot be blended: class ids have no"
+            f" mean; give it as one-hot floats, or use a mix that only pastes."
+        )
+    ratio = _per_example(plan.ratio, x.ndim)
+    own, other = (a.astype(jnp.promote_types(x.dtype, jnp.float32)) for a in (x, partners(plan, x)))
+    blend = ratio * own + (1 - ratio) * other
+    blend = jnp.round(blend) if x.dtype == jnp.uint8 else blend
+    return jnp.where(ratio == 1, x, blend.astype(x.dtype))
+
+
+def _mask(plan, x, axes, box):
+    """Selects over the whole image."""
+    return jnp.where(_inside(box, x.shape, axes), _pasted(plan, x), _blended(plan, x))
+
+
+def _window(plan, x, axes, box):
+    """Selects in the smallest window of the list that holds the box; the rest is not read."""
+
+    def paste_in(quarters):
+        shape = list(x.shape)
+        for axis in axes:
+            shape[axis] = -(-x.shape[axis] * quarters // 4)
+
+        def branch(x):
+            start = [jnp.int32(0)] * x.ndim
+            for i, axis in enumerate(axes):
+                start[axis] = jnp.minimum(box[0, 0, i], x.shape[axis] - shape[axis])
+            corner = jnp.stack([start[axis] for axis in axes])
+            own = lax.dynamic_slice(x, start, shape)
+            mixed = jnp.where(_inside(box - corner, shape, axes), _pasted(plan, own), own)
+            return lax.dynamic_update_slice(x, mixed, start)
+
+        return branch
+
+    extent = box[0, 1] - box[0, 0]
+    sides = jnp.asarray([x.shape[axis] for axis in axes], jnp.int32)
+    quarters = jnp.max(-(-4 * extent // sides))
+    branches = [lambda x: x] + [paste_in(quarters) for quarters in WINDOW_QUARTERS]
+    return lax.switch(jnp.where(jnp.all(extent > 0), quarters, 0), branches, x)
