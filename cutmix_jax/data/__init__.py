@@ -1,10 +1,15 @@
 """Images by the batch, from device memory or streamed from disk, behind one face."""
 
 import dataclasses
+import os
+import pathlib
 
 from cutmix_jax import UserError
-from cutmix_jax.data import resident, sets
+from cutmix_jax.data import cache, records, resident
 from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.folder import open_folder
+from cutmix_jax.data.prepared import open_prepared
+from cutmix_jax.data.records import ImageSet
 from cutmix_jax.data.settings import Settings, read_settings
 
 __all__ = ["Data", "Shards", "open_data"]
@@ -68,7 +73,7 @@ def _open_digits(settings: Settings, shards: Shards) -> Data:
 
 
 def _open_set(settings: Settings, shards: Shards) -> Data:
-    image_set = sets.find(settings.dataset, settings.data_dir, settings.test_split)
+    image_set = find_set(settings.dataset, settings.data_dir, settings.test_split)
     if _is_resident(settings, image_set):
         arrays = resident.read(image_set)
         return resident.open_resident(
@@ -79,23 +84,23 @@ def _open_set(settings: Settings, shards: Shards) -> Data:
     return streaming.open_streaming(settings, image_set, shards)
 
 
-def _is_resident(settings: Settings, image_set: sets.ImageSet) -> bool:
+def _is_resident(settings: Settings, image_set: ImageSet) -> bool:
     """Whether the set is to be held on the device; see `open_data`."""
     demanded = settings.source == "resident"
     if settings.source == "streaming" or settings.min_area is not None:
         return False
     shape, by_file = image_set.shape, image_set.shape[0] is None
     if by_file:
-        if not demanded and not sets.headers_are_cheap(image_set):
+        if not demanded and not records.headers_are_cheap(image_set):
             return False
-        shape = sets.first_shape(image_set)
+        shape = records.first_shape(image_set)
     side = settings.image_size or 0
     count = sum(split.count for split in image_set.splits.values())
     mib = count * max(shape[0] * shape[1], side * side) * shape[2] / 2**20
     if mib > settings.resident_limit_mib:
         if demanded:
             raise UserError(
-                f"{settings.dataset} takes {mib:.0f} MiB in device memory, more than "
+                f"{settings.dataset} takes {mib:,.1f} MiB in device memory, more than "
                 f"resident_limit_mib={settings.resident_limit_mib}: use "
                 "--config.source=streaming, or raise --config.resident_limit_mib"
             )
@@ -104,4 +109,37 @@ def _is_resident(settings: Settings, image_set: sets.ImageSet) -> bool:
         return True
     if side and shape[:2] != (side, side):
         return False
-    return not by_file or sets.all_of_size(image_set, shape[:2])
+    if not by_file or cache.is_stored(image_set.name, image_set.fingerprint()):
+        return True
+    return records.all_of_size(image_set, shape[:2])
+
+
+def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> ImageSet:
+    """The folder tree or TFDS set that the configuration names, with splits train and test."""
+    if dataset == "folder":
+        return open_folder(_existing(data_dir), test_split)
+    if data_dir is not None:
+        root = _existing(data_dir)
+    else:
+        root = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return open_prepared(dataset, root, test_split)
+
+
+def _existing(data_dir: str | None) -> pathlib.Path:
+    if data_dir is None:
+        raise UserError(
+            "dataset=folder needs the folder that holds train/ and val/: "
+            "give --config.data_dir=PATH"
+        )
+    if "://" in str(data_dir):
+        raise UserError(
+            f"data_dir={data_dir} is a remote address, but a local folder is expected: copy the "
+            "data set to a local disk, or mount the bucket"
+        )
+    path = pathlib.Path(data_dir).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"data_dir={data_dir} is not a folder: expected the folder that holds the data set; "
+            "check --config.data_dir"
+        )
+    return path

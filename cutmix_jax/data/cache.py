@@ -4,8 +4,9 @@ import hashlib
 import os
 import pathlib
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -25,6 +26,20 @@ def cache_path(name: str, fingerprint: str) -> pathlib.Path:
     """The file that holds `name` as made from what `fingerprint` describes."""
     digest = hashlib.sha256(f"{FORMAT}\n{fingerprint}".encode()).hexdigest()[:16]
     return cache_dir() / f"{name.replace('/', '-').replace(':', '-')}-{digest}.npz"
+
+
+def is_stored(name: str, fingerprint: str) -> bool:
+    """Whether something was stored under (name, fingerprint), whole or not."""
+    return cache_path(name, fingerprint).exists()
+
+
+def stats(paths: Iterable) -> list[str]:
+    """One line a file, which changes whenever the file does."""
+    lines = []
+    for path in paths:
+        stat = os.stat(path)
+        lines.append(f"{os.fspath(path)} {stat.st_size} {stat.st_mtime_ns}")
+    return lines
 
 
 def load_or_make(
@@ -51,13 +66,15 @@ def load_or_make(
 def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes beside the target and renames, so that readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # In the same folder, for only there a rename is atomic; several hosts may share it.
+    handle, unfinished = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
     try:
-        with open(unfinished, "wb") as file:
+        with os.fdopen(handle, "wb") as file:
             np.savez(file, **arrays)
         os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
 
 
 def _say(line: str) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import augment, batches, cache, sets
+from cutmix_jax.data import augment, batches, cache, records
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.settings import Settings
 
@@ -25,6 +25,7 @@ def digits() -> tuple[dict, tuple[str, ...]]:
 
     scikit-learn gives no split; ours holds the same share of every digit in train and test.
     """
+    records.require("sklearn", "dataset=digits", "pip install scikit-learn")
     from sklearn.datasets import load_digits
 
     pixels, label = load_digits(return_X_y=True)
@@ -44,7 +45,7 @@ def digits() -> tuple[dict, tuple[str, ...]]:
     return arrays, tuple(map(str, range(10)))
 
 
-def read(image_set: sets.ImageSet) -> dict:
+def read(image_set: records.ImageSet) -> dict:
     """Arrays of every split, decoded, or from the cache of an earlier start."""
 
     def make() -> dict[str, np.ndarray]:
@@ -53,19 +54,19 @@ def read(image_set: sets.ImageSet) -> dict:
             flat[f"{name}/image"], flat[f"{name}/label"] = _decode(image_set, split)
         return flat
 
-    flat = cache.load_or_make(image_set.name, image_set.fingerprint, make)
+    flat = cache.load_or_make(image_set.name, image_set.fingerprint(), make)
     return {
         name: {key: flat[f"{name}/{key}"] for key in ("image", "label")}
         for name in image_set.splits
     }
 
 
-def _decode(image_set: sets.ImageSet, split: sets.Split) -> tuple[np.ndarray, np.ndarray]:
+def _decode(image_set: records.ImageSet, split: records.Split) -> tuple[np.ndarray, np.ndarray]:
     channels = image_set.shape[2]
     labels = np.empty(split.count, np.int32)
     images = None
     for i in range(split.count):
-        image, labels[i] = sets.decode_record(split, i, channels)
+        image, labels[i] = records.decode_record(split, i, channels)
         if images is None:
             images = np.empty((split.count, *image.shape), np.uint8)
         if image.shape != images.shape[1:]:

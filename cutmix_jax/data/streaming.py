@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import augment, batches, resident, sets
+from cutmix_jax.data import augment, batches, records, resident
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.settings import Settings
 
@@ -27,9 +27,9 @@ ATTEMPTS = 10
 PREFETCH = 4
 
 
-def open_streaming(settings: Settings, image_set: sets.ImageSet, shards: Shards) -> Data:
+def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shards) -> Data:
     """Data over the records of `image_set`."""
-    sets.import_tensorflow()
+    records.import_tensorflow()
     num_classes = len(image_set.class_names)
     indices = batches.choose_splits(
         {name: split.count for name, split in image_set.splits.items()}, settings
@@ -106,7 +106,7 @@ def load_train(arrays, xs, epoch, *, seed: int, pad: int, flip: bool) -> dict:
     return batch
 
 
-def _shape(settings: Settings, image_set: sets.ImageSet) -> tuple[int, int, int]:
+def _shape(settings: Settings, image_set: records.ImageSet) -> tuple[int, int, int]:
     """(H, W, C) of the images handed out."""
     height, width, channels = image_set.shape
     if settings.image_size:
@@ -116,7 +116,7 @@ def _shape(settings: Settings, image_set: sets.ImageSet) -> tuple[int, int, int]
     return height, width, channels
 
 
-def _resize(settings: Settings, image_set: sets.ImageSet, shape) -> int | None:
+def _resize(settings: Settings, image_set: records.ImageSet, shape) -> int | None:
     """The shorter side before the central crop; None where images already have their size."""
     if settings.min_area is None:
         return None if image_set.shape == shape else shape[0]
@@ -130,46 +130,46 @@ def _resize(settings: Settings, image_set: sets.ImageSet, shape) -> int | None:
 
 
 def _decode_all(
-    split: sets.Split,
-    records: np.ndarray,
+    split: records.Split,
+    rows: np.ndarray,
     positions: np.ndarray,
     prepare: Callable,
     seed: int,
     channels: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) per step, for records and positions [steps, ...]."""
+    """(images, labels) per step, for rows (indices of records) and positions [steps, ...]."""
     import tensorflow as tf
 
-    steps = len(records)
-    records, positions = records.reshape(steps, -1), positions.reshape(steps, -1)
+    steps = len(rows)
+    rows, positions = rows.reshape(steps, -1), positions.reshape(steps, -1)
     if not steps:
         return
 
-    def load(record, position):
-        encoded, label = _fetch(split, record)
+    def load(row, position):
+        encoded, label = _fetch(split, row)
         return prepare(encoded, channels, tf.stack([np.int64(seed), position])), label
 
-    stream = tf.data.Dataset.from_tensor_slices((records.reshape(-1), positions.reshape(-1)))
+    stream = tf.data.Dataset.from_tensor_slices((rows.reshape(-1), positions.reshape(-1)))
     stream = stream.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    stream = stream.batch(records.shape[1], drop_remainder=True).prefetch(PREFETCH)
+    stream = stream.batch(rows.shape[1], drop_remainder=True).prefetch(PREFETCH)
     iterator = stream.as_numpy_iterator()
     for step in range(steps):
         try:
             images, labels = next(iterator)
         except tf.errors.OpError as error:
-            raise _explained(split, records[step], load, error) from error
+            raise _explained(split, rows[step], load, error) from error
         yield images, labels
 
 
-def _fetch(split: sets.Split, record):
+def _fetch(split: records.Split, row):
     """(encoded image, label) of one record, as tensors."""
     import tensorflow as tf
 
     # stateful=False: reading has no side effects, and tf.data may run it in parallel.
-    data = tf.numpy_function(split.read, [record], tf.string, stateful=False)
+    data = tf.numpy_function(split.read, [row], tf.string, stateful=False)
     data.set_shape(())
     if split.labels is not None:
-        return data, tf.gather(split.labels, record)
+        return data, tf.gather(split.labels, row)
     features = {
         "image": tf.io.FixedLenFeature((), tf.string),
         "label": tf.io.FixedLenFeature((), tf.int64),
@@ -178,16 +178,16 @@ def _fetch(split: sets.Split, record):
     return parsed["image"], tf.cast(parsed["label"], tf.int32)
 
 
-def _explained(split: sets.Split, records, load: Callable, error: Exception) -> Exception:
+def _explained(split: records.Split, rows, load: Callable, error: Exception) -> Exception:
     """A UserError that names the record that fails; the error itself where none does."""
     import tensorflow as tf
 
-    for record in records:
+    for row in rows:
         try:
-            load(tf.constant(record), tf.constant(0, tf.int64))
+            load(tf.constant(row), tf.constant(0, tf.int64))
         except tf.errors.OpError as cause:
             return UserError(
-                f"{split.name(int(record))} is not a readable image of the expected shape "
+                f"{split.name(int(row))} is not a readable image of the expected shape "
                 f"({str(cause.message).splitlines()[0]}): replace or remove it"
             )
     return error

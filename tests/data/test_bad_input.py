@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.data import Shards, open_data, resident, sets
+from cutmix_jax.data import Shards, open_data, prepared, records, resident
 
 
 def refused(match, shards=Shards(), **config):  # noqa: B008
@@ -69,7 +69,7 @@ def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
 
 
 def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sets, "network", lambda: False)
+    monkeypatch.setattr(prepared, "network", lambda: False)
     start = time.monotonic()
     message = refused("there is no network", dataset="cifar10", data_dir=str(tmp_path))
     assert time.monotonic() - start < 10
@@ -79,8 +79,8 @@ def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch
 
 def test_failed_download_is_one_sentence(tmp_path, monkeypatch, capsys):
     tfds = pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(sets, "network", lambda: True)
-    monkeypatch.setattr(sets, "import_tensorflow", lambda: None)
+    monkeypatch.setattr(prepared, "network", lambda: True)
+    monkeypatch.setattr(prepared, "import_tensorflow", lambda: None)
 
     def fail(*args, **kwargs):
         raise OSError("the server said no\nand more")
@@ -91,23 +91,25 @@ def test_failed_download_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
-    real = sets.importlib.util.find_spec
+    real = records.importlib.util.find_spec
     monkeypatch.setattr(
-        sets.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else real(name)
+        records.importlib.util,
+        "find_spec",
+        lambda name: None if name == "tensorflow" else real(name),
     )
-    refused("preparing it needs TensorFlow", dataset="mnist", data_dir=str(tmp_path))
+    refused("preparing it needs tensorflow", dataset="mnist", data_dir=str(tmp_path))
 
 
 def test_newest_version_is_taken_and_configurations_are_named(toy_set, write_tfds, tmp_path):
     data_dir, *_ = toy_set()
     shutil.copytree(data_dir / "toys/1.0.0", data_dir / "toys/10.0.0")
-    assert sets._prepared("toys", data_dir).name == "10.0.0"
-    assert sets._prepared("toys:1.0.0", data_dir).name == "1.0.0"
-    assert sets._prepared("toys:2.0.0", data_dir) is None
+    assert prepared.find_prepared("toys", data_dir).name == "10.0.0"
+    assert prepared.find_prepared("toys:1.0.0", data_dir).name == "1.0.0"
+    assert prepared.find_prepared("toys:2.0.0", data_dir) is None
     for config in ("big", "small"):
         write_tfds(tmp_path, {"train": [], "test": []}, name="blurred", config=config)
     refused("choose one of blurred/big, blurred/small", dataset="blurred", data_dir=str(tmp_path))
-    assert sets._prepared("blurred/big", tmp_path).parent.name == "big"
+    assert prepared.find_prepared("blurred/big", tmp_path).parent.name == "big"
 
 
 def toys(data_dir, **config):
@@ -135,7 +137,7 @@ def test_unlabelled_split_is_explained():
 
 def test_unknown_split_is_refused(toy_set):
     data_dir, *_ = toy_set()
-    refused("no split 'val', only test, train", **toys(data_dir, test_split="val"))
+    refused("no split val, only test, train", **toys(data_dir, test_split="val"))
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "count", "format", "garbage"])
@@ -185,14 +187,14 @@ def test_images_of_differing_size_are_not_resident(photo_folder):
 def test_sets_above_the_limit_are_not_resident(toy_set):
     data_dir, *_ = toy_set()
     config = toys(data_dir, source="resident", resident_limit_mib=0.005)
-    refused("takes 0 MiB in device memory, more than resident_limit_mib=0.005", **config)
+    refused("takes 0.0 MiB in device memory, more than resident_limit_mib=0.005", **config)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         (lambda root: shutil.rmtree(root / "train"), "holds no folder train"),
-        (lambda root: shutil.rmtree(root / "val"), "no split 'val or validation or test'"),
+        (lambda root: shutil.rmtree(root / "val"), "no split val or validation or test"),
         (lambda root: (root / "train/dog").mkdir(), "dog holds no image"),
         (lambda root: (root / "val/dog").mkdir(), "dog is a class without a folder"),
         (
@@ -219,4 +221,4 @@ def test_deep_pixels_are_not_cut_off_silently(tmp_path):
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(path)
     with pytest.raises(UserError, match="8 bits a channel are expected"):
-        sets.decode_image(path.read_bytes(), 1, str(path))
+        records.decode_image(path.read_bytes(), 1, str(path))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cutmix_jax.data import Shards, cache, open_data, sets
+from cutmix_jax.data import Shards, cache, find_set, open_data, prepared
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -189,12 +189,12 @@ def test_cache_that_cannot_be_written_is_no_obstacle(toy_set, tmp_path, monkeypa
 
 def test_large_tfrecord_index_is_kept(toy_set, own_cache, monkeypatch):
     data_dir, *_ = toy_set()
-    monkeypatch.setattr(sets, "INDEX_KEPT_ABOVE", 0)
-    split = sets.find("toys", str(data_dir), None).splits["train"]
+    monkeypatch.setattr(prepared, "INDEX_KEPT_ABOVE", 0)
+    split = find_set("toys", str(data_dir), None).splits["train"]
     first = split.read(40)
     assert [path.name.startswith("toys-train-index") for path in own_cache.iterdir()] == [True]
-    monkeypatch.setattr(sets, "_tfrecord_spans", None)  # not needed a second time
-    assert sets.find("toys", str(data_dir), None).splits["train"].read(40) == first
+    monkeypatch.setattr(prepared, "_tfrecord_spans", None)  # not needed a second time
+    assert find_set("toys", str(data_dir), None).splits["train"].read(40) == first
 
 
 def test_tensorflow_stays_away(toy_set, own_cache):

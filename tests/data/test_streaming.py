@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cutmix_jax import UserError
-from cutmix_jax.data import Shards, open_data, sets
+from cutmix_jax.data import Shards, find_set, open_data, records
 
 tf = pytest.importorskip("tensorflow")
 
@@ -141,7 +141,7 @@ def pillow_center_crop(image, resize, crop):
 def test_evaluation_crop_equals_pillow(photo_folder):
     config = photo_config(photo_folder, image_size=33, eval_resize=38)
     (xs,) = open_data(config).eval_batches("test")
-    split = sets.find("folder", str(photo_folder), None).splits["test"]
+    split = find_set("folder", str(photo_folder), None).splits["test"]
     for i in range(7):
         picture = Image.open(io.BytesIO(split.read(i))).convert("RGB")
         want = pillow_center_crop(picture, 38, 33)
@@ -156,9 +156,9 @@ def test_evaluation_of_real_photographs_equals_pillow(tfds_dir):
     data = open_data({**config, "augment": {"min_area": 0.08}, "eval_resize": 256})
     assert data.image_shape == (224, 224, 3)
     xs = next(data.eval_batches("test"))
-    split = sets.find("imagenet_photos", str(tfds_dir), None).splits["test"]
+    split = find_set("imagenet_photos", str(tfds_dir), None).splits["test"]
     for i in range(4):
-        pixels, label = sets.decode_record(split, i, 3)
+        pixels, label = records.decode_record(split, i, 3)
         want = pillow_center_crop(Image.fromarray(pixels), 256, 224)
         assert np.abs(xs["image"][0, i].astype(int) - want).max() <= 2
         assert xs["label"][0, i] == label
@@ -250,9 +250,11 @@ def test_label_outside_the_classes_is_an_error(toy_set):
 
 
 def test_missing_tensorflow_is_named(photo_folder, monkeypatch):
-    real = sets.importlib.util.find_spec
+    real = records.importlib.util.find_spec
     monkeypatch.setattr(
-        sets.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else real(name)
+        records.importlib.util,
+        "find_spec",
+        lambda name: None if name == "tensorflow" else real(name),
     )
     with pytest.raises(UserError, match="pip install tensorflow-cpu"):
         open_data(photo_config(photo_folder))
@@ -263,5 +265,5 @@ def test_tensorflow_leaves_the_accelerator_alone(monkeypatch):
     monkeypatch.setattr(
         tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind))
     )
-    sets.import_tensorflow()
+    records.import_tensorflow()
     assert hidden == [([], "GPU"), ([], "TPU")]

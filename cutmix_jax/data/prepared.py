@@ -1,0 +1,290 @@
+"""Data sets in the formats of TFDS: found, or downloaded, and read without TensorFlow.
+
+Records are read by index: array_record files have it, and in tfrecord files the place of each
+record is looked up once.
+"""
+
+import bisect
+import concurrent.futures
+import difflib
+import functools
+import itertools
+import os
+import pathlib
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+import numpy as np
+
+from cutmix_jax import UserError
+from cutmix_jax.data import cache
+from cutmix_jax.data.records import (
+    ImageSet,
+    Split,
+    choose_split,
+    first_line,
+    import_tensorflow,
+    require,
+)
+
+# Their 'test' split carries no labels (-1).
+UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset", "places365_small")
+# Bytes of tfrecord files; looking through less is faster than keeping where the records lie.
+INDEX_KEPT_ABOVE = 2**30
+# Either one answering means that there is a network.
+PROBES = ("https://storage.googleapis.com", "https://pypi.org")
+
+
+def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> ImageSet:
+    """The set of this name in a TFDS folder; it is downloaded if it is not there."""
+    folder = find_prepared(dataset, root)
+    if folder is None:
+        _prepare(dataset, root)
+        folder = find_prepared(dataset, root)
+        if folder is None:
+            raise UserError(f"{dataset} was prepared, but not found in {root} afterwards")
+    tfds = _import_tfds()
+    try:
+        info = tfds.builder_from_directory(folder).info
+        features = info.features
+    except Exception as error:
+        raise UserError(
+            f"{folder} could not be read as a TFDS data set ({first_line(error)}): prepare "
+            f"{dataset} again"
+        ) from error
+    shape = _image_shape(tfds, dataset, features)
+    prefer = ("test", "validation")
+    if dataset.partition(":")[0].partition("/")[0] in UNLABELLED_TEST:
+        prefer = ("validation",)
+    if "train" not in info.splits:
+        raise UserError(
+            f"{dataset} has no split 'train', only {', '.join(sorted(info.splits))}: choose "
+            "another data set"
+        )
+    names = {"train": "train"}
+    if test_split != "held_out":
+        names["test"] = choose_split(info.splits, test_split, prefer, dataset)
+    return ImageSet(
+        name=dataset,
+        class_names=_class_names(features["label"]),
+        shape=shape,
+        splits={split: _split(dataset, info, name) for split, name in names.items()},
+        fingerprint=lambda: _fingerprint(folder, names),
+    )
+
+
+def _import_tfds():
+    require("tensorflow_datasets", "this data set", "pip install tensorflow-datasets")
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
+    """The folder of the newest prepared version, found in the file system alone.
+
+    TFDS itself may try the network for minutes when a set is missing.
+    """
+    name, config, version = _parse(dataset)
+
+    def versions(folder: pathlib.Path) -> list[pathlib.Path]:
+        found = [
+            info.parent
+            for info in folder.glob("*/dataset_info.json")
+            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+            and version in (None, info.parent.name)
+        ]
+        return sorted(found, key=lambda path: tuple(map(int, path.name.split("."))))
+
+    base = root / name
+    if found := versions(base / config if config else base):
+        return found[-1]
+    if config or not base.is_dir():
+        return None
+    configs = [path for path in sorted(base.iterdir()) if path.is_dir() and versions(path)]
+    if len(configs) > 1:
+        names = ", ".join(f"{name}/{path.name}" for path in configs)
+        raise UserError(f"{name} is prepared in several configurations: choose one of {names}")
+    return versions(configs[0])[-1] if configs else None
+
+
+def _parse(dataset: str) -> tuple[str, str | None, str | None]:
+    """(name, config, version) of name[/config][:version]."""
+    match = re.fullmatch(r"([\w-]+)(?:/([^:]+))?(?::([\d.]+))?", dataset)
+    if not match:
+        raise UserError(
+            f"dataset={dataset!r} is no name of a data set: expected digits, folder, or "
+            "NAME[/CONFIG][:VERSION] of TFDS"
+        )
+    return match.groups()
+
+
+def _image_shape(tfds, dataset: str, features) -> tuple[int | None, int | None, int]:
+    """Shape of the feature `image`, after checking that image and label are what they must be."""
+    named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = named.get("image"), named.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise UserError(
+            f"{dataset} has the features {', '.join(named) or 'no names'}, but an "
+            "image-classification set with an Image called 'image' and a ClassLabel called "
+            "'label' is expected: choose another data set"
+        )
+    shape = image.shape
+    if np.dtype(image.np_dtype) != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3):
+        raise UserError(
+            f"{dataset} has images of shape {shape} and type {np.dtype(image.np_dtype).name}, but "
+            "[height, width, 1 or 3] of uint8 is expected: choose another data set"
+        )
+    return tuple(shape)
+
+
+def _class_names(label) -> tuple[str, ...]:
+    return tuple(label.names or map(str, range(label.num_classes)))
+
+
+def _split(dataset: str, info, split: str) -> Split:
+    paths = [str(path) for path in info.splits[split].filepaths]
+    for path in paths:
+        if not os.path.isfile(path):
+            raise UserError(f"{path} is missing: prepare {dataset} again, or copy the whole folder")
+    count = info.splits[split].num_examples
+    file_format = info.file_format.value
+    if file_format not in READERS:
+        raise UserError(
+            f"{dataset} is prepared as {file_format}, but {' or '.join(READERS)} is expected: "
+            "prepare it again in one of these formats"
+        )
+
+    @functools.cache
+    def reader() -> Callable[[int], bytes]:
+        read, found = READERS[file_format](f"{dataset}-{split}", paths)
+        if found != count:
+            raise UserError(
+                f"{dataset} has {found} records in split {split}, but its dataset_info.json says "
+                f"{count}: prepare it again"
+            )
+        return read
+
+    ends = list(itertools.accumulate(info.splits[split].shard_lengths))
+    return Split(
+        count=count,
+        # Opened at the first use: a cached set is never opened.
+        read=lambda i: reader()(i),
+        labels=None,
+        name=lambda i: f"record {i} of {split} (in {paths[bisect.bisect_right(ends, i)]})",
+    )
+
+
+def _array_record(name: str, paths: list[str]) -> tuple[Callable[[int], bytes], int]:
+    del name
+    require("array_record", "a set prepared as array_record", "pip install array_record")
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    records = ArrayRecordDataSource(paths)
+    return records.__getitem__, len(records)
+
+
+def _tfrecord(name: str, paths: list[str]) -> tuple[Callable[[int], bytes], int]:
+    """Random access to tfrecord files: each record is [length u64, crc u32, bytes, crc u32]."""
+    large = sum(os.path.getsize(path) for path in paths) > INDEX_KEPT_ABOVE
+
+    def make():
+        if large:
+            print(f"Looking up the records of {name}, once.", file=sys.stderr, flush=True)
+        # Threads, because each record costs a wait for the disk.
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            spans = list(pool.map(_tfrecord_spans, paths))
+        return {
+            "shard": np.repeat(np.arange(len(paths)), [len(span) for span in spans]),
+            "span": np.concatenate(spans),
+        }
+
+    index = (
+        cache.load_or_make(f"{name}-index", "\n".join(cache.stats(paths)), make)
+        if large
+        else make()
+    )
+    shard, span = index["shard"], index["span"]
+
+    def read(i: int) -> bytes:
+        offset, length = span[i]
+        with open(paths[shard[i]], "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    return read, len(shard)
+
+
+def _tfrecord_spans(path: str) -> np.ndarray:
+    """int64 [records, 2]: offset and length of each record's bytes."""
+    spans, position, size = [], 0, os.path.getsize(path)
+    with open(path, "rb", buffering=0) as file:
+        while position < size:
+            file.seek(position)
+            length = int.from_bytes(file.read(8), "little")
+            spans.append((position + 12, length))
+            position += length + 16
+    if position != size:
+        raise UserError(f"{path} is cut short or damaged: prepare or copy the data set again")
+    return np.asarray(spans, np.int64).reshape(-1, 2)
+
+
+READERS = {"array_record": _array_record, "tfrecord": _tfrecord}
+
+
+def _fingerprint(folder: pathlib.Path, names: dict[str, str]) -> str:
+    files = sorted(os.scandir(folder.resolve()), key=lambda entry: entry.name)
+    return "\n".join([repr(names), *cache.stats(files)])
+
+
+def _prepare(dataset: str, root: pathlib.Path) -> None:
+    """Downloads a set that TFDS knows."""
+    tfds = _import_tfds()
+    name = _parse(dataset)[0]
+    known = tfds.list_builders(with_community_datasets=False)
+    if name not in known:
+        here = {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
+        near = difflib.get_close_matches(name, [*known, *here, "digits", "folder"], 3, 0.5)
+        raise UserError(
+            f"dataset={name!r} is neither digits, nor folder, nor known to TFDS, nor prepared in "
+            f"{root}: " + (f"did you mean {', '.join(near)}?" if near else "check the name")
+        )
+    remedy = (
+        f'prepare it where there is a network (python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{dataset}').download_and_prepare()\"), and give the folder by "
+        "--config.data_dir"
+    )
+    require(
+        "tensorflow",
+        f"{dataset} is not prepared in {root}, and preparing it",
+        f"pip install tensorflow-cpu, or {remedy}",
+    )
+    if not network():
+        raise UserError(f"{dataset} is not prepared in {root}, and there is no network: {remedy}")
+    print(f"{dataset} is not prepared in {root}: downloading it with TFDS.", file=sys.stderr)
+    import_tensorflow()
+    try:
+        tfds.builder(dataset, data_dir=root).download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"{dataset} is not prepared in {root}, and TFDS could not download it "
+            f"({first_line(error)}): {remedy}"
+        ) from error
+
+
+def network() -> bool:
+    """Whether a well-known host answers, through the proxies that the environment names."""
+    for probe in PROBES:
+        try:
+            urllib.request.urlopen(probe, timeout=5)
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            continue
+        return True
+    return False

@@ -1,0 +1,165 @@
+"""Records on disk: what a data set is made of, and how one record becomes pixels.
+
+Every set gives random access by index, so that both sources share one order: a permutation of
+indices.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from cutmix_jax import UserError
+
+# Bits per channel beyond eight would be cut off silently.
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# Without the second, TensorFlow announces at every start that it uses oneDNN.
+QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Records of one split.
+
+    Attributes:
+      count: number of records.
+      read: index -> bytes; an encoded image where `labels` is given, else a serialised
+        `tf.train.Example` with the features `image` and `label`.
+      labels: int32 [count], or None.
+      name: index -> what to call the record in an error message.
+    """
+
+    count: int
+    read: Callable[[int], bytes]
+    labels: np.ndarray | None
+    name: Callable[[int], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """A data set on disk.
+
+    Attributes:
+      name: what the configuration calls it.
+      class_names: one name a class.
+      shape: (H, W, C), H and W None where images may differ in size.
+      splits: 'train' and, unless held-out images stand for it, 'test'.
+      fingerprint: gives a text that changes whenever the files do.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    shape: tuple[int | None, int | None, int]
+    splits: dict[str, Split]
+    fingerprint: Callable[[], str]
+
+
+def choose_split(splits, test_split: str | None, preferred: tuple[str, ...], name: str) -> str:
+    """The split to evaluate on: the one asked for, or the first preferred one there."""
+    # Folders say 'val' where TFDS says 'validation'.
+    alike = {"val": ("validation",), "validation": ("val",)}
+    wanted = (test_split, *alike.get(test_split, ())) if test_split else preferred
+    for candidate in wanted:
+        if candidate in splits:
+            return candidate
+    raise UserError(
+        f"{name} has no split {test_split or ' or '.join(preferred)}, only "
+        f"{', '.join(sorted(splits))}: choose one by --config.test_split=NAME, or hold out "
+        "training images with --config.test_split=held_out --config.held_out=N"
+    )
+
+
+def require(package: str, purpose: str, remedy: str) -> None:
+    """Refuses to go on where a package that this purpose needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{purpose} needs {package}, which is not installed: {remedy}")
+
+
+def import_tensorflow():
+    """TensorFlow, kept off the accelerator, whose memory belongs to JAX."""
+    require(
+        "tensorflow",
+        "streaming images from disk",
+        "pip install tensorflow-cpu, or use a set that fits, with --config.source=resident",
+    )
+    for name, value in QUIET_TENSORFLOW.items():
+        os.environ.setdefault(name, value)
+    import tensorflow
+
+    for kind in ("GPU", "TPU"):
+        # In a notebook that has used TensorFlow before, it is too late: then it stays as it is.
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.set_visible_devices([], kind)
+    return tensorflow
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]:
+    """(uint8 [H, W, C], label) of one record, by Pillow."""
+    data = split.read(i)
+    if split.labels is not None:
+        return decode_image(data, channels, split.name(i)), int(split.labels[i])
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(data).features.feature
+    image = decode_image(feature["image"].bytes_list.value[0], channels, split.name(i))
+    return image, feature["label"].int64_list.value[0]
+
+
+def decode_image(data: bytes, channels: int, name: str) -> np.ndarray:
+    """uint8 [H, W, C] of an encoded image."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data))
+        mode = image.mode
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except Exception as error:
+        raise UserError(
+            f"{name} is not a readable image ({first_line(error)}): replace or remove it"
+        ) from error
+    if mode not in EIGHT_BIT_MODES:
+        raise UserError(
+            f"{name} has pixels of mode {mode}, but 8 bits a channel are expected: convert it"
+        )
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) from the header of an encoded image."""
+    from PIL import Image
+
+    try:
+        width, height = Image.open(io.BytesIO(data)).size
+    except Exception as error:
+        raise UserError(
+            f"{name} is not a readable image ({first_line(error)}): replace or remove it"
+        ) from error
+    return height, width
+
+
+def first_shape(image_set: ImageSet) -> tuple[int, int, int]:
+    """(H, W, C) of the first training image."""
+    return decode_record(image_set.splits["train"], 0, image_set.shape[2])[0].shape
+
+
+def headers_are_cheap(image_set: ImageSet) -> bool:
+    """Whether the size of an image is known from the head of its file alone."""
+    return all(split.labels is not None for split in image_set.splits.values())
+
+
+def all_of_size(image_set: ImageSet, size: tuple[int, int]) -> bool:
+    """Whether every image file says that it is of this size."""
+    return all(
+        image_size(split.read(i), split.name(i)) == size
+        for split in image_set.splits.values()
+        for i in range(split.count)
+    )
