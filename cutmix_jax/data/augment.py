@@ -37,6 +37,12 @@ def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -
 
     Returns:
       `[B, H, W, C]`, the dtype of `images`.
+
+    Example:
+      >>> keys = example_keys(0, 0, jnp.arange(4))
+      >>> images = jnp.full((4, 32, 32, 3), 7, jnp.uint8)
+      >>> crop_and_flip(keys, images, pad=4, flip=True).shape
+      (4, 32, 32, 3)
     """
     top, left, mirror = crop_and_flip_draws(keys, pad)
     height, width = images.shape[1:3]
@@ -71,6 +77,12 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
 
     Returns:
       float `[B, H, W, 3]`.
+
+    Example:
+      >>> keys = jax.random.split(jax.random.key(0), 4)
+      >>> gray = color_jitter(keys, jnp.full((4, 8, 8, 3), 0.5), 0.4)[0, 0, 0]
+      >>> bool(jnp.ptp(gray) < 1e-6), bool(0.3 <= gray[0] <= 0.7)  # only brightness changes
+      (True, True)
     """
     weights, order = jitter_draws(keys, strength, images.dtype)
     for step in range(3):
@@ -107,6 +119,13 @@ def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
 
     Returns:
       float `[B, H, W, 3]`.
+
+    Example:
+      >>> keys = jax.random.split(jax.random.key(0), 4)
+      >>> images = jnp.full((4, 8, 8, 3), 0.5)
+      >>> shift = lighting(keys, images, 0.1) - images
+      >>> bool(jnp.allclose(shift, shift[:, :1, :1])), shift.shape  # one shift an image
+      (True, (4, 8, 8, 3))
 
     Reference:
       Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012.

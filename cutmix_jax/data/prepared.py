@@ -130,7 +130,7 @@ def _image_shape(tfds, dataset: str, features) -> tuple[int | None, int | None, 
         label, tfds.features.ClassLabel
     ):
         raise UserError(
-            f"{dataset} has the features {', '.join(named) or 'no names'}, but an "
+            f"{dataset} has the features {', '.join(sorted(named)) or 'no names'}, but an "
             "image-classification set with an Image called 'image' and a ClassLabel called "
             "'label' is expected: choose another data set"
         )

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import io
 import os
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -98,7 +99,8 @@ def import_tensorflow():
 
 
 def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    """The first line of an error's message, without the addresses of Python objects."""
+    lines = re.sub(r" <[^>]*>", "", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

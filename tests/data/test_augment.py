@@ -1,10 +1,13 @@
 """Augmentation against NumPy, pixel by pixel, from the same draws."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cutmix_jax import data as data_module
 from cutmix_jax.data import Shards, augment, open_data
 
 
@@ -123,3 +126,10 @@ def test_color_is_offered_where_asked_for(images):
     first, second = color(jax.random.key(0), floats), color(jax.random.key(1), floats)
     assert first.shape == floats.shape
     assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize("module", [augment, data_module])
+def test_examples_in_docstrings_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed

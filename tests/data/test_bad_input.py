@@ -119,7 +119,7 @@ def toys(data_dir, **config):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"image_key": "picture"}, "has the features picture, label, but"),
+        ({"image_key": "picture"}, "has the features label, picture, but"),
         ({"dtype": "uint16", "shape": (8, 8, 1)}, "type uint16, but"),
         ({"shape": (8, 8, 4)}, r"shape \(8, 8, 4\)"),
         ({"num_classes": 5}, "but labels from 0 to 4 are expected"),
@@ -222,3 +222,12 @@ def test_deep_pixels_are_not_cut_off_silently(tmp_path):
     Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(path)
     with pytest.raises(UserError, match="8 bits a channel are expected"):
         records.decode_image(path.read_bytes(), 1, str(path))
+
+
+def test_file_that_is_no_image_is_named():
+    with pytest.raises(UserError) as caught:
+        records.decode_image(b"<html>", 3, "train/ant/page.jpg")
+    assert str(caught.value) == (
+        "train/ant/page.jpg is not a readable image (cannot identify image file): replace or "
+        "remove it"
+    )
