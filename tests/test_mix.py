@@ -1,4 +1,7 @@
-"""CutMix: what a plan promises about pixels, labels and randomness."""
+"""What a mix does to pixels and labels: properties, each with a mutant that it catches.
+
+The mutants are in `mix_mutants.py`, by the names of the tests; `test_mix_mutants.py` runs them.
+"""
 
 import math
 import operator
@@ -14,24 +17,39 @@ from hypothesis import strategies as st
 
 from cutmix_jax import mix
 
+quick = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
 
-def plan_with(box, partner, sides):
-    box = jnp.asarray(box, jnp.int32).reshape(-1, 2, len(sides))
-    area = np.prod(np.asarray(box)[:, 1] - np.asarray(box)[:, 0], axis=-1)
-    lam = np.float32((math.prod(sides) - area) / math.prod(sides))
-    return mix.Plan(
-        partner=jnp.asarray(partner, jnp.int32), box=box, lam=jnp.asarray(lam), sides=sides
-    )
-
-
-def pasted_by_numpy(plan, images):
-    """The reference: loops over examples, one slice assignment each."""
-    mixed = np.array(images)
-    for i in range(len(images)):
-        low, high = np.asarray(plan.box)[i % plan.box.shape[0]]
-        region = (slice(low[0], high[0]), slice(low[1], high[1]))
-        mixed[i][region] = np.asarray(images)[plan.partner[i]][region]
-    return mixed
+# One compilation a case: batches of 1 and odd ones; one pixel, one channel, odd, not square.
+CASES = {
+    "cutmix": (mix.sample_cutmix, {}, (4, 8, 8, 3), jnp.uint8),
+    "cutmix, box of the paper": (mix.sample_cutmix, {"box": "paper"}, (3, 7, 5, 1), jnp.float32),
+    "cutmix, batch of 1": (mix.sample_cutmix, {"partner": "rotate"}, (1, 6, 7, 2), jnp.uint8),
+    "cutmix, one pixel": (mix.sample_cutmix, {"partner": "reverse"}, (2, 1, 1, 1), jnp.int32),
+    "cutmix, each image": (
+        mix.sample_cutmix,
+        {"scope": "image", "partner": "rotate"},
+        (5, 2, 9, 3),
+        jnp.bfloat16,
+    ),
+    "cutmix, pairs": (mix.sample_cutmix, {"scope": "pair"}, (5, 6, 4, 1), jnp.int32),
+    "cutmix, inside": (
+        mix.sample_cutmix,
+        {"scope": "image", "placement": "inside", "min_ratio": 0.2, "max_ratio": 0.7},
+        (3, 10, 9, 1),
+        jnp.uint8,
+    ),
+    "cutmix, gaussian": (
+        mix.sample_cutmix,
+        {"placement": "gaussian", "box": "paper", "scope": "image"},
+        (3, 9, 6, 1),
+        jnp.float32,
+    ),
+    "cutmix, fixed size": (mix.sample_cutmix, {"size": (2, 3)}, (3, 5, 4, 1), jnp.uint8),
+    "mixup": (mix.sample_mixup, {}, (3, 5, 4, 2), jnp.float32),
+    "mixup, uint8": (mix.sample_mixup, {"scope": "image"}, (4, 3, 3, 1), jnp.uint8),
+    "cutout": (mix.sample_cutout, {"fill": 7, "size": 3}, (5, 7, 6, 1), jnp.uint8),
+}
 
 
 def random_images(seed, shape, dtype):
@@ -39,52 +57,97 @@ def random_images(seed, shape, dtype):
     return jnp.asarray(pixels, dtype)
 
 
-# Every shape is compiled once, so there are few of them: odd, one pixel, one channel, batch of 1.
-SHAPES = [(1, 8, 8, 3), (2, 1, 1, 1), (3, 7, 5, 1), (5, 2, 9, 3)]
-DTYPES = [jnp.uint8, jnp.float32, jnp.bfloat16, jnp.int32]
+def images_by_numpy(plan, images):
+    """The reference: one example after the other, slice assignment, float64."""
+    images = np.asarray(images)
+    mixed = images.copy()
+    for i, partner in enumerate(np.asarray(plan.partner)):
+        if plan.ratio is not None:
+            ratio = np.float64(plan.ratio[i % len(plan.ratio)])
+            blend = ratio * images[i].astype(float) + (1 - ratio) * images[partner].astype(float)
+            mixed[i] = np.round(blend) if images.dtype == np.uint8 else blend
+        box = np.asarray(plan.box)[i % len(plan.box)]
+        region = tuple(slice(low, high) for low, high in box.T)
+        mixed[i][region] = images[partner][region] if plan.fill is None else plan.fill
+    return mixed
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    shape_and_dtype=st.sampled_from(list(zip(SHAPES, DTYPES, strict=True))),
-    alpha=st.floats(0.1, 4),
-    box=st.sampled_from(["exact", "paper"]),
-    partner=st.sampled_from(["permutation", "reverse"]),
-    seed=st.integers(0, 2**31 - 1),
-)
-def test_cutmix_agrees_with_slices_in_numpy(shape_and_dtype, alpha, box, partner, seed):
-    shape, dtype = shape_and_dtype
-    batch_size, height, width, _ = shape
+def kept_by_numpy(plan):
+    """Pixels that each box leaves, counted one by one."""
+    kept = []
+    for box in np.asarray(plan.box):
+        canvas = np.ones(plan.sides, bool)
+        canvas[tuple(slice(low, high) for low, high in box.T)] = False
+        kept.append(canvas.sum())
+    return np.array(kept)
+
+
+@quick
+@given(case=st.sampled_from(list(CASES)), alpha=st.floats(0.1, 4), seed=seeds)
+def test_pixels_come_from_the_plan(case, alpha, seed):
+    _, _, shape, dtype = CASES[case]
     images = random_images(seed, shape, dtype)
-    mixed, rows, plan = mix.cutmix(
-        jax.random.key(seed),
-        images,
-        jnp.arange(batch_size),
-        num_classes=5,
-        alpha=alpha,
-        box=box,
-        partner=partner,
-        paste="mask",
-    )
+    mixed, plan = mixed_by_case(case)(jax.random.key(seed), images, alpha)
 
     assert mixed.dtype == dtype
-    assert rows.dtype == jnp.float32
-    np.testing.assert_array_equal(mixed, pasted_by_numpy(plan, images))
-    assert sorted(plan.partner.tolist()) == list(range(batch_size))
+    expected = images_by_numpy(plan, images)
+    if plan.ratio is None:
+        np.testing.assert_array_equal(mixed, expected)
+    else:
+        tolerance = 1 if dtype == jnp.uint8 else 1e-4  # a half may round to either side
+        np.testing.assert_allclose(mixed.astype(float), expected.astype(float), atol=tolerance)
 
-    low, high = np.asarray(plan.box)[0]
+
+@quick
+@given(case=st.sampled_from(list(CASES)), alpha=st.floats(0.1, 4), seed=seeds)
+def test_share_and_lam_are_the_pixels_kept(case, alpha, seed):
+    _, _, shape, dtype = CASES[case]
+    _, plan = mixed_by_case(case)(jax.random.key(seed), random_images(seed, shape, dtype), alpha)
+    expected = (kept_by_numpy(plan) / math.prod(plan.sides)).astype(np.float32)
+    if plan.ratio is not None:
+        expected = expected * np.asarray(plan.ratio)
+    np.testing.assert_array_equal(jax.jit(mix.share)(plan), expected)
+    np.testing.assert_array_equal(plan.lam, 1 if plan.fill is not None else expected)
+
+
+@quick
+@given(case=st.sampled_from(list(CASES)), seed=seeds)
+def test_boxes_lie_inside_and_partners_in_the_batch(case, seed):
+    _, options, shape, dtype = CASES[case]
+    _, plan = mixed_by_case(case)(jax.random.key(seed), random_images(0, shape, dtype), 1.0)
+    low, high = np.moveaxis(np.asarray(plan.box), 1, 0)
     assert (low >= 0).all()
+    assert (high <= plan.sides).all()
     assert (low <= high).all()
-    assert (high <= [height, width]).all()
-    kept = height * width - math.prod(high - low)
-    assert plan.lam[0] == np.float32(kept / (height * width))
-    assert mix.share(plan)[0] == plan.lam[0]
+    assert sorted(plan.partner.tolist()) == list(range(shape[0]))
+    if options.get("partner") == "rotate" and shape[0] > 1:
+        assert (plan.partner != np.arange(shape[0])).all()
+    if options.get("scope") == "pair":
+        np.testing.assert_array_equal(plan.partner[plan.partner], np.arange(shape[0]))
+        np.testing.assert_array_equal(plan.box[plan.partner], plan.box)
+        np.testing.assert_array_equal(plan.lam[plan.partner], plan.lam)
+    if options.get("placement") == "inside":
+        lengths = np.round(np.array(plan.sides) * 0.2), np.round(np.array(plan.sides) * 0.7)
+        mixed = plan.lam < 1
+        assert ((high - low)[mixed] >= lengths[0]).all()
+        assert ((high - low)[mixed] <= lengths[1]).all()
 
-    expected = np.zeros((batch_size, 5))
-    for i, partner_of_i in enumerate(plan.partner.tolist()):
-        expected[i, i] += plan.lam[0]
-        expected[i, partner_of_i] += 1 - plan.lam[0]
-    np.testing.assert_allclose(rows, expected, atol=1e-7)
+
+_mixed = {}
+
+
+def mixed_by_case(case):
+    if case not in _mixed:
+        sampler, options, shape, _ = CASES[case]
+
+        @jax.jit
+        def mixed(key, images, alpha):
+            drawn = {} if sampler is mix.sample_cutout else {"alpha": alpha}
+            plan = sampler(key, shape[0], shape[1:3], **drawn, **options)
+            return mix.apply(plan, images, paste="mask" if plan.ratio is None else "auto"), plan
+
+        _mixed[case] = mixed
+    return _mixed[case]
 
 
 BOXES = {
@@ -98,42 +161,162 @@ BOXES = {
 }
 
 
-@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
-def test_window_and_mask_give_the_same_bits(box):
-    images = np.random.default_rng(0).normal(size=(3, 7, 11, 2)).astype(np.float32)
+def plan_with(box, partner, sides, **fields):
+    box = jnp.asarray(box, jnp.int32).reshape(-1, 2, len(sides))
+    plan = mix.Plan(partner=jnp.asarray(partner, jnp.int32), box=box, lam=None, sides=sides)
+    fields = {"lam": mix.share(plan)} | fields
+    return mix.Plan(partner=plan.partner, box=box, sides=sides, **fields)
+
+
+@jax.jit
+def window_and_mask(plan, images):
+    return mix.apply(plan, images, paste="window"), mix.apply(plan, images, paste="mask")
+
+
+def same_bits(plan, images):
+    expected = images_by_numpy(plan, images)
+    for mixed in window_and_mask(plan, images):
+        np.testing.assert_array_equal(np.asarray(mixed).view(np.uint32), expected.view(np.uint32))
+
+
+def images_with_nan(shape):
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     images[:, ::2, ::3] = np.nan
-    plan = plan_with(box, [1, 2, 0], (7, 11))
-    expected = pasted_by_numpy(plan, images).view(np.uint32)
-    for paste in ("window", "mask", "auto"):
-        mixed = mix.apply(plan, images, paste=paste)
-        np.testing.assert_array_equal(np.asarray(mixed).view(np.uint32), expected, paste)
+    return images
+
+
+@pytest.mark.parametrize("fill", [None, 0.5])
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_window_and_mask_give_the_same_bits(box, fill):
+    same_bits(plan_with(box, [1, 2, 0], (7, 11), fill=fill), images_with_nan((3, 7, 11, 2)))
+
+
+@quick
+@given(st.data())
+def test_window_and_mask_give_the_same_bits_on_random_boxes(data):
+    edges = [sorted(data.draw(st.tuples(*[st.integers(0, side)] * 2))) for side in (7, 11)]
+    same_bits(plan_with(np.transpose(edges), [1, 2, 0], (7, 11)), images_with_nan((3, 7, 11, 2)))
 
 
 def test_nan_outside_the_pasted_region_stays_out():
     images = jnp.stack([jnp.zeros((6, 6, 1)), jnp.full((6, 6, 1), jnp.nan).at[2:4, 1:5].set(7.0)])
-    mixed = mix.apply(plan_with([[2, 1], [4, 5]], [1, 0], (6, 6)), images)
-    assert jnp.isfinite(mixed[0]).all()
-    assert mixed[0].sum() == 7 * 8
+    for paste in ("window", "mask"):
+        mixed = mix.apply(plan_with([[2, 1], [4, 5]], [1, 0], (6, 6)), images, paste=paste)
+        assert jnp.isfinite(mixed[0]).all()
+        assert mixed[0].sum() == 7 * 8
 
 
-def test_lam_is_the_weight_of_the_own_label():
+def test_nan_of_a_partner_without_weight_stays_out_of_a_blend():
+    plan = plan_with([[0, 0], [0, 0]], [1, 0], (2, 2), ratio=jnp.array([1.0, 0.5]))
+    mixed = mix.apply(plan, jnp.stack([jnp.ones((2, 2)), jnp.full((2, 2), jnp.nan)]))
+    assert (mixed[0] == 1).all()
+    labels = mix.mix_values(plan, jnp.array([1.0, jnp.nan]))
+    assert labels[0] == 1
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(jnp.array([0, 1]), id="class ids"),
+        pytest.param(jnp.array([0, 1], jnp.uint8), id="class ids, uint8"),
+        pytest.param(np.eye(3)[:2], id="rows, float64 of NumPy"),
+        pytest.param(jnp.eye(3, dtype=jnp.bfloat16)[:2], id="rows, bfloat16"),
+        pytest.param(jnp.eye(3, dtype=jnp.int32)[:2], id="multi-hot, int"),
+        pytest.param(jnp.eye(3, dtype=bool)[:2], id="multi-hot, bool"),
+    ],
+)
+def test_lam_is_the_weight_of_the_own_label(labels):
     plan = plan_with([[0, 0], [1, 4]], [1, 0], (4, 4))
-    np.testing.assert_array_equal(
-        mix.mix_labels(plan, jnp.array([0, 1]), num_classes=2), [[0.75, 0.25], [0.25, 0.75]]
-    )
-    soft = jnp.array([[0.5, 0.5, 0], [0, 0.2, 0.8]])
-    np.testing.assert_allclose(
-        mix.mix_labels(plan, soft), [[0.375, 0.425, 0.2], [0.125, 0.275, 0.6]], rtol=1e-6
-    )
+    mixed = mix.mix_labels(plan, labels, 3)
+    np.testing.assert_array_equal(mixed, [[0.75, 0.25, 0], [0.25, 0.75, 0]])
+    assert mixed.dtype == jnp.float32
+
+
+@quick
+@given(lam=st.floats(0, 1, width=32), seed=seeds)
+def test_labels_sum_to_one(lam, seed):
+    soft = np.random.default_rng(seed).dirichlet(np.ones(5), 4).astype(np.float32)
+    plan = plan_with([[0, 0], [0, 0]], [2, 0, 1, 3], (4, 4), lam=jnp.full(1, lam, jnp.float32))
+    np.testing.assert_allclose(mix.mix_labels(plan, soft).sum(-1), 1, atol=1e-6)
+    expected = lam * soft + (1 - lam) * soft[np.asarray(plan.partner)]
+    np.testing.assert_allclose(mix.mix_labels(plan, soft), expected, atol=1e-6)
+
+
+def test_mixing_losses_equals_mixing_labels_for_cross_entropy():
+    logits = jax.random.normal(jax.random.key(0), (6, 5))
+    labels = jnp.arange(6) % 5
+    plan = mix.sample_cutmix(jax.random.key(1), 6, (9, 9), scope="image")
+    log_probs = jax.nn.log_softmax(logits)
+
+    def loss_fn(labels):
+        return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+
+    of_mixed_labels = -(mix.mix_labels(plan, labels, 5) * log_probs).sum(-1)
+    np.testing.assert_allclose(mix.mix_losses(plan, loss_fn, labels), of_mixed_labels, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"shape \(\), expected one loss per example, \(6,\)"):
+        mix.mix_losses(plan, lambda labels: loss_fn(labels).mean(), labels)
 
 
 def test_lam_is_rounded_once_under_jit():
-    # XLA's division by a constant is off by one unit for every fourth box of this size.
-    kept = np.arange(0, 225)
+    # XLA's division by a constant is off by one unit for every fourth area of such a size.
+    kept = np.arange(225)
     boxes = np.stack([np.zeros((225, 2)), np.stack([225 - kept, np.full(225, 225)], 1)], 1)
-    plan = plan_with(boxes, kept, (225, 225))
     expected = (kept.astype(np.float64) / 225).astype(np.float32)
+    plan = plan_with(boxes, kept, (225, 225))
     np.testing.assert_array_equal(jax.jit(mix.share)(plan), expected)
+
+
+def test_a_batch_is_mixed_in_all_its_parts():
+    key = jax.random.key(4)
+    image = jax.random.normal(key, (3, 16, 12, 3))
+    batch = {
+        "image": image.astype(jnp.bfloat16),
+        "depth": image[..., 0],
+        "mask": jax.random.randint(key, (3, 16, 12), 0, 20, jnp.int32),
+        "quarter": jax.random.randint(key, (3, 4, 3), 0, 20, jnp.uint8),
+    }
+    plan = plan_with([[4, 3], [13, 9]], [1, 2, 0], (16, 12))
+    mixed = mix.apply(plan, batch)
+    for name in ("image", "depth", "mask"):
+        np.testing.assert_array_equal(mixed[name], images_by_numpy(plan, batch[name]), name)
+    # A cell of 4 x 4 pixels is the partner's if its centre is: rows 4..13 hold centres of cells
+    # 1 and 2 (at 6 and 10), columns 3..9 those of cell 1 (at 6).
+    quarter = plan_with([[1, 1], [3, 2]], [1, 2, 0], (4, 3))
+    np.testing.assert_array_equal(mixed["quarter"], images_by_numpy(quarter, batch["quarter"]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spatial_axes", "sides"),
+    [
+        ((3, 20, 2), (1,), (20,)),
+        ((3, 2, 20), (-1,), (20,)),
+        ((3, 2, 8, 6), (2, 3), (8, 6)),
+        ((3, 2, 8, 6), (-2, -1), (8, 6)),
+        ((3, 5, 8, 6, 2), (2, 3), (8, 6)),
+        ((3, 6, 5, 4, 1), (1, 2, 3), (6, 5, 4)),
+    ],
+    ids=["series", "series, channels first", "BCHW", "BCHW from the end", "video", "volume"],
+)
+def test_any_layout_by_its_spatial_axes(shape, spatial_axes, sides):
+    images = random_images(0, shape, jnp.float32)
+    plan = mix.sample_cutmix(jax.random.key(5), 3, sides)
+    axes = [axis % len(shape) for axis in spatial_axes]
+    to_front = (0, *axes, *(a for a in range(1, len(shape)) if a not in axes))
+    expected = images_by_numpy(plan, np.transpose(images, to_front))
+    assert 0 < plan.lam[0] < 1
+    for paste in ("window", "mask"):
+        mixed = mix.apply(plan, images, spatial_axes=spatial_axes, paste=paste)
+        np.testing.assert_array_equal(np.transpose(mixed, to_front), expected)
+
+
+def test_gradients_flow_to_both_sources():
+    plan = plan_with([[0, 0], [2, 2]], [1, 0], (4, 4))
+    for paste in ("window", "mask"):
+        gradient = jax.grad(lambda x, paste=paste: mix.apply(plan, x, paste=paste)[0].sum())(
+            jnp.zeros((2, 4, 4))
+        )
+        assert gradient[0].sum() == 12
+        assert gradient[1].sum() == 4
 
 
 def test_same_key_same_plan_and_no_batch_is_changed():
@@ -146,62 +329,55 @@ def test_same_key_same_plan_and_no_batch_is_changed():
     np.testing.assert_array_equal(images, before)
 
 
-def test_jit_and_vmap_agree_with_eager():
+@pytest.mark.parametrize("scope", ["batch", "pair", "image"])
+def test_jit_and_vmap_agree_with_eager(scope):
     def draw(key):
-        return mix.sample_cutmix(key, 5, (9, 7), alpha=0.7, prob=0.8)
+        return mix.sample_cutmix(key, 5, (9, 7), alpha=0.7, prob=0.8, scope=scope)
 
-    keys = jax.random.split(jax.random.key(0), 6)
-    mapped = jax.vmap(draw)(keys)
+    keys = jax.random.split(jax.random.key(0), 3)
+    jitted, mapped = jax.jit(draw), jax.jit(jax.vmap(draw))(keys)
     for i, key in enumerate(keys):
-        jax.tree.map(np.testing.assert_array_equal, draw(key), jax.jit(draw)(key))
         from_vmap = jax.tree.map(operator.itemgetter(i), mapped)
-        jax.tree.map(np.testing.assert_array_equal, draw(key), from_vmap)
+        jax.tree.map(np.testing.assert_array_equal, jitted(key), from_vmap)
+    jax.tree.map(np.testing.assert_array_equal, draw(keys[0]), jitted(keys[0]))
 
 
-def test_devices_share_box_and_lam_but_not_partners():
-    def draw(_):
-        return mix.sample_cutmix(jax.random.key(3), 16, (32, 32), axis_name="batch")
-
-    plan = jax.vmap(draw, axis_name="batch")(jnp.arange(4))
-    alone = mix.sample_cutmix(jax.random.key(3), 16, (32, 32))
-    assert all((plan.box[i] == alone.box).all() for i in range(4))
-    assert all((plan.lam[i] == alone.lam).all() for i in range(4))
-    assert len({tuple(partner.tolist()) for partner in plan.partner}) == 4
-
-
-def test_pmap_agrees_with_vmap():
-    devices = jax.local_device_count()
-
-    def draw(_):
-        return mix.sample_cutmix(jax.random.key(3), 6, (8, 8), axis_name="batch")
-
-    expected = jax.vmap(draw, axis_name="batch")(jnp.arange(devices))
-    mapped = jax.block_until_ready(jax.pmap(draw, axis_name="batch")(jnp.arange(devices)))
-    jax.tree.map(np.testing.assert_array_equal, mapped, expected)
+def test_one_call_is_plan_apply_and_labels():
+    key, images = jax.random.key(9), random_images(0, (4, 3, 8, 6), jnp.uint8)
+    for call, sampler, options in (
+        (mix.cutmix, mix.sample_cutmix, {"scope": "image", "size": [3, 2]}),
+        (mix.mixup, mix.sample_mixup, {"alpha": 0.4}),
+    ):
+        mixed, labels, plan = call(
+            key, images, jnp.arange(4), num_classes=4, spatial_axes=(2, 3), **options
+        )
+        expected = sampler(key, 4, (8, 6), **options)
+        jax.tree.map(np.testing.assert_array_equal, plan, expected)
+        np.testing.assert_array_equal(mixed, mix.apply(plan, images, spatial_axes=(2, 3)))
+        np.testing.assert_array_equal(labels, mix.mix_labels(plan, jnp.arange(4), 4))
+    mixed, plan = mix.cutout(key, images, spatial_axes=(2, 3), fill=3, size=2)
+    np.testing.assert_array_equal(mixed, mix.apply(plan, images, spatial_axes=(2, 3)))
 
 
 def test_nothing_recompiles_but_for_shapes():
-    traces = []
-
-    @jax.jit
-    def step(key, images, labels, alpha, prob):
-        traces.append(1)
-        return mix.cutmix(key, images, labels, num_classes=3, alpha=alpha, prob=prob)
-
-    images, labels = random_images(0, (3, 8, 8, 1), jnp.uint8), jnp.arange(3)
-    for seed, alpha in enumerate([0.1, 1.0, 4.0]):
-        step(jax.random.key(seed), images + seed, labels, alpha, alpha / 4)
-    assert len(traces) == 1
-
-
-def test_all_kinds_of_numbers_share_one_trace():
     from cutmix_jax.mix import calls
 
     images, labels = random_images(0, (2, 5, 5, 1), jnp.uint8), jnp.arange(2)
     before = calls._mix_jitted._cache_size()
-    for one in (1, 1.0, np.float64(1), np.float32(1), jnp.float32(1), jnp.int32(1)):
-        mix.cutmix(jax.random.key(0), images, labels, num_classes=2, alpha=one, prob=one)
+    for seed, one in enumerate((1, 0.5, np.float64(1), np.float32(1), jnp.float32(1))):
+        mix.cutmix(jax.random.key(seed), images + seed, labels, num_classes=2, alpha=one, prob=one)
     assert calls._mix_jitted._cache_size() == before + 1
+
+    traces = []
+
+    @jax.jit
+    def step(key, progress):
+        traces.append(1)
+        return mix.create_mix("scheduled_cutmix").sample(key, 2, (5, 5), progress=progress)
+
+    for i in range(3):
+        step(jax.random.key(i), i / 3)
+    assert len(traces) == 1
 
 
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
@@ -214,14 +390,42 @@ def floats(*shape):
 
 WRONG_CALLS = {
     "labels of another batch": (IMAGES, floats(3, 5), {}, r"float32\[3, 5\], expected \[4\]"),
+    "labels of three axes": (IMAGES, floats(4, 5, 2), {}, r"float32\[4, 5, 2\], expected"),
     "ids without num_classes": (IMAGES, CLASS_IDS, {}, r"int32\[4\].*need num_classes"),
     "floating class ids": (IMAGES, floats(4), {"num_classes": 5}, "neither class ids"),
     "rows of another width": (IMAGES, floats(4, 3), {"num_classes": 5}, "num_classes=5"),
-    "no spatial axes": (floats(4, 8), CLASS_IDS, {"num_classes": 5}, r"\(4, 8\) have no axes"),
-    "alpha zero": (IMAGES, CLASS_IDS, {"num_classes": 5, "alpha": 0}, "alpha must be above 0"),
-    "alpha nan": (IMAGES, CLASS_IDS, {"num_classes": 5, "alpha": math.nan}, "alpha .* is nan"),
-    "prob above one": (IMAGES, CLASS_IDS, {"num_classes": 5, "prob": 2}, "prob .* at most 1.*2"),
-    "unknown box": (IMAGES, CLASS_IDS, {"num_classes": 5, "box": "papr"}, "mean 'paper'"),
+    "no spatial axes": (floats(4, 8), CLASS_IDS, {}, r"images of shape \(4, 8\).*\(1, 2\)"),
+    "one axis twice": (IMAGES, CLASS_IDS, {"spatial_axes": (1, 1)}, r"no axes \(1, 1\)"),
+    "the batch as an axis": (IMAGES, CLASS_IDS, {"spatial_axes": (0, 1)}, r"no axes \(0, 1\)"),
+    "alpha zero": (IMAGES, CLASS_IDS, {"alpha": 0}, "alpha must be above 0"),
+    "alpha nan": (IMAGES, CLASS_IDS, {"alpha": math.nan}, "alpha .* is nan"),
+    "alpha of each image": (IMAGES, CLASS_IDS, {"alpha": np.ones(4)}, r"shape is \(4,\)"),
+    "prob above one": (IMAGES, CLASS_IDS, {"prob": 2}, "prob .* at most 1.*2"),
+    "min_ratio below zero": (IMAGES, CLASS_IDS, {"min_ratio": -0.1}, "min_ratio .* at least 0"),
+    "max_ratio above one": (IMAGES, CLASS_IDS, {"max_ratio": 1.5}, "max_ratio .* at most 1"),
+    "ratios crossed": (
+        IMAGES,
+        CLASS_IDS,
+        {"min_ratio": 0.5, "max_ratio": 0.2},
+        "min_ratio=0.5 is above max_ratio=0.2",
+    ),
+    "box too large": (IMAGES, CLASS_IDS, {"size": 9}, r"size=9 is no box .* \(8, 8\)"),
+    "sizes for three sides": (IMAGES, CLASS_IDS, {"size": (2, 2, 2)}, r"size=\(2, 2, 2\)"),
+    "unknown box": (IMAGES, CLASS_IDS, {"box": "papr"}, "mean 'paper'"),
+    "unknown scope": (IMAGES, CLASS_IDS, {"scope": "images"}, "mean 'image'"),
+    "pairs by rotation": (
+        IMAGES,
+        CLASS_IDS,
+        {"scope": "pair", "partner": "rotate"},
+        "scope='pair': partner 'rotate'.*'permutation', 'reverse'",
+    ),
+    "across no devices": (IMAGES, CLASS_IDS, {"across_devices": True}, "needs axis_name"),
+    "window for many boxes": (
+        IMAGES,
+        CLASS_IDS,
+        {"scope": "image", "paste": "window"},
+        "paste='window' needs one box .* has 4",
+    ),
 }
 
 
@@ -229,8 +433,17 @@ WRONG_CALLS = {
     ("images", "labels", "options", "message"), WRONG_CALLS.values(), ids=WRONG_CALLS
 )
 def test_wrong_calls_raise_while_tracing(images, labels, options, message):
+    if labels is CLASS_IDS and "num_classes" not in message:
+        options = {"num_classes": 5} | options
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda x, y: mix.cutmix(jax.random.key(0), x, y, **options), images, labels)
+
+
+def test_class_ids_outside_the_classes_raise_where_they_are_known():
+    images = jnp.zeros((3, 4, 4, 1))
+    for labels, found in (([0, 1, 5], "from 0 to 5"), ([-1, 1, 2], "from -1 to 2")):
+        with pytest.raises(ValueError, match=f"{found}, but num_classes=5 allows 0 to 4"):
+            mix.cutmix(jax.random.key(0), images, jnp.array(labels), num_classes=5)
 
 
 def test_a_plan_refuses_images_it_was_not_drawn_for():
@@ -241,31 +454,15 @@ def test_a_plan_refuses_images_it_was_not_drawn_for():
         mix.apply(plan, jnp.zeros((4, 3, 32, 32)))
     with pytest.raises(ValueError, match="names 3 axes"):
         mix.apply(plan, jnp.zeros((4, 8, 32, 32)), spatial_axes=(1, 2, 3))
-
-
-def test_mixes_by_name():
-    key = jax.random.key(0)
-    assert mix.create_mix("none").sample(key, 4, (8, 8)) == ()
-    (plan,) = mix.create_mix("cutmix", alpha=0.5, prob=0.9, box="paper").sample(key, 4, (8, 8))
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        plan,
-        mix.sample_cutmix(key, 4, (8, 8), alpha=0.5, prob=0.9, box="paper"),
-    )
-    assert "Beta(0.5, 0.5)" in mix.create_mix("cutmix", alpha=0.5).describe()
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("cutmx", {}, "mix 'cutmx' is unknown.*mean 'cutmix'"),
-        ("cutmix", {"alhpa": 1.0}, "'alhpa' is unknown.*mean 'alpha'"),
-        ("cutmix", {"alpha": -1.0}, "alpha must be above 0, but it is -1.0"),
-    ],
-)
-def test_wrong_recipes_raise(name, parameters, message):
-    with pytest.raises(ValueError, match=message):
-        mix.create_mix(name, **parameters)
+    with pytest.raises(ValueError, match=r"values have shape \(3,\), expected \[4, ...\]"):
+        mix.mix_values(plan, jnp.zeros(3))
+    blend = mix.sample_mixup(jax.random.key(0), 4, (32, 32))
+    with pytest.raises(ValueError, match="class ids have no mean"):
+        mix.apply(blend, jnp.zeros((4, 32, 32), jnp.int32))
+    with pytest.raises(ValueError, match="above 0, but they are"):
+        mix.sample_cutmix(jax.random.key(0), 4, (32, 0))
+    with pytest.raises(ValueError, match="more pixels than fit"):
+        mix.sample_cutmix(jax.random.key(0), 4, (1 << 16, 1 << 16))
 
 
 def test_importing_it_loads_jax_and_nothing_else():

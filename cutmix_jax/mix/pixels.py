@@ -1,5 +1,7 @@
 """Mixing images, masks and feature maps by a plan."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -62,7 +64,12 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
     if paste == "window" and obstacle:
         raise ValueError(f"paste='window' needs {obstacle}; use paste='mask' or 'auto'.")
     paste = _mask if paste == "mask" or obstacle else _window
-    return jax.tree.map(lambda leaf: _apply_to(plan, jnp.asarray(leaf), spatial_axes, paste), tree)
+
+    def mixed(leaf):
+        leaf = jnp.asarray(leaf)
+        return _apply_to(plan, leaf, _checked_axes(plan, leaf, spatial_axes), paste)
+
+    return jax.tree.map(mixed, tree)
 
 
 def apply_at(plans, layer, tree, **options):
@@ -119,8 +126,9 @@ def _obstacle_to_window(plan):
     return None
 
 
-def _apply_to(plan, x, spatial_axes, paste):
-    axes = _checked_axes(plan, x, spatial_axes)
+# Compiled as one where it is called outside of jit: one pass over the images instead of several.
+@partial(jax.jit, inline=True, static_argnames=("axes", "paste"))
+def _apply_to(plan, x, axes, paste):
     return paste(plan, x, axes, _box_on(plan, tuple(x.shape[axis] for axis in axes)))
 
 

@@ -109,8 +109,7 @@ def choose(key, first, second, *, switch_prob=0.5, scope="batch", axis_name=None
     Args:
         key: a JAX random key.
         first: a `Plan`.
-        second: a `Plan` for the same batch and sides; both fill the box with the same value, or
-            both with partners.
+        second: a `Plan` for the same batch and sides; neither with a `fill`.
         switch_prob: the probability of the second plan, in [0, 1]; may be traced.
         scope: `'batch'`: one choice for the batch, the same on every device; `'device'`: one per
             device; `'image'`: one per image.
@@ -139,11 +138,15 @@ def choose(key, first, second, *, switch_prob=0.5, scope="batch", axis_name=None
                 f"choose() got a plan with {name}={getattr(first, name)!r} and one with"
                 f" {getattr(second, name)!r}; draw both plans for the same batch."
             )
-    if len(first.partner) != len(second.partner) or first.fill is not second.fill:
+    if first.partner.shape != second.partner.shape:
         raise ValueError(
-            f"choose() got plans of batch {len(first.partner)}, fill {first.fill}, and batch"
-            f" {len(second.partner)}, fill {second.fill}; expected the same of both."
-            f" (by_chance() picks between any two mixes.)"
+            f"choose() got plans for batches of {len(first.partner)} and {len(second.partner)};"
+            f" draw both plans for the same batch."
+        )
+    if first.fill is not None or second.fill is not None:
+        raise ValueError(
+            "choose() got a plan with a fill, and picks between partners alone; use by_chance(),"
+            " which picks between any two mixes."
         )
     if check.choice("scope", scope, {"batch": False, "device": True, "image": True}):
         key = on_device(key, axis_name)

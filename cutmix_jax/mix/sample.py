@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,11 @@ NUMBERS = {
 }
 
 
+# What is static in drawing a plan.
+BATCH_OPTIONS = ("batch_size", "sides", "scope", "partner", "axis_name", "across_devices")
+BOX_OPTIONS = (*BATCH_OPTIONS, "size", "box", "placement", "label", "correct_lam")
+
+
 def checked_numbers(**values):
     """Returns the numbers as float32 scalars, or raises if one is out of its bounds."""
     low, high = values.get("min_ratio", 0), values.get("max_ratio", 1)
@@ -239,19 +245,34 @@ def sample_cutmix(
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
         Features", ICCV 2019.
     """
-    sides = check.sides(sides)
-    weigh = check.choice("label", label, LABELS)
     numbers = checked_numbers(
         alpha=alpha, prob=prob, sigma=sigma, min_ratio=min_ratio, max_ratio=max_ratio
     )
-    partners, draw_key, draws, draw = assign(
+    return _draw_cutmix(
         key,
-        batch_size,
+        numbers,
+        batch_size=batch_size,
+        sides=check.sides(sides),
+        size=tuple(size) if isinstance(size, list) else size,
+        box=box,
+        placement=placement,
+        label=label,
+        correct_lam=correct_lam,
         scope=scope,
         partner=partner,
         axis_name=axis_name,
         across_devices=across_devices,
     )
+
+
+# Compiled as one where it is called outside of jit, where each of its forty small operations would
+# be compiled alone; inside of jit it makes no difference.
+@partial(jax.jit, inline=True, static_argnames=BOX_OPTIONS)
+def _draw_cutmix(
+    key, numbers, *, batch_size, sides, size, box, placement, label, correct_lam, **whom
+):
+    weigh = check.choice("label", label, LABELS)
+    partners, draw_key, draws, draw = assign(key, batch_size, **whom)
     lam_key, box_key, prob_key = jax.random.split(draw_key, 3)
     side = jnp.asarray(sides, jnp.float32)
     if size is None:
@@ -270,7 +291,7 @@ def sample_cutmix(
         box=boxes[draw],
         lam=weigh(kept)[draw],
         sides=sides,
-        across=axis_name if across_devices else None,
+        across=whom["axis_name"] if whom["across_devices"] else None,
     )
     return switched(plan, mixed[draw])
 
@@ -321,16 +342,21 @@ def sample_mixup(
     Reference:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
-    sides = check.sides(sides)
-    numbers = checked_numbers(alpha=alpha, prob=prob)
-    partners, draw_key, draws, draw = assign(
+    return _draw_mixup(
         key,
-        batch_size,
+        checked_numbers(alpha=alpha, prob=prob),
+        batch_size=batch_size,
+        sides=check.sides(sides),
         scope=scope,
         partner=partner,
         axis_name=axis_name,
         across_devices=across_devices,
     )
+
+
+@partial(jax.jit, inline=True, static_argnames=BATCH_OPTIONS)
+def _draw_mixup(key, numbers, *, batch_size, sides, **whom):
+    partners, draw_key, draws, draw = assign(key, batch_size, **whom)
     lam_key, prob_key = jax.random.split(draw_key)
     lam = symmetric_beta(lam_key, numbers["alpha"], (draws,))
     mixed = jax.random.uniform(prob_key, (draws,), jnp.float32) < numbers["prob"]
@@ -341,7 +367,7 @@ def sample_mixup(
         ratio=lam,
         lam=lam,
         sides=sides,
-        across=axis_name if across_devices else None,
+        across=whom["axis_name"] if whom["across_devices"] else None,
     )
 
 
@@ -419,4 +445,4 @@ def sample_cutout(
         axis_name=axis_name,
     )
     own = jnp.arange(batch_size, dtype=jnp.int32)
-    return replace(plan, partner=own, lam=jnp.ones(1), fill=fill)
+    return replace(plan, partner=own, lam=jnp.ones(1, jnp.float32), fill=fill)
