@@ -60,23 +60,25 @@ class Checkpoints:
         self.mapping = mapping
         # Orbax logs the traceback of each unreadable step at length; ours is the sentence to read.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(2),
-                checkpoint_managers.BestN(
-                    get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
+        self.errors = {}  # of the checkpoints that are whole and were evaluated, by step
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=_quality,
-                keep_checkpoints_without_metrics=False,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [checkpoint_managers.LatestN(2), _KeepBest(self)]
+                ),
                 cleanup_tmp_directories=jax.process_count() == 1,
             ),
         )
+        for step in self.manager.all_steps():
+            with contextlib.suppress(Exception):  # `restore` tells of what is broken
+                self.errors[step] = self._read_meta(step)["error"]
+
+    @property
+    def best_step(self):
+        """The step with the lowest error, of equal ones the last; None where none was evaluated."""
+        known = [(error, -step) for step, error in self.errors.items() if error is not None]
+        return -min(known)[1] if known else None
 
     def save(self, step, state, meta, error=None):
         """Starts to write `state` and `meta`; `error` (of an epoch's evaluation) ranks it.
@@ -95,8 +97,9 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(_disk_full(self.folder, step, needed, free))
-        meta = dict(meta, digest=digest(host))
+        meta = dict(meta, digest=digest(host), error=error)
         meta["meta_digest"] = _meta_digest(meta)
+        self.errors[step] = error
         try:
             self.manager.save(
                 step,
@@ -104,7 +107,6 @@ class Checkpoints:
                     state=ocp.args.StandardSave(self.mapping.to_global(state)),
                     meta=ocp.args.JsonSave(meta),
                 ),
-                metrics=None if error is None else {"error": float(error)},
             )
         except Exception as failure:  # whatever the file system raises, also for the save before
             raise UserError(_cannot_save(self.folder, step, failure)) from failure
@@ -136,8 +138,7 @@ class Checkpoints:
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
         if which == "best":
-            best = self.manager.best_step()
-            steps = [best] if best is not None else steps[:1]
+            steps = [self.best_step] if self.best_step is not None else steps[:1]
         passed_over = []
         for step in steps:
             try:
@@ -221,8 +222,15 @@ def _meta_digest(meta):
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _quality(metrics):
-    return -metrics["error"]
+class _KeepBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the best checkpoint; its error comes from `meta`, which the digest covers."""
+
+    def __init__(self, checkpoints):
+        self.checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        return [info.step == self.checkpoints.best_step for info in checkpoints]
 
 
 def _broken(folder, failure):

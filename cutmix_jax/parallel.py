@@ -37,8 +37,12 @@ class Mapping:
         XLA's all-reduce between the devices of one CPU process has fewer threads than
         participants once several steps are in flight, and then aborts.
         """
-        devices = jax.local_devices()
-        return devices[0].platform == "cpu" and len(devices) > 1
+        return jax.default_backend() == "cpu" and self.local_devices > 1
+
+    @property
+    def local_devices(self):
+        """How many devices of this process there are."""
+        return sum(d.process_index == jax.process_index() for d in self.mesh.devices.flat)
 
     def replicate(self, tree):
         """Puts a copy of every (host or single-device) array on every device."""
@@ -112,7 +116,7 @@ class Mapping:
 
     @property
     def _is_local(self):
-        return set(self.mesh.devices.flat) == set(jax.local_devices())
+        return all(d.process_index == jax.process_index() for d in self.mesh.devices.flat)
 
 
 def all_devices():
@@ -120,7 +124,13 @@ def all_devices():
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
-def create_mapping(kind):
-    """Lays functions over the devices by `kind`, 'pmap' or 'shard_map'."""
-    local = Mesh(np.array(jax.local_devices()), (AXIS,))
-    return Mapping(kind, {"pmap": local, "shard_map": all_devices()}[kind])
+def create_mapping(kind, local_devices=None):
+    """Lays functions over the devices.
+
+    Args:
+      kind: 'pmap' or 'shard_map'.
+      local_devices: how many devices of a single process to use, the first ones; None: all.
+    """
+    local = jax.local_devices()[:local_devices]
+    several = kind == "shard_map" and jax.process_count() > 1
+    return Mapping(kind, all_devices() if several else Mesh(np.array(local), (AXIS,)))

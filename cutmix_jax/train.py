@@ -67,17 +67,26 @@ class Task:
         return self.config.epochs * self.data.steps_per_epoch
 
 
-def create_task(config):
-    """Builds what `config` describes, or says what is wrong with it."""
+def create_task(config, mapping=None):
+    """Builds what `config` describes, or says what is wrong with it.
+
+    Args:
+      config: from a file in `configs/`.
+      mapping: a `parallel.Mapping`; by default over all devices, as `config.mapping` says.
+
+    Raises:
+      UserError: a value, the data, or their combination cannot be used.
+    """
     config_lib.check_config(config)
-    devices = jax.device_count()
+    mapping = mapping or create_mapping(config.mapping)
+    devices = mapping.local_devices * jax.process_count()
     if config.batch_size % (devices * config.accumulate):
         raise UserError(
             f"config.batch_size is {config.batch_size}, which {devices} devices with "
             f"config.accumulate={config.accumulate} cannot share: make it a multiple of "
             f"{devices * config.accumulate}."
         )
-    shards = Shards(jax.local_device_count(), jax.process_index(), jax.process_count())
+    shards = Shards(mapping.local_devices, jax.process_index(), jax.process_count())
     data = open_data(config, shards)
     channels = data.image_shape[-1]
     if len(config.normalize.mean) not in (1, channels):
@@ -99,7 +108,7 @@ def create_task(config):
         data=data,
         model=model,
         mix=config_lib.create_mix(config),
-        mapping=create_mapping(config.mapping),
+        mapping=mapping,
         schedule=schedule,
         optimizer=optax.chain(
             optax.add_decayed_weights(config.weight_decay),

@@ -197,6 +197,7 @@ def imagenet(stage_sizes: tuple[int, ...], block: type[nn.Module]) -> Callable[.
 
 
 NETS = {
+    "resnet8": cifar(8, BasicBlock),
     "resnet20": cifar(20, BasicBlock),
     "resnet32": cifar(32, BasicBlock),
     "resnet44": cifar(44, BasicBlock),

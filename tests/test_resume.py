@@ -1,0 +1,100 @@
+"""A run that is killed, however often and whenever, ends with the bits of one that is not."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from tests.commands import SMALL, checkpoint_digest, run_main, start_main
+
+# Forty steps, with a checkpoint every third of them and at the end of each epoch.
+LONGER = [*SMALL, "--config.epochs=8", "--config.checkpoint_every=3", "--config.ema=0.9"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = run_main(f"--workdir={folder}", *LONGER)
+    assert done.returncode == 0, done.stderr
+    return checkpoint_digest(folder), (folder / "metrics.jsonl").read_text()
+
+
+def is_written(folder):
+    """A checkpoint is being written."""
+    return any((folder / "checkpoints").glob("*tmp*"))
+
+
+def holds(step):
+    """A checkpoint of at least this step is there; in the middle of an epoch, mostly."""
+
+    def condition(folder):
+        names = [path.name for path in (folder / "checkpoints").glob("*")]
+        return any(name.isdigit() and int(name) >= step for name in names)
+
+    return condition
+
+
+def kill_when(folder, condition, sent):
+    """Starts the run, sends the signal once `condition(folder)` holds; returns its process."""
+    process = start_main(f"--workdir={folder}", *LONGER)
+    limit = time.monotonic() + 120
+    while not condition(folder) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.001)
+    process.send_signal(sent)
+    process.wait()
+    return process
+
+
+def test_kill_at_several_moments(uninterrupted, tmp_path):
+    moments = [is_written, holds(6), is_written, holds(21), holds(30)]
+    pause = random.Random(0)
+    killed = 0
+    for moment in moments:
+        process = kill_when(tmp_path, moment, signal.SIGKILL)
+        killed += process.returncode == -signal.SIGKILL
+        time.sleep(pause.random() / 10)
+    assert killed >= 3  # otherwise nothing was tested
+    done = run_main(f"--workdir={tmp_path}", *LONGER)
+    assert done.returncode == 0, done.stderr
+    state, records = uninterrupted
+    assert checkpoint_digest(tmp_path) == state
+    assert without_speed((tmp_path / "metrics.jsonl").read_text()) == without_speed(records)
+
+
+def test_bits_do_differ_where_the_run_does(uninterrupted, tmp_path):
+    """The negative control: one other draw of the mix is enough to be noticed."""
+    other = run_main(f"--workdir={tmp_path}", *LONGER, "--config.mix.prob=0.99")
+    assert other.returncode == 0, other.stderr
+    assert checkpoint_digest(tmp_path) != uninterrupted[0]
+
+
+def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path):
+    process = kill_when(tmp_path, holds(6), signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "Interrupted and saved at step" in out and "start the same command again" in out
+    step = int(out.split("saved at step ")[1].split()[0])
+    done = run_main(f"--workdir={tmp_path}", *LONGER)
+    assert f"Going on from step {step} of 40" in done.stdout
+    assert checkpoint_digest(tmp_path) == uninterrupted[0]
+
+
+def test_a_run_of_eight_devices_goes_on_with_one(tmp_path):
+    arguments = (f"--workdir={tmp_path}", *LONGER)
+    process = start_main(*arguments, devices=8)
+    while not holds(6)(tmp_path) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0, process.stderr.read()
+    done = run_main(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step" in done.stdout and "1 x cpu" in done.stdout
+
+
+def without_speed(jsonl):
+    """Records of the epochs without what depends on the clock."""
+    import json
+
+    records = [json.loads(line) for line in jsonl.splitlines()]
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]

@@ -1,0 +1,217 @@
+"""A run as its user sees it: outputs, resume, what stops it, and what it says then."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+
+from cutmix_jax import UserError, run, train
+from cutmix_jax.checkpoint import Checkpoints, digest, workdir_lock
+from cutmix_jax.models import create_model
+from cutmix_jax.parallel import create_mapping
+from tests.commands import SMALL, checkpoint_digest, run_main, small_config
+
+RESULTS = {
+    *("config", "params", "epochs", "train_examples", "top1_error_last", "top5_error_last"),
+    *("top1_error_best", "top5_error_best", "best_epoch", "loss_last", "images_per_second"),
+    *("seconds", "devices"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two epochs: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_all_its_outputs(finished):
+    folder, printed = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert RESULTS < results.keys()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert results["top1_error_last"] == records[-1]["test_top1_error"]
+    best = min(record["test_top1_error"] for record in records)
+    assert results["top1_error_best"] == best
+    # Of epochs that are equally good the last is chosen.
+    chosen = min(reversed(records), key=lambda record: record["held_out_top1_error"])
+    assert results["top1_error_held_out"] == chosen["test_top1_error"]
+    for picture in ("mixed.png", "error.png"):
+        with Image.open(folder / picture) as image:
+            assert min(image.size) > 300
+    assert "layer1_0/conv1/kernel" in (folder / "parameters.txt").read_text()
+    # The recipe in words, the devices, the sizes; the errors, the last epoch's first.
+    for words in ("CutMix", "320 train, 297 test, 100 held-out", "1 x cpu", "learning rate 0.1"):
+        assert words in printed
+    assert printed.index("last epoch") < printed.index("held-out choice")
+    assert printed.index("held-out choice") < printed.index("best on test")
+
+
+def test_tensorboard_can_read_the_events(finished):
+    folder, _ = finished
+    (path,) = (folder / "tensorboard").iterdir()
+    reader = pywrap_tensorflow.PyRecordReader_New(str(path).encode())
+    values = {}
+    while True:
+        try:
+            reader.GetNext()
+        except pywrap_tensorflow.errors.OutOfRangeError:
+            break
+        event = event_pb2.Event.FromString(reader.record())
+        values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("train_loss", "test_top1_error", "learning_rate", "images_per_second"):
+        assert values[name, last["step"]] == pytest.approx(last[name])
+
+
+def test_a_finished_run_prints_its_results_again_and_how_to_start_anew(finished):
+    folder, printed = finished
+    again = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout and "--workdir" in again.stdout
+    assert re.findall(r"top-1 error.*", again.stdout) == re.findall(r"top-1 error.*", printed)
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+def test_evaluation_repeats_what_training_measured(finished, which):
+    folder, _ = finished
+    done = run_main(
+        f"--workdir={folder}",
+        "--mode=evaluate",
+        f"--checkpoint={which}",
+        "--config.held_out=100",
+        *SMALL,
+    )
+    result = json.loads(done.stdout)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    record = records[-1]
+    if which == "best":  # by the held-out split, of equal ones the last
+        record = min(reversed(records), key=lambda record: record["held_out_top1_error"])
+    assert result["checkpoint"] == record["step"]
+    assert result["test_top1_error"] == record["test_top1_error"]
+
+
+def test_a_workdir_of_another_run_is_refused_by_the_key_that_differs(finished):
+    folder, _ = finished
+    with pytest.raises(UserError, match=r"config\.learning_rate=0\.1.*has 0\.2.*--workdir"):
+        run.train(small_config(held_out=100, learning_rate=0.2), folder)
+
+
+def test_a_second_run_in_one_workdir_is_refused(tmp_path):
+    with workdir_lock(tmp_path), pytest.raises(UserError, match="Another run is writing"):
+        run.train(small_config(), tmp_path)
+    with workdir_lock(tmp_path):
+        pass  # free again
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written.*--workdir"):
+        run.train(small_config(), tmp_path / "file" / "run")
+
+
+def spoil(path, how):
+    """Truncates a file, or changes one of its bytes."""
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "pattern"),
+    [
+        ("truncated", "state/ocdbt.process_0/d/*"),
+        ("changed", "state/ocdbt.process_0/d/*"),
+        ("truncated", "state/_METADATA"),
+        ("changed", "meta/metadata"),
+    ],
+)
+def test_a_broken_newest_checkpoint_is_passed_over_and_said(finished, tmp_path, how, pattern):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    for path in (folder / "checkpoints" / "10").glob(pattern):
+        spoil(path, how)
+    done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "Checkpoint 10 is not whole" in done.stdout
+    assert "Going on from step 5 of 10" in done.stdout
+    assert checkpoint_digest(folder) == checkpoint_digest(finished[0])
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_without_a_whole_checkpoint_stops_instead_of_starting_afresh(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    for path in (folder / "checkpoints").glob("*/meta/metadata"):
+        spoil(path, "truncated")
+    done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: No checkpoint in .* is whole.*\n", done.stderr)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
+    done = run_main(f"--workdir={tmp_path}", *SMALL, "--config.learning_rate=1e30")
+    assert done.returncode == 1
+    message = r"error: The .* not finite .*step \d+.*learning rate 1e\+30.*\n"
+    assert re.fullmatch(message, done.stderr)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, monkeypatch):
+    task = train.create_task(small_config(), create_mapping("pmap", 1))
+    state = task.mapping.replicate(train.create_state(task))
+    with Checkpoints(tmp_path, task.mapping) as checkpoints:
+        checkpoints.save(1, state, {"config": {}})
+        checkpoints.wait()
+        full = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(UserError, match="earlier checkpoints are whole; free some space"):
+            checkpoints.save(2, state, {"config": {}})
+        assert checkpoints.manager.all_steps() == [1]
+        restored, _, _ = checkpoints.restore(run.abstract_state(task))
+    assert digest(jax.device_get(restored)) == digest(jax.device_get(state))
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    mapping = create_mapping("pmap", 1)
+    state = mapping.replicate({"weight": np.array([1, np.inf], np.float32)})
+    with Checkpoints(tmp_path, mapping) as checkpoints:
+        with pytest.raises(UserError, match="not finite at step 3"):
+            checkpoints.save(3, state, {})
+        assert not checkpoints.manager.all_steps()
+
+
+def test_a_run_starts_from_the_weights_of_another(finished):
+    config = small_config(init_from=str(finished[0]))
+    task = train.create_task(config, create_mapping("pmap", 1))
+    fresh = train.create_state(task)
+    state, notes = run.initialize_from(task, fresh, config.init_from)
+    assert notes == [f"Starting from the weights of {finished[0]}."]
+    assert not np.array_equal(state.params["fc"]["kernel"], fresh.params["fc"]["kernel"])
+
+    other = dataclasses.replace(task, model=create_model("resnet8", 7))
+    fresh = train.create_state(other)
+    state, notes = run.initialize_from(other, fresh, config.init_from)
+    assert "head does not fit and is initialised anew" in notes[-1]
+    np.testing.assert_array_equal(state.params["fc"]["kernel"], fresh.params["fc"]["kernel"])
+    assert not np.array_equal(state.params["conv1"]["kernel"], fresh.params["conv1"]["kernel"])
+
+    wider = dataclasses.replace(task, model=create_model("resnet8x2", 10))
+    with pytest.raises(UserError, match=r"init_from=.* does not fit .*bn1"):
+        run.initialize_from(wider, train.create_state(wider), config.init_from)
+
+
+def test_weights_of_nowhere_are_refused(tmp_path):
+    with pytest.raises(UserError, match="init_from is .* holds no checkpoint"):
+        run.train(small_config(init_from=str(tmp_path / "no")), tmp_path / "run")

@@ -1,0 +1,274 @@
+"""The training step and its loop: what they compute does not depend on how they are run."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax import numpy as jnp
+
+from cutmix_jax import UserError, metrics, train
+from cutmix_jax.config import base_config
+from cutmix_jax.parallel import AXIS, create_mapping
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """The steps of these tests compile for longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def small_config(**overrides):
+    """Digits at 8x8 through the smallest network: a step compiles in a few seconds."""
+    config = base_config()
+    config.model, config.dataset, config.image_size = "resnet8", "digits", 8
+    config.batch_size, config.epochs, config.train_examples = 64, 2, 320
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def take_steps(task, count, state=None, calls=1):
+    """The state after `count` steps, and the last counters."""
+    state = task.mapping.replicate(train.create_state(task) if state is None else state)
+    arrays = task.mapping.replicate(task.data.arrays["train"])
+    step, _ = train.map_steps(task)
+    batches = train.group(task.data.train_batches(0), calls)
+    for _, xs in zip(range(count // calls), batches, strict=False):
+        state, counters = step(state, arrays, task.mapping.shard(xs))
+        jax.block_until_ready(state)
+    return state, jax.device_get(counters)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Parameters and loss after one step on one device, without mixing."""
+    task = train.create_task(
+        small_config(sync_batch_norm=True), create_mapping("pmap", local_devices=1)
+    )
+    return take_steps(task, 1)
+
+
+@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+def test_eight_devices_take_the_step_of_one(kind, one_device):
+    task = train.create_task(small_config(sync_batch_norm=True), create_mapping(kind))
+    state, counters = take_steps(task, 1)
+    expected, expected_counters = one_device
+    assert task.mapping.local_devices == 8
+    assert int(counters["loss"].count[0]) == 64
+    np.testing.assert_allclose(counters["loss"].total, expected_counters["loss"].total, rtol=1e-5)
+    # After one step of SGD from the same start the parameters differ as the gradients do.
+    chex.assert_trees_all_close(
+        jax.device_get(state.params), jax.device_get(expected.params), atol=2e-5
+    )
+    chex.assert_trees_all_close(
+        jax.device_get(state.batch_stats), jax.device_get(expected.batch_stats), atol=1e-5
+    )
+
+
+def test_shards_of_the_state_stay_equal_with_batch_norm_per_device():
+    config = small_config(**{"mix.name": "cutmix", "ema": 0.9})
+    state, _ = take_steps(train.create_task(config), 3)
+    for leaf in jax.tree.leaves(state):
+        first, *others = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(others) == 7
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+
+
+def test_batch_statistics_are_those_of_each_device_unless_asked():
+    configs = [small_config(sync_batch_norm=sync) for sync in (False, True)]
+    apart, together = (
+        take_steps(train.create_task(config), 1)[0].batch_stats for config in configs
+    )
+    differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), apart, together)
+    assert max(jax.tree.leaves(differences)) > 1e-4
+
+
+def plans_of_devices(config, step, kind="pmap"):
+    """The plan of every device, stacked."""
+    task = train.create_task(config, create_mapping(kind))
+
+    def gather(step, arrays, xs):
+        return lax.all_gather(train.prepare(task, step, arrays, xs)[3], AXIS)
+
+    xs = next(iter(task.data.train_batches(0)))
+    arrays = task.mapping.replicate(task.data.arrays["train"])
+    step = task.mapping.replicate(jnp.int32(step))
+    return jax.device_get(task.mapping.map(gather)(step, arrays, task.mapping.shard(xs)))[0]
+
+
+def test_the_plan_is_a_function_of_seed_step_and_device():
+    config = small_config(**{"mix.name": "cutmix"})
+    plan = plans_of_devices(config, step=3)
+    for box in plan.box[1:]:  # one box for the whole batch, on all devices
+        np.testing.assert_array_equal(box, plan.box[0])
+    assert len({tuple(partner) for partner in plan.partner}) > 1  # but partners of their own
+    other_data = small_config(**{"mix.name": "cutmix", "train_examples": 256, "augment.pad": 1})
+    for again in (plans_of_devices(other_data, 3), plans_of_devices(config, 3, "shard_map")):
+        chex.assert_trees_all_equal(plan, again)
+    for other in (
+        plans_of_devices(config, step=4),
+        plans_of_devices(small_config(**{"mix.name": "cutmix", "seed": 1}), step=3),
+    ):
+        assert not np.array_equal(plan.box, other.box)
+
+
+def test_the_compiled_step_reduces_and_calls_nothing_else():
+    task = train.create_task(small_config(**{"mix.name": "cutmix"}))
+    state = task.mapping.replicate(train.create_state(task))
+    arrays = task.mapping.replicate(task.data.arrays["train"])
+    xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
+    program = train.map_steps(task)[0].lower(state, arrays, xs).compile().as_text()
+    assert "all-reduce" in program
+    others = r"all-gather|all-to-all|collective-permute|reduce-scatter|infeed|outfeed|callback"
+    assert not re.findall(others, program)
+    reduced = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
+    numbers = sum(
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for shapes in reduced
+        for dims in re.findall(r"(?:f32|s32|u32)\[([\d,]*)\]", shapes)
+    )
+    trained = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats)))
+    # Beside them two counters of two numbers each; XLA sends gradients that are equal by
+    # construction (a shortcut's bias and its block's last one) and equal counts only once.
+    assert trained - 100 < numbers <= trained + 4
+
+
+def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
+    monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
+    task = train.create_task(small_config(**{"mix.name": "cutmix"}), create_mapping("pmap", 1))
+    chex.clear_trace_counter()
+    state = task.mapping.replicate(train.create_state(task))
+    first = state
+    take_steps(task, 3, state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+
+
+def test_several_steps_a_call_are_the_same_steps():
+    config = small_config(**{"mix.name": "cutmix"})
+    task = train.create_task(config, create_mapping("pmap", 1))
+    one, _ = take_steps(task, 4)
+    four, counters = take_steps(task, 4, calls=4)
+    assert counters["loss"].total.shape == (4,)
+    assert int(four.step) == 4
+    chex.assert_trees_all_close(jax.device_get(four), jax.device_get(one), atol=2e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    def step_on_twins(accumulate):
+        task = train.create_task(small_config(accumulate=accumulate), create_mapping("pmap", 1))
+        index = np.tile(np.arange(32, dtype=np.int32), 2)[None]  # the halves are equal
+        xs = {"index": index[:, None], "mask": np.ones((1, 1, 64), bool)}
+        state = task.mapping.replicate(train.create_state(task))
+        arrays = task.mapping.replicate(task.data.arrays["train"])
+        return train.map_steps(task)[0](state, arrays, task.mapping.shard(xs))
+
+    (one, counted), (two, counted_too) = step_on_twins(1), step_on_twins(2)
+    chex.assert_trees_all_close(jax.device_get(one.params), jax.device_get(two.params), atol=1e-5)
+    np.testing.assert_allclose(counted["loss"].total, counted_too["loss"].total, rtol=1e-5)
+
+
+def test_averaged_weights_follow_the_formula_and_are_evaluated():
+    config = small_config(ema=0.75)
+    task = train.create_task(config, create_mapping("pmap", 1))
+    start = jax.device_get(train.create_state(task))
+    state, _ = take_steps(task, 1)
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start.params, state.params)
+    chex.assert_trees_all_close(
+        jax.device_get(state.ema["params"]), jax.device_get(expected), atol=1e-6
+    )
+    assert state.evaluated() is state.ema
+
+
+def test_the_optimizer_is_nesterov_sgd_with_coupled_weight_decay():
+    """d = g + wd w; v <- m v + d; w <- w - lr (d + m v), written out in NumPy."""
+    config = small_config(learning_rate=0.5, lr_drops=(0.5,))
+    task = train.create_task(config, create_mapping("pmap", 1))
+    rng = np.random.default_rng(0)
+    weight, velocity = rng.normal(size=7).astype(np.float32), np.zeros(7, np.float32)
+    ours = jnp.asarray(weight)
+    opt_state = task.optimizer.init(ours)
+    for step in range(2 * task.data.steps_per_epoch):
+        grad = rng.normal(size=7).astype(np.float32)
+        rate = 0.5 if step < task.data.steps_per_epoch else 0.05
+        decayed = grad + 1e-4 * weight
+        velocity = 0.9 * velocity + decayed
+        weight = weight - rate * (decayed + 0.9 * velocity)
+        updates, opt_state = task.optimizer.update(jnp.asarray(grad), opt_state, ours)
+        ours = optax.apply_updates(ours, updates)
+    np.testing.assert_allclose(ours, weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        # The paper's ImageNet recipe: x 0.1 at the start of epochs 75, 150 and 225 of 300.
+        (
+            {"lr_drops": (0.25, 0.5, 0.75)},
+            {0: 0.1, 74.9: 0.1, 75: 0.01, 150: 1e-3, 225: 1e-4, 299: 1e-4},
+        ),
+        ({"schedule": "cosine"}, {0: 0.1, 150: 0.05, 300: 0.0}),
+        ({"warmup_epochs": 5.0}, {0: 0.0, 2.5: 0.05, 5: 0.1, 149: 0.1, 150: 0.01}),
+    ],
+)
+def test_the_learning_rate_at_chosen_epochs(overrides, rates):
+    schedule = train.create_schedule(small_config(epochs=300, **overrides), steps_per_epoch=10)
+    for epoch, rate in rates.items():
+        assert float(schedule(round(10 * epoch))) == pytest.approx(rate, rel=1e-5, abs=1e-8)
+
+
+def test_weighted_accuracy_counts_both_labels_of_a_mixed_image():
+    logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 0.0, 9.0]])
+    targets = jnp.array([[0.7, 0.3, 0.0], [0.6, 0.4, 0.0], [0.5, 0.5, 0.0]])
+    counters = metrics.train_counters(jnp.zeros(3), logits, targets)
+    assert float(counters["weighted_accuracy"].compute()) == pytest.approx((0.7 + 0.4 + 0) / 3)
+
+
+def test_label_smoothing_is_never_implied():
+    config = small_config(**{"mix.name": "cutmix"})
+    assert config.label_smoothing == 0
+    plain = train.create_task(config, create_mapping("pmap", 1))
+    smooth = train.create_task(
+        small_config(**{"mix.name": "cutmix", "label_smoothing": 0.1}), create_mapping("pmap", 1)
+    )
+    assert take_steps(plain, 1)[1]["loss"].total != take_steps(smooth, 1)[1]["loss"].total
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_counts_every_example_once(devices):
+    config = small_config(batch_size=32)  # 297 test images: ten batches, the last one padded
+    task = train.create_task(config, create_mapping("pmap", devices))
+    arrays = task.mapping.replicate(task.data.arrays)
+    weights = task.mapping.replicate(train.create_state(task).evaluated())
+    _, eval_step = train.map_steps(task)
+    totals = metrics.Totals()
+    for xs in task.mapping.prefetch(task.data.eval_batches("test")):
+        totals.add(jax.device_get(eval_step(weights, arrays["test"], xs)))
+    assert totals.values["loss"][1] == 297
+    images = task.data.arrays["test"]["image"].astype(np.float32) / 255
+    logits = task.model.apply(jax.device_get(weights), (images - 0.5) / 0.5, train=False)
+    wrong = np.argmax(logits, -1) != task.data.arrays["test"]["label"]
+    assert totals.means()["top1_error"] == pytest.approx(wrong.mean())
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step_and_rate():
+    task = train.create_task(small_config(), create_mapping("pmap", 1))
+    loss = metrics.Average(total=np.array([1.0, np.nan, np.nan]), count=np.array([64, 64, 64]))
+    with pytest.raises(UserError, match=r"not finite at step 9, at learning rate 0\.1"):
+        train.check_finite(task, 10, {"loss": loss})
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    with pytest.raises(UserError, match=r"batch_size is 60, which 8 devices.*multiple of 8"):
+        train.create_task(small_config(batch_size=60))
+
+
+def test_task_is_replaced_field_by_field():
+    task = train.create_task(small_config(), create_mapping("pmap", 1))
+    assert dataclasses.replace(task, mix=None).data is task.data
