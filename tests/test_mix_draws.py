@@ -1,0 +1,212 @@
+"""How plans are distributed: seeds are fixed, and thresholds are four standard errors wide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from cutmix_jax import mix
+
+DRAWS = 200_000
+
+
+def draw(sampler, seed=0, draws=DRAWS, sides=(32, 32), **options):
+    """Returns the plans of many keys, as NumPy arrays with the keys first."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+    plans = jax.jit(jax.vmap(lambda key: sampler(key, 1, sides, **options)))(keys)
+    return jax.tree.map(np.asarray, plans)
+
+
+def close(values, expected, errors=4):
+    """Whether the mean is within so many standard errors of what is expected."""
+    return abs(values.mean() - expected) < errors * values.std() / np.sqrt(len(values)) + 5e-5
+
+
+# Exact enumeration of the authors' rule for alpha = 1: mean, standard deviation, least, P(empty),
+# P(lam < 1/2), and the quantiles of 5, 25, 50, 75, 95 %.
+PAPER = {
+    7: (0.7645, 0.177, 0.2653, 0.0816, 0.087, 0.388, 0.673, 0.755, 0.918, 1.000),
+    8: (0.7674, 0.158, 0.4375, 0.0625, 0.062, 0.438, 0.625, 0.766, 0.938, 1.000),
+    32: (0.7007, 0.183, 0.1211, 0.0039, 0.145, 0.367, 0.578, 0.719, 0.850, 0.965),
+    33: (0.6994, 0.184, 0.0597, 0.0037, 0.155, 0.366, 0.576, 0.714, 0.846, 0.967),
+    224: (0.6822, 0.188, 0.0178, 0.0001, 0.174, 0.343, 0.556, 0.696, 0.831, 0.960),
+}
+
+
+@pytest.mark.parametrize("side", PAPER)
+def test_lam_of_the_authors_box(side):
+    mean, deviation, least, empty, below_half, *quantiles = PAPER[side]
+    lam = draw(mix.sample_cutmix, seed=side, sides=(side, side), box="paper").lam[:, 0]
+    assert close(lam, mean)
+    assert lam.std() == pytest.approx(deviation, abs=1e-3)
+    assert lam.min() >= least - 1e-4
+    if side < 224:  # where the least is not rarer than the draws are many
+        assert lam.min() <= least + 0.005
+    assert close(lam == 1, empty)
+    assert close(lam < 0.5, below_half, errors=5)
+    # Half a pixel row more or less is what a quantile may move by within the errors.
+    found = np.quantile(lam, [0.05, 0.25, 0.5, 0.75, 0.95])
+    np.testing.assert_allclose(found, quantiles, atol=1 / side if side < 30 else 4e-3)
+
+
+@pytest.mark.parametrize("side", [32, 33, 224])
+def test_mean_lam_of_the_exact_box(side):
+    lam = draw(mix.sample_cutmix, sides=(side, side)).lam[:, 0]
+    assert lam.mean() == pytest.approx(163 / 240, abs=2e-3)
+
+
+@pytest.mark.parametrize(("alpha", "mean"), [(0.25, 0.699), (0.5, 0.689), (2, 0.672), (4, 0.667)])
+def test_mean_lam_of_other_alphas(alpha, mean):
+    lam = draw(mix.sample_cutmix, sides=(224, 224), alpha=alpha).lam[:, 0]
+    assert lam.mean() == pytest.approx(mean, abs=2.5e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 1.0, 2.0, 4.0])
+def test_lambda_before_clipping_is_beta(alpha):
+    lam = draw(mix.sample_mixup, seed=11, alpha=alpha).lam[:, 0].astype(float)
+    # Above one half float32 rounds to 1; below, it keeps the small values apart.
+    assert close(lam < 0.5, 0.5)
+    smaller = lam[lam < 0.5]
+    fit = stats.kstest(smaller, lambda x: 2 * stats.beta.cdf(x, alpha, alpha))
+    assert fit.pvalue > 1e-3
+    larger = 1 - lam[(lam > 0.5) & (lam < 0.999)]
+    part = [stats.beta.cdf(x, alpha, alpha) for x in (0.001, 0.5)]
+    fit = stats.kstest(
+        larger, lambda x: (stats.beta.cdf(x, alpha, alpha) - part[0]) / (part[1] - part[0])
+    )
+    assert fit.pvalue > 1e-3
+
+
+def test_drawn_lambda_is_kept_where_it_is_not_corrected():
+    lam = draw(mix.sample_cutmix, correct_lam=False).lam[:, 0]
+    assert stats.kstest(lam, stats.uniform.cdf).pvalue > 1e-3
+
+
+def test_centre_is_uniform_and_the_exact_box_has_no_side():
+    low = draw(mix.sample_cutmix, sides=(9, 9), size=1).box[:, 0, 0]
+    for axis in (0, 1):
+        assert stats.chisquare(np.bincount(low[:, axis], minlength=9)).pvalue > 1e-3
+
+    box = draw(mix.sample_cutmix).box[:, 0]
+    cover = [(box[:, 0, 0] <= i) & (i < box[:, 1, 0]) & (box[:, 1, 1] > 0) for i in range(32)]
+    cover = np.mean(cover, axis=1)
+    np.testing.assert_allclose(cover, cover[::-1], atol=5e-3)
+
+
+def test_authors_box_leans_to_the_left():
+    box = draw(mix.sample_cutmix, box="paper").box[:, 0, :, 0]
+    first, last, middle = (np.mean((box[:, 0] <= i) & (i < box[:, 1])) for i in (0, 31, 16))
+    assert (first, last, middle) == pytest.approx((0.3485, 0.3174, 0.635), abs=5e-3)
+
+
+@pytest.mark.parametrize("scope", ["batch", "image"])
+def test_prob_is_how_often_it_mixes(scope):
+    @jax.jit
+    def draw(keys, prob):
+        options = {"prob": prob, "scope": scope, "size": 16, "label": "complete"}
+        return jax.vmap(lambda key: mix.sample_cutmix(key, 2, (32, 32), **options).lam[0])(keys)
+
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    for prob in (0.0, 0.25, 1.0):
+        assert close(np.asarray(draw(keys, prob)) == 0.5, prob)
+
+
+def test_switch_prob_is_how_often_the_second_is_taken():
+    recipe = mix.create_mix("cutmix_or_mixup", switch_prob=0.3)
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    cut, blend = jax.jit(jax.vmap(lambda key: recipe.sample(key, 1, (64, 64))))(keys)
+    assert close(np.asarray(blend.ratio[:, 0]) < 1, 0.3)
+    assert not ((cut.lam < 1) & (blend.lam < 1)).any()
+
+    @jax.jit
+    def choose(keys, switch_prob):
+        def choose(key):
+            keys = jax.random.split(key, 3)
+            cut, blend = (
+                mix.sample_cutmix(keys[0], 1, (64, 64)),
+                mix.sample_mixup(keys[1], 1, (64, 64)),
+            )
+            return mix.choose(keys[2], cut, blend, switch_prob=switch_prob)
+
+        return jax.vmap(choose)(keys)
+
+    for switch_prob in (0.0, 0.3, 1.0):
+        plans = choose(keys, switch_prob)
+        assert close(np.asarray(plans.ratio[:, 0]) < 1, switch_prob)
+        assert not ((plans.ratio[:, 0] < 1) & (plans.box[:, 0, 1, 0] > 0)).any()
+
+
+@pytest.mark.parametrize("box", ["exact", "paper"])
+def test_fixed_size(box):
+    lam = draw(mix.sample_cutmix, size=16, box=box).lam[:, 0]
+    assert close(lam, 0.8086)
+    assert close(lam == 0.75, (17 / 32) ** 2)
+    assert (lam.min(), lam.max()) == (0.75, 0.9375)
+
+
+@pytest.mark.parametrize(("sigma", "mean"), [(1 / 4, 0.632), (1 / 6, 0.574), (1 / 8, 0.546)])
+def test_center_gaussian(sigma, mean):
+    options = {"placement": "gaussian", "sigma": sigma, "sides": (224, 224)}
+    lam = draw(mix.sample_cutmix, **options).lam[:, 0]
+    assert lam.mean() == pytest.approx(mean, abs=2e-3)
+
+
+def test_one_hot_takes_the_larger_share():
+    plans = draw(mix.sample_cutmix, seed=3, box="paper", label="one_hot")
+    kept = draw(mix.sample_cutmix, seed=3, box="paper").lam
+    np.testing.assert_array_equal(plans.lam, kept >= 0.5)
+    assert close(plans.lam[:, 0] == 0, 0.145)
+
+
+def test_cutout_removes_its_share():
+    plans = draw(mix.sample_cutout, size=16, fill=0.0, box="paper")
+    kept = jax.jit(jax.vmap(mix.share))(plans)
+    assert close(1 - np.asarray(kept)[:, 0], (14 / 32) ** 2)
+    assert (plans.lam == 1).all()
+
+
+@pytest.mark.parametrize("sides", [(64,), (24, 40), (16, 20, 12)])
+def test_side_exponent_by_the_number_of_sides(sides):
+    lam = draw(mix.sample_cutmix, sides=sides, placement="inside", draws=50_000).lam[:, 0]
+    # Unclipped, the pasted share is that which was drawn, up to the rounding of the sides.
+    assert lam.mean() == pytest.approx(0.5, abs=0.01)
+    quantiles = np.quantile(lam, [0.1, 0.3, 0.7, 0.9])
+    np.testing.assert_allclose(quantiles, [0.1, 0.3, 0.7, 0.9], atol=0.03)
+
+
+def test_one_fixed_point_of_the_permutation_on_average():
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    partners = jax.jit(jax.vmap(lambda key: mix.sample_cutmix(key, 7, (8, 8)).partner))(keys)
+    assert close((np.asarray(partners) == np.arange(7)).sum(1), 1)
+
+
+def test_a_layer_is_drawn_for_each_batch():
+    recipe = mix.create_mix("feature_cutmix", label="complete")
+    sides = dict(zip(recipe.layers, [(32, 32), (32, 32), (32, 32), (16, 16), (8, 8)], strict=True))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    plans = jax.jit(jax.vmap(lambda key: recipe.sample(key, 2, sides)))(keys)
+    active = np.stack([plan.lam[:, 0] < 1 for plan in plans], axis=1)
+    assert (active.sum(1) == 1).all()
+    assert stats.chisquare(active.sum(0)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_scheduled_grows_with_progress(progress):
+    recipe = mix.create_mix("scheduled_cutmix", prob=0.8, label="complete")
+    keys = jax.random.split(jax.random.key(0), 20_000)
+
+    def draw(key, progress):
+        return recipe.sample(key, 2, (32, 32), progress=progress)[0].lam
+
+    lam = jax.jit(jax.vmap(draw, in_axes=(0, None)))(keys, jnp.float32(progress))
+    assert close(np.asarray(lam)[:, 0] < 1, 0.8 * progress)
+
+
+def test_nothing_is_mixed_after_until():
+    recipe = mix.create_mix("cutmix", until=0.9, label="complete")
+    lam = [
+        recipe.sample(jax.random.key(0), 2, (8, 8), progress=progress)[0].lam[0]
+        for progress in (0.0, 0.9, 0.91, 1.0)
+    ]
+    assert lam == [0.5, 0.5, 1, 1]

@@ -1,0 +1,198 @@
+"""Mixes by their names, combinations, layers, and several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutmix_jax import mix
+
+KEY = jax.random.key(0)
+SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16, 16)} | {
+    "layer3": (8, 8)
+}
+
+# The name in the paper, where it mixes, and what its description has to say.
+PAPER = {
+    "none": ((), "no mixing"),
+    "cutmix": (("image",), "Beta(1, 1)"),
+    "center_gaussian_cutmix": (("image",), "centre gaussian, sigma 0.25"),
+    "fixed_size_cutmix": (("image",), "size 0.5 of the side"),
+    "one_hot_cutmix": (("image",), "label of the larger share alone"),
+    "scheduled_cutmix": (("image",), "probability 0 to 1 from start to end"),
+    "complete_label_cutmix": (("image",), "both labels by one half"),
+    "feature_cutmix": (("image", "stem", "layer1", "layer2", "layer3"), "at one of image, stem"),
+    "mixup": (("image",), "Mixup: lambda ~ Beta(1, 1)"),
+    "manifold_mixup": (("image", "layer1", "layer2"), "at one of image, layer1, layer2"),
+    "cutout": (("image",), "filled with 0"),
+    "cutout+mixup": (("image",), ", then Mixup"),
+    "cutout+manifold_mixup": (("image", "layer1", "layer2"), ", then Mixup"),
+    "cutmix_or_mixup": (("image",), "; or, with probability 0.5, Mixup"),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_mix_of_the_paper_has_a_name(name):
+    layers, words = PAPER[name]
+    recipe = mix.create_mix(name)
+    assert recipe.name == name
+    assert recipe.layers == layers
+    assert words in recipe.describe()
+    hash(recipe)
+    plans = jax.eval_shape(lambda: recipe.sample(KEY, 5, SIDES, progress=0.5))
+    assert {plan.layer for plan in plans} == set(layers)
+    for plan in plans:
+        assert plan.sides == SIDES[plan.layer]
+        assert plan.partner.shape == (5,)
+
+
+def test_a_recipe_draws_what_its_sampler_draws():
+    (plan,) = mix.create_mix("cutmix", alpha=0.5, prob=0.9, box="paper").sample(KEY, 4, (8, 8))
+    expected = mix.sample_cutmix(KEY, 4, (8, 8), alpha=0.5, prob=0.9, box="paper")
+    jax.tree.map(np.testing.assert_array_equal, plan, expected)
+
+
+WRONG_RECIPES = {
+    "unknown mix": ("cutmx", {}, "mix 'cutmx' is unknown.*mean 'cutmix'"),
+    "unknown part": ("cutout+mixpu", {}, "mix 'mixpu' is unknown.*mean 'mixup'"),
+    "unknown parameter": ("cutmix", {"alhpa": 1.0}, "'alhpa' is unknown.*mean 'alpha'"),
+    "parameter of another": ("mixup", {"box": "paper"}, "mix 'mixup': parameter 'box'"),
+    "none takes nothing": ("none", {"alpha": 1.0}, "parameter 'alpha' is unknown"),
+    "alpha": ("cutmix", {"alpha": -1.0}, "alpha must be above 0, but it is -1.0"),
+    "prob": ("cutmix", {"prob": 1.5}, "prob must be at least 0 and at most 1, but it is 1.5"),
+    "until": ("cutmix", {"until": -1}, "until must be"),
+    "schedule": ("cutmix", {"schedule": "cosine"}, "schedule 'cosine' is unknown"),
+    "box": ("cutmix", {"box": "exac"}, "mean 'exact'"),
+    "layer": ("feature_cutmix", {"layers": ("layer9",)}, "layer 'layer9' is unknown"),
+    "no layer": ("feature_cutmix", {"layers": ()}, "layers is empty"),
+    "size": ("cutout", {"size": -3}, "size=-3 is no box"),
+    "switch_prob": ("cutmix_or_mixup", {"switch_prob": 2}, "switch_prob must be"),
+    "parameter of a part": ("cutout+mixup", {"mixup_size": 3}, "parameter 'mixup_size'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"), WRONG_RECIPES.values(), ids=WRONG_RECIPES
+)
+def test_wrong_recipes_raise(name, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        mix.create_mix(name, **parameters)
+
+
+def test_parameters_reach_their_parts():
+    recipe = mix.create_mix("cutout+mixup", size=8, prob=0.5, mixup_alpha=0.2)
+    cutout, mixup = recipe.parts
+    assert (cutout.options["size"], cutout.options["prob"]) == (8, 0.5)
+    assert (mixup.options["alpha"], mixup.options["prob"]) == (0.2, 0.5)
+
+
+def test_in_turn_applies_one_after_the_other():
+    recipe = mix.in_turn(mix.create_mix("cutout", size=2, fill=9), mix.create_mix("cutmix"))
+    images = jnp.arange(3 * 64, dtype=jnp.float32).reshape(3, 8, 8)
+    cut, paste = recipe.sample(KEY, 3, (8, 8))
+    mixed = mix.apply(paste, mix.apply(cut, images))
+    labels = mix.mix_labels(paste, mix.mix_labels(cut, jnp.arange(3), 3))
+    np.testing.assert_array_equal(labels, mix.mix_labels(paste, jnp.arange(3), 3))
+    np.testing.assert_array_equal(mixed, mix.apply_at((cut, paste), "image", images))
+
+
+def test_layers_are_mixed_where_they_belong_and_in_their_order():
+    recipe = mix.create_mix("cutout+feature_cutmix", layers=(4,), cutout_layers=(0,))
+    plans = recipe.sample(KEY, 2, SIDES)
+    assert [plan.layer for plan in plans] == ["image", "layer3"]
+    for layer, sides in SIDES.items():
+        x = jnp.stack([jnp.zeros(sides), jnp.ones(sides)])
+        touched = bool((mix.apply_at(plans, layer, x) != x).any())
+        assert touched == (layer == "image") or layer == "layer3"
+
+
+def test_layers_need_the_sides_of_their_maps():
+    recipe = mix.create_mix("manifold_mixup")
+    with pytest.raises(ValueError, match=r"sides must be a mapping .* but it is \(32, 32\)"):
+        recipe.sample(KEY, 4, (32, 32))
+    with pytest.raises(ValueError, match="layer 'layer1' is unknown, expected one of 'image'"):
+        recipe.sample(KEY, 4, {"image": (32, 32)})
+
+
+def test_choose_needs_plans_for_the_same_batch():
+    one = mix.sample_cutmix(KEY, 4, (8, 8))
+    for other, message in (
+        (mix.sample_cutmix(KEY, 4, (8, 9)), r"sides=\(8, 8\) and one with \(8, 9\)"),
+        (mix.sample_cutmix(KEY, 3, (8, 8)), "batches of 4 and 3"),
+        (mix.sample_cutout(KEY, 4, (8, 8)), "plan with a fill"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mix.choose(KEY, one, other)
+
+
+def on_devices(devices, **options):
+    def draw(_):
+        return mix.sample_cutmix(KEY, 6, (32, 32), axis_name="batch", **options)
+
+    return jax.jit(jax.vmap(draw, axis_name="batch"))(jnp.arange(devices))
+
+
+def all_equal(x):
+    return bool((x == x[:1]).all())
+
+
+def test_devices_share_a_draw_per_batch_and_have_partners_of_their_own():
+    plan = on_devices(4)
+    alone = mix.sample_cutmix(KEY, 6, (32, 32))
+    assert all_equal(plan.box)
+    np.testing.assert_array_equal(plan.box[0], alone.box)
+    np.testing.assert_array_equal(plan.lam[2], alone.lam)
+    assert len({tuple(partner.tolist()) for partner in plan.partner}) == 4
+
+
+@pytest.mark.parametrize("scope", ["device", "pair", "image"])
+def test_devices_draw_their_own_in_scopes_below_the_batch(scope):
+    plan = on_devices(4, scope=scope)
+    assert plan.box.shape[1] == (1 if scope == "device" else 6)
+    assert not all_equal(plan.box)
+
+
+@pytest.mark.parametrize("scope", ["batch", "device", "pair", "image"])
+def test_partners_across_devices(scope):
+    devices, batch_size = 4, 3
+    images = jnp.arange(devices * batch_size * 8 * 8.0).reshape(devices, batch_size, 8, 8)
+    classes = jnp.arange(devices * batch_size).reshape(devices, batch_size)
+
+    def step(images, classes):
+        plan = mix.sample_cutmix(
+            KEY, batch_size, (8, 8), scope=scope, axis_name="batch", across_devices=True
+        )
+        return plan, mix.apply(plan, images), mix.mix_labels(plan, classes, 12)
+
+    plan, mixed, labels = jax.jit(jax.vmap(step, axis_name="batch"))(images, classes)
+    partner = np.asarray(plan.partner).ravel()
+    assert sorted(partner) == list(range(12))
+    every = np.asarray(images).reshape(12, 8, 8)
+    lam = np.broadcast_to(plan.lam, (devices, batch_size)).ravel()
+    for i in range(12):
+        device, place = divmod(i, batch_size)
+        low, high = np.asarray(plan.box)[device, place % plan.box.shape[1]]
+        expected = every[i].copy()
+        region = tuple(slice(*edges) for edges in zip(low, high, strict=True))
+        expected[region] = every[partner[i]][region]
+        np.testing.assert_array_equal(mixed[device, place], expected)
+        weights = np.zeros(12)
+        weights[i] += lam[i]
+        weights[partner[i]] += 1 - lam[i]
+        np.testing.assert_allclose(labels[device, place], weights, atol=1e-6)
+    if scope == "pair":
+        np.testing.assert_array_equal(partner[partner], np.arange(12))
+        np.testing.assert_array_equal(lam[partner], lam)
+
+
+def test_pmap_agrees_with_vmap():
+    devices = jax.local_device_count()
+    images = jnp.arange(devices * 3 * 64.0).reshape(devices, 3, 8, 8)
+
+    def step(images):
+        plan = mix.sample_cutmix(KEY, 3, (8, 8), axis_name="batch")
+        return plan, mix.apply(plan, images)
+
+    expected = jax.vmap(step, axis_name="batch")(images)
+    mapped = jax.block_until_ready(jax.pmap(step, axis_name="batch")(images))
+    jax.tree.map(np.testing.assert_array_equal, mapped, expected)
