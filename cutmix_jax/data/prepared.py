@@ -14,8 +14,9 @@ import pathlib
 import re
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -34,8 +35,6 @@ from cutmix_jax.data.records import (
 UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset", "places365_small")
 # Bytes of tfrecord files; looking through less is faster than keeping where the records lie.
 INDEX_KEPT_ABOVE = 2**30
-# Either one answering means that there is a network.
-PROBES = ("https://storage.googleapis.com", "https://pypi.org")
 
 
 def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> ImageSet:
@@ -259,32 +258,40 @@ def _prepare(dataset: str, root: pathlib.Path) -> None:
         f"tfds.builder('{dataset}').download_and_prepare()\"), and give the folder by "
         "--config.data_dir"
     )
-    require(
-        "tensorflow",
-        f"{dataset} is not prepared in {root}, and preparing it",
-        f"pip install tensorflow-cpu, or {remedy}",
-    )
-    if not network():
-        raise UserError(f"{dataset} is not prepared in {root}, and there is no network: {remedy}")
+    missing = f"{dataset} is not prepared in {root}, and"
+    require("tensorflow", f"{missing} preparing it", f"pip install tensorflow-cpu, or {remedy}")
+    try:
+        builder = tfds.builder(dataset, data_dir=root)
+    except Exception as error:
+        raise UserError(f"{missing} TFDS cannot make it ({first_line(error)}): {remedy}") from error
+    by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if by_hand:
+        remedy = (
+            f"download its files as TFDS says ({' '.join(by_hand.split())}), or read a folder of "
+            "images by --config.dataset=folder --config.data_dir=PATH"
+        )
+    elif not reachable(builder.url_infos):
+        raise UserError(f"{missing} there is no network to download it: {remedy}")
     print(f"{dataset} is not prepared in {root}: downloading it with TFDS.", file=sys.stderr)
     import_tensorflow()
     try:
-        tfds.builder(dataset, data_dir=root).download_and_prepare()
+        builder.download_and_prepare()
     except Exception as error:
         raise UserError(
-            f"{dataset} is not prepared in {root}, and TFDS could not download it "
-            f"({first_line(error)}): {remedy}"
+            f"{missing} TFDS could not download it ({first_line(error)}): {remedy}"
         ) from error
 
 
-def network() -> bool:
-    """Whether a well-known host answers, through the proxies that the environment names."""
-    for probe in PROBES:
+def reachable(urls: Iterable[str]) -> bool:
+    """Whether any host of these addresses answers; TFDS itself tries for minutes."""
+    parts = map(urllib.parse.urlsplit, urls)
+    hosts = {f"{part.scheme}://{part.netloc}" for part in parts if part.scheme.startswith("http")}
+    for host in sorted(hosts):
         try:
-            urllib.request.urlopen(probe, timeout=5)
+            urllib.request.urlopen(host, timeout=5)  # through the proxies of the environment
         except urllib.error.HTTPError:
             return True
         except OSError:
             continue
         return True
-    return False
+    return not hosts

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import urllib.error
 
 import numpy as np
 import pytest
@@ -69,7 +70,10 @@ def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
 
 
 def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepared, "network", lambda: False)
+    def unreachable(url, timeout):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(prepared.urllib.request, "urlopen", unreachable)
     start = time.monotonic()
     message = refused("there is no network", dataset="cifar10", data_dir=str(tmp_path))
     assert time.monotonic() - start < 10
@@ -77,17 +81,48 @@ def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch
     assert "--config.data_dir" in message
 
 
-def test_failed_download_is_one_sentence(tmp_path, monkeypatch, capsys):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(prepared, "network", lambda: True)
-    monkeypatch.setattr(prepared, "import_tensorflow", lambda: None)
+class FailingBuilder:
+    """Stands for the builder of TFDS."""
 
-    def fail(*args, **kwargs):
+    MANUAL_DOWNLOAD_INSTRUCTIONS = None
+    url_infos = ()
+
+    def download_and_prepare(self):
         raise OSError("the server said no\nand more")
 
-    monkeypatch.setattr(tfds, "builder", fail)
+
+@pytest.fixture
+def failing_builder(monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow")
+    builder = FailingBuilder()
+    monkeypatch.setattr(tfds, "builder", lambda *args, **kwargs: builder)
+    return builder
+
+
+def test_failed_download_is_one_sentence(tmp_path, failing_builder, capsys):
     refused(r"could not download it \(the server said no\)", dataset="mnist", data_dir=tmp_path)
     assert "downloading it with TFDS" in capsys.readouterr().err
+
+
+def test_files_to_be_downloaded_by_hand_are_named(tmp_path, failing_builder):
+    failing_builder.MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the archives\n  into DIR."
+    refused(
+        r"as TFDS says \(Put the archives into DIR\.\)", dataset="imagenet2012", data_dir=tmp_path
+    )
+
+
+def test_network_is_sought_where_the_set_lies(monkeypatch):
+    asked = []
+
+    def answer(url, timeout):
+        asked.append(url)
+        raise urllib.error.HTTPError(url, 404, "Not Found", None, None)
+
+    monkeypatch.setattr(prepared.urllib.request, "urlopen", answer)
+    assert prepared.reachable(["https://a.org/x/y.zip", "https://a.org/z"])
+    assert asked == ["https://a.org"]
+    assert prepared.reachable([]), "nothing to download"
 
 
 def test_preparing_needs_tensorflow(tmp_path, monkeypatch):

@@ -87,6 +87,18 @@ def test_epochs_and_seeds_differ(photo_folder):
     assert not np.array_equal(one, epoch_of({**config, "seed": 1}, epoch=2)[0][0][0])
 
 
+def test_each_image_has_a_crop_of_its_own(tmp_path):
+    """Eight copies of one image: eight crops."""
+    image = Image.linear_gradient("L").resize((80, 80)).convert("RGB")
+    image.paste((255, 0, 0), (0, 0, 30, 80))
+    for split, count in (("train", 8), ("val", 1)):
+        (tmp_path / split / "ant").mkdir(parents=True)
+        for i in range(count):
+            image.save(tmp_path / split / "ant" / f"{i}.png")
+    (xs,) = open_data(photo_config(tmp_path)).train_batches(0)
+    assert len(np.unique(xs["image"][0].reshape(8, -1), axis=0)) == 8
+
+
 @pytest.mark.parametrize(("local_devices", "process_count"), [(1, 1), (4, 2)])
 def test_evaluation_sees_each_image_once(photo_folder, local_devices, process_count):
     config, seen, steps = photo_config(photo_folder), [], set()
