@@ -7,6 +7,8 @@ import json
 import logging
 import pathlib
 import shutil
+import signal
+import threading
 
 import jax
 import numpy as np
@@ -203,6 +205,35 @@ class Checkpoints:
         if digest(jax.device_get(state)) != meta["digest"]:
             raise ValueError("its values have changed since they were written")
         return state
+
+
+class Interruption:
+    """Notices SIGTERM and Ctrl-C while it is entered, so that a run can save before it ends."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = {}
+
+    def __enter__(self):
+        # With several processes JAX's own service receives the signal, and all agree on a step.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGTERM, signal.SIGINT):
+                self.before[name] = signal.signal(name, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+    def _ask(self, name, _):
+        self.asked = True
+        signal.signal(name, self.before[name])  # asked twice, it ends at once
+
+    def at(self, step):
+        """Whether the run is to end after `step`; the same answer in every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
 
 
 def digest(tree):

@@ -18,6 +18,30 @@ FREE_KEYS = (
     "init_from",
 )
 
+MIX_PARAMETERS = {
+    "alpha": float,
+    "prob": float,
+    "box": str,
+    "size": float,
+    "min_ratio": float,
+    "max_ratio": float,
+    "placement": str,
+    "sigma": float,
+    "label": str,
+    "correct_lam": bool,
+    "scope": str,
+    "partner": str,
+    "across_devices": bool,
+    "fill": float,
+    "layers": tuple,
+    "schedule": str,
+    "until": float,
+    "switch_prob": float,  # of 'FIRST_or_SECOND'
+    "mixup_alpha": float,  # of combinations, where the parts differ
+    "mixup_prob": float,
+    "manifold_mixup_alpha": float,
+}
+
 
 def base_config():
     """All keys with the paper's defaults; files in `configs/` set what differs per data set."""
@@ -32,14 +56,11 @@ def base_config():
     config.sync_batch_norm = False  # True: batch statistics over all devices
     config.init_from = config_dict.placeholder(str)  # workdir whose weights are the start
 
+    # The parameters of `mix.create_mix`; None: the mix's own default.
     config.mix = config_dict.ConfigDict(
-        {  # None: the mix's own default; the other keys are parameters of `mix.create_mix`
-            "name": "none",
-            "alpha": config_dict.placeholder(float),
-            "prob": config_dict.placeholder(float),
-            "box": config_dict.placeholder(str),
-        }
+        {key: config_dict.placeholder(kind) for key, kind in MIX_PARAMETERS.items()}
     )
+    config.mix.name = "none"
     config.label_smoothing = 0.0
 
     config.dataset = "digits"  # 'digits', 'folder', or the name of a TFDS data set

@@ -9,30 +9,30 @@ from matplotlib.ticker import MaxNLocator
 ACCENT = "#d62728"
 
 
-def draw_mixed(images, targets, labels, plans, class_names, path, columns=8, rows=4):
+def draw_mixed(batch, class_names, path, columns=8, rows=4):
     """Draws training images as the model saw them, with their labels and pasted boxes outlined.
 
     Args:
-      images: float ``[B, H, W, C]`` in [0, 1]; values outside are clipped.
-      targets: float ``[B, K]``, the mixed labels.
-      labels: int ``[B]``, the classes of the images before mixing.
-      plans: the plans that were applied, in turn.
-      class_names: K names.
+      batch: what `train.prepare` returns, with float images ``[B, H, W, C]`` in [0, 1]; values
+        outside are clipped.
+      class_names: one a class.
       path: of the PNG file.
       columns: images in a row.
       rows: at most so many rows.
     """
-    count = min(len(images), rows * columns)
+    count = min(len(batch["image"]), rows * columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * 1.5, rows * 1.95), dpi=100, layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
     for i in range(count):
-        show_image(axes[i], images[i])
-        axes[i].set_title(describe_target(targets[i], labels[i], class_names), fontsize=7)
-        for plan in plans:
-            outline(axes[i], plan, i)
+        show_image(axes[i], batch["image"][i])
+        words = describe_target(batch["target"][i], batch["label"][i], class_names)
+        axes[i].set_title(words, fontsize=7)
+        for plan in batch["plans"]:
+            if plan.layer == "image":
+                outline(axes[i], plan, i)
     figure.suptitle(
         "Training images as the model sees them, with the weights of their labels", fontsize=9
     )

@@ -1,8 +1,10 @@
 """One run in its workdir, from the config to the results: what `main.py` and the notebook call."""
 
+import hashlib
 import json
 import pathlib
 import platform
+from functools import partial
 
 import flax
 import jax
@@ -61,7 +63,9 @@ def train(config, workdir, stream=None):
                 reporter.say(describe(task, state))
                 if step == 0:
                     draw_start(task, state, arrays, folder, primary)
-            state = train_lib.fit(task, state, arrays, progress, checkpoints, reporter)
+            state = train_lib.fit(
+                task, state, arrays, progress, checkpoints, reporter, describe_run(task)
+            )
             if int(state.step) < task.total_steps:
                 reporter.say(
                     f"Interrupted and saved at step {int(state.step)} of {task.total_steps}: "
@@ -150,9 +154,18 @@ def abstract_state(task):
     return jax.eval_shape(lambda: train_lib.create_state(task))
 
 
+def describe_run(task):
+    """What every checkpoint tells of its maker: config and data, to compare on resume."""
+    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
+    return {
+        "config": config_lib.to_plain(task.config),
+        "data": {"examples": dict(task.data.examples), "class_names": names},
+    }
+
+
 def check_same_run(task, meta, workdir):
     """Refuses to mix two runs in one workdir, naming the first key that differs."""
-    ours = train_lib.describe_run(task)
+    ours = describe_run(task)
     for key, here, there in [
         *config_lib.differences(ours["config"], meta["config"]),
         *config_lib.differences({"data": ours["data"]}, {"data": meta["data"]}),
@@ -211,21 +224,14 @@ def draw_start(task, state, arrays, folder, primary):
     if primary:
         table = parameter_overview.get_parameter_overview(state.params)
         (folder / "parameters.txt").write_text(table + "\n")
-    mapped = task.mapping.map(
-        lambda step, arrays, xs: train_lib.prepare(task, step, arrays, xs), donate_state=False
-    )
+    mapped = task.mapping.map(partial(train_lib.prepare, task))
     epoch, offset = divmod(int(state.step), task.data.steps_per_epoch)
     xs = next(iter(task.data.train_batches(epoch, offset)))
-    images, targets, labels, plans = jax.device_get(
-        mapped(state.step, arrays["train"], task.mapping.shard(xs))
-    )
+    batch = jax.device_get(mapped(state.step, arrays["train"], task.mapping.shard(xs)))
     if primary:
         mean, std = (np.asarray(task.config.normalize[name]) for name in ("mean", "std"))
         pictures.draw_mixed(
-            images * std + mean,
-            targets,
-            labels,
-            plans,
+            batch | {"image": batch["image"] * std + mean},
             task.data.class_names,
             folder / "mixed.png",
         )

@@ -7,10 +7,7 @@ devices by `parallel`, and reduces over the axis `AXIS` itself.
 
 import collections
 import dataclasses
-import hashlib
 import itertools
-import signal
-import threading
 import time
 from typing import Any
 
@@ -20,10 +17,10 @@ import numpy as np
 import optax
 from jax import lax
 from jax import numpy as jnp
-from jax.experimental import multihost_utils
 
 from cutmix_jax import UserError, metrics, mix
 from cutmix_jax import config as config_lib
+from cutmix_jax.checkpoint import Interruption
 from cutmix_jax.data import Shards, open_data
 from cutmix_jax.models import check_image_size, create_model
 from cutmix_jax.parallel import AXIS, create_mapping
@@ -57,6 +54,7 @@ class Task:
     data: Any
     model: Any
     mix: Any
+    sides: Any  # {name of a feature map: (height, width)}, 'image' among them
     mapping: Any
     schedule: Any  # step -> learning rate
     optimizer: Any
@@ -102,12 +100,15 @@ def create_task(config, mapping=None):
         norm_axis=AXIS if config.sync_batch_norm else None,
         zero_init=config.zero_init,
     )
+    mixing, sides = config_lib.create_mix(config), feature_sides(model, data.image_shape)
+    check_layers(config, mixing, sides)
     schedule = create_schedule(config, data.steps_per_epoch)
     return Task(
         config=config,
         data=data,
         model=model,
-        mix=config_lib.create_mix(config),
+        mix=mixing,
+        sides=sides,
         mapping=mapping,
         schedule=schedule,
         optimizer=optax.chain(
@@ -115,6 +116,34 @@ def create_task(config, mapping=None):
             optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
         ),
     )
+
+
+def feature_sides(model, image_shape):
+    """The height and width of every feature map that the model names, the image's first."""
+    sides = {}
+
+    def tap(name, x):
+        sides[name] = x.shape[1:3]
+        return x
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False, tap=tap), images)
+    return sides
+
+
+def check_layers(config, mixing, sides):
+    """Refuses to mix at feature maps that the model does not have, or across parts of a batch."""
+    missing = [layer for layer in mixing.layers if layer not in sides]
+    if missing:
+        raise UserError(
+            f"config.mix mixes at {missing[0]!r}, which {config.model} does not have: set "
+            f"config.mix.layers to some of {', '.join(sides)}."
+        )
+    if config.accumulate > 1 and set(mixing.layers) - {"image"}:
+        raise UserError(
+            "config.accumulate divides the batch, and partners at feature maps may be in another "
+            "part of it: set config.accumulate=1, or mix at the image (config.mix.layers)."
+        )
 
 
 def create_schedule(config, steps_per_epoch):
@@ -163,7 +192,13 @@ def normalize(config, images):
 
 
 def prepare(task, step, arrays, xs):
-    """Turns one device's `xs` into ``(images, targets, labels, plans)``, as the model sees them."""
+    """Turns one device's `xs` into a batch that is ready for the model.
+
+    Returns:
+      ``{'image', 'target', 'label', 'plans'}``: normalised float images and rows of label weights,
+      both mixed; the class ids before mixing; and the plans, of which those for feature maps are
+      yet to be applied in the model.
+    """
     config, data = task.config, task.data
     batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
     size = batch["label"].shape[0]
@@ -176,27 +211,29 @@ def prepare(task, step, arrays, xs):
         places = lax.axis_index(AXIS) * size + jnp.arange(size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(color_key, places)
         images = jax.vmap(lambda key, image: data.color(key, image[None])[0])(keys, images)
-    images = normalize(config, images)
+    progress = step / task.total_steps
+    plans = task.mix.sample(mix_key, size, task.sides, progress=progress, axis_name=AXIS)
+    images = mix.apply_at(plans, "image", normalize(config, images))
     targets = jax.nn.one_hot(batch["label"], data.num_classes)
-    plans = task.mix.sample(
-        mix_key, size, images.shape[1:3], progress=step / task.total_steps, axis_name=AXIS
-    )
     for plan in plans:
-        images = mix.apply(plan, images)
         targets = mix.mix_labels(plan, targets)
-    return images, targets, batch["label"], plans
+    return {"image": images, "target": targets, "label": batch["label"], "plans": plans}
 
 
 def train_step(task, state, arrays, xs):
     """Takes one step on one device's shard, and returns the new state and the counters."""
     config = task.config
-    images, targets, _, _ = prepare(task, state.step, arrays, xs)
+    batch = prepare(task, state.step, arrays, xs)
+
+    def mix_features(name, x):
+        return x if name == "image" else mix.apply_at(batch["plans"], name, x)
 
     def loss_fn(params, batch_stats, images, targets):
         logits, updates = task.model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
+            tap=mix_features,
             mutable=["batch_stats"],
         )
         smooth = optax.smooth_labels(targets, config.label_smoothing)
@@ -209,12 +246,11 @@ def train_step(task, state, arrays, xs):
         )
         return batch_stats, (grads, metrics.train_counters(loss, logits, part[1]))
 
+    whole = (batch["image"], batch["target"])
     if config.accumulate == 1:
-        batch_stats, (grads, counters) = accumulate(state.batch_stats, (images, targets))
+        batch_stats, (grads, counters) = accumulate(state.batch_stats, whole)
     else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), (images, targets)
-        )
+        parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), whole)
         # Convolutions inside a loop are many times slower on CPU, so the loop is unrolled there.
         batch_stats, (grads, counters) = lax.scan(
             accumulate, state.batch_stats, parts, unroll=jax.default_backend() == "cpu"
@@ -293,35 +329,6 @@ def group(batches, size):
         yield jax.tree.map(lambda *xs: np.stack(xs, 1), *waiting)
 
 
-class Interruption:
-    """Notices SIGTERM and Ctrl-C while it is entered, so that a run can save before it ends."""
-
-    def __init__(self):
-        self.asked = False
-        self.before = {}
-
-    def __enter__(self):
-        # With several processes JAX's own service receives the signal, and all agree on a step.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGTERM, signal.SIGINT):
-                self.before[name] = signal.signal(name, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for name, handler in self.before.items():
-            signal.signal(name, handler)
-
-    def _ask(self, name, _):
-        self.asked = True
-        signal.signal(name, self.before[name])  # asked twice, it ends at once
-
-    def at(self, step):
-        """Whether the run is to end after `step`; the same answer in every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
-
-
 @dataclasses.dataclass
 class Progress:
     """What is known of a run beside its state; kept in each checkpoint's `meta`."""
@@ -333,7 +340,7 @@ class Progress:
     timed_seconds: float = 0.0  # that those took
 
 
-def fit(task, state, arrays, progress, checkpoints, reporter):
+def fit(task, state, arrays, progress, checkpoints, reporter, meta):
     """Trains from `state` on until the last epoch is done or the run is interrupted.
 
     Args:
@@ -343,6 +350,7 @@ def fit(task, state, arrays, progress, checkpoints, reporter):
       progress: what was known when `state` was saved; updated in place.
       checkpoints: a `checkpoint.Checkpoints`.
       reporter: a `metrics.Reporter`.
+      meta: plain values to keep in every checkpoint beside `progress`.
 
     Returns:
       The last state, which is saved.
@@ -367,8 +375,8 @@ def fit(task, state, arrays, progress, checkpoints, reporter):
         absorb(0)
         progress.partial = totals.values if step % data.steps_per_epoch else {}
         progress.seconds = earlier + time.monotonic() - began
-        meta = describe_run(task) | {"progress": dataclasses.asdict(progress)}
-        checkpoints.save(step, state, meta, error)
+        told = meta | {"progress": dataclasses.asdict(progress)}
+        checkpoints.save(step, state, told, error)
 
     with Interruption() as interruption:
         for epoch in range(step // data.steps_per_epoch, config.epochs):
@@ -407,7 +415,8 @@ def fit(task, state, arrays, progress, checkpoints, reporter):
                 record["images_per_second"] = progress.timed_images / progress.timed_seconds
             for split in sorted(data.examples.keys() - {"train"}):
                 result = evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
-                check_evaluation(task, step, split, result)
+                if not np.isfinite(result["loss"]):
+                    raise not_finite(task, split, step)
                 record |= {f"{split}_{name}": value for name, value in result.items()}
             progress.history.append(record)
             save(metrics.choice_error(record))
@@ -420,33 +429,18 @@ def fit(task, state, arrays, progress, checkpoints, reporter):
 
 
 def check_finite(task, last_step, counters):
-    """Refuses a loss that is not finite, by the step it came from."""
-    bad = np.flatnonzero(~np.isfinite(counters["loss"].total))
+    """Refuses a training loss that is not finite, by the step it came from."""
+    losses = counters["loss"].total
+    bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
-        step = last_step - counters["loss"].total.size + 1 + int(bad[0])
-        raise UserError(
-            f"The training loss is not finite at step {step}, at learning rate "
-            f"{float(task.schedule(step - 1)):.4g}: the last checkpoint stays as it was; start "
-            "anew in another workdir with a lower config.learning_rate, or with a warm-up "
-            "(config.warmup_epochs)."
-        )
+        raise not_finite(task, "training", last_step - losses.size + 1 + int(bad[0]))
 
 
-def check_evaluation(task, step, split, result):
-    """Refuses weights whose loss on a split is not finite, before they are saved."""
-    if not np.isfinite(result["loss"]):
-        raise UserError(
-            f"The {split} loss is not finite after step {step}, at learning rate "
-            f"{float(task.schedule(step - 1)):.4g}: the last checkpoint stays as it was; start "
-            "anew in another workdir with a lower config.learning_rate, or with a warm-up "
-            "(config.warmup_epochs)."
-        )
-
-
-def describe_run(task):
-    """What a checkpoint's maker was: its config and its data, to compare on resume."""
-    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
-    return {
-        "config": config_lib.to_plain(task.config),
-        "data": {"examples": dict(task.data.examples), "class_names": names},
-    }
+def not_finite(task, name, step):
+    """The error that names step and learning rate."""
+    return UserError(
+        f"The {name} loss is not finite at step {step}, at learning rate "
+        f"{float(task.schedule(step - 1)):.4g}: the last checkpoint stays as it was; start anew "
+        "in another workdir with a lower config.learning_rate, or with a warm-up "
+        "(config.warmup_epochs)."
+    )

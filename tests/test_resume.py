@@ -1,5 +1,6 @@
 """A run that is killed, however often and whenever, ends with the bits of one that is not."""
 
+import json
 import random
 import signal
 import time
@@ -63,8 +64,8 @@ def test_kill_at_several_moments(uninterrupted, tmp_path):
 
 
 def test_bits_do_differ_where_the_run_does(uninterrupted, tmp_path):
-    """The negative control: one other draw of the mix is enough to be noticed."""
-    other = run_main(f"--workdir={tmp_path}", *LONGER, "--config.mix.prob=0.99")
+    """The negative control: a few steps that are not mixed are enough to be noticed."""
+    other = run_main(f"--workdir={tmp_path}", *LONGER, "--config.mix.prob=0.9")
     assert other.returncode == 0, other.stderr
     assert checkpoint_digest(tmp_path) != uninterrupted[0]
 
@@ -73,7 +74,8 @@ def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path):
     process = kill_when(tmp_path, holds(6), signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert "Interrupted and saved at step" in out and "start the same command again" in out
+    assert "Interrupted and saved at step" in out
+    assert "start the same command again" in out
     step = int(out.split("saved at step ")[1].split()[0])
     done = run_main(f"--workdir={tmp_path}", *LONGER)
     assert f"Going on from step {step} of 40" in done.stdout
@@ -89,12 +91,11 @@ def test_a_run_of_eight_devices_goes_on_with_one(tmp_path):
     assert process.wait() == 0, process.stderr.read()
     done = run_main(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "Going on from step" in done.stdout and "1 x cpu" in done.stdout
+    assert "Going on from step" in done.stdout
+    assert "1 x cpu" in done.stdout
 
 
 def without_speed(jsonl):
     """Records of the epochs without what depends on the clock."""
-    import json
-
     records = [json.loads(line) for line in jsonl.splitlines()]
     return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]

@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_all_its_outputs(finished):
     folder, printed = finished
     results = json.loads((folder / "results.json").read_text())
-    assert RESULTS < results.keys()
+    assert results.keys() > RESULTS
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert results["top1_error_last"] == records[-1]["test_top1_error"]
@@ -78,7 +78,8 @@ def test_a_finished_run_prints_its_results_again_and_how_to_start_anew(finished)
     folder, printed = finished
     again = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert again.returncode == 0
-    assert "is finished" in again.stdout and "--workdir" in again.stdout
+    assert "is finished" in again.stdout
+    assert "--workdir" in again.stdout
     assert re.findall(r"top-1 error.*", again.stdout) == re.findall(r"top-1 error.*", printed)
 
 
@@ -116,7 +117,7 @@ def test_a_second_run_in_one_workdir_is_refused(tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*--workdir"):
+    with pytest.raises(UserError, match=r"cannot be written.*--workdir"):
         run.train(small_config(), tmp_path / "file" / "run")
 
 
@@ -213,5 +214,5 @@ def test_a_run_starts_from_the_weights_of_another(finished):
 
 
 def test_weights_of_nowhere_are_refused(tmp_path):
-    with pytest.raises(UserError, match="init_from is .* holds no checkpoint"):
+    with pytest.raises(UserError, match=r"init_from is .* holds no checkpoint"):
         run.train(small_config(init_from=str(tmp_path / "no")), tmp_path / "run")

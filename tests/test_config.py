@@ -1,0 +1,47 @@
+"""The config: one place for every key, and its parameters reach the mix."""
+
+import re
+
+import pytest
+
+from cutmix_jax import UserError
+from cutmix_jax.config import MIX_PARAMETERS, base_config, create_mix, differences, to_plain
+from cutmix_jax.mix import recipe
+
+
+@pytest.mark.parametrize("name", sorted(recipe.RECIPES))
+def test_every_parameter_of_every_mix_is_a_key(name):
+    assert set(recipe.parameters_of(name)) <= set(MIX_PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "none"}, "no mixing"),
+        ({"name": "cutmix", "alpha": 0.2, "prob": 0.5}, r"Beta\(0\.2, 0\.2\).*probability 0\.5"),
+        ({"name": "fixed_size_cutmix", "size": 16.0}, r"size 16"),
+        ({"name": "cutout+mixup", "mixup_alpha": 0.5}, r"Cutout.*then Mixup.*Beta\(0\.5"),
+        ({"name": "cutmix_or_mixup", "switch_prob": 0.25}, r"or, with probability 0\.25, Mixup"),
+        ({"name": "feature_cutmix", "layers": (0, 4)}, r"at one of image, layer3"),
+        ({"name": "scheduled_cutmix"}, r"probability 0 to 1"),
+    ],
+)
+def test_a_mix_is_made_from_its_keys(values, words):
+    config = base_config()
+    config.mix.update(values)
+    assert re.search(words, create_mix(config).describe())
+
+
+def test_a_parameter_that_the_mix_does_not_have_is_refused():
+    config = base_config()
+    config.mix.update({"name": "mixup", "box": "paper"})
+    with pytest.raises(UserError, match=r"config\.mix: .*mixup.*box"):
+        create_mix(config)
+
+
+def test_differences_name_what_matters():
+    ours, theirs = base_config(), base_config()
+    theirs.data_dir, theirs.mapping = "/elsewhere", "shard_map"
+    assert differences(to_plain(ours), to_plain(theirs)) == []
+    theirs.augment.pad = 4
+    assert differences(to_plain(ours), to_plain(theirs)) == [("augment.pad", 0, 4)]

@@ -1,0 +1,144 @@
+"""The command line: what is wrong is told in one line, with the remedy, before any training."""
+
+import pathlib
+import re
+import sys
+
+import pytest
+from absl import flags
+
+import main
+from cutmix_jax import UserError, run
+from tests.commands import REPOSITORY, SMALL, run_main, small_config
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    """Parses a command line as `main.py` does, and forgets it afterwards."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+    def parse(*arguments):
+        return main.parse(["main.py", *arguments])
+
+    yield parse
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS:
+        flags.FLAGS[flag].unparse()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config.lerning_rate=1"], r"no config key 'lerning_rate' .*'learning_rate'"),
+        (["--config.augment.pda=1"], r"no config key 'augment.pda' .*'augment.pad'"),
+        (["--config.batch_size=many"], r"config\.batch_size=many.*invalid literal"),
+        (["--config", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
+        (["--config", f"{REPOSITORY}/configs/cifar.py:a,b,c"], r"'a,b,c' has 3 parts.*MODEL,MIX"),
+        (["--mode=tain"], r"should be one of <train\|evaluate>"),
+        (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
+        (["configs/cifar.py"], r"'configs/cifar.py' is no flag: write --config FILE"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_status_2(command_line, capsys, arguments, told):
+    with pytest.raises(SystemExit) as stop:
+        command_line(*arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*{told}.*\n", message)
+
+
+def test_overrides_may_stand_before_the_config(command_line):
+    command_line("--config.seed=3", "--config", f"{REPOSITORY}/configs/cifar.py:resnet20,baseline")
+    assert main.CONFIG.value.seed == 3
+    assert main.CONFIG.value.model == "resnet20"
+    assert main.CONFIG.value.mix.name == "none"
+
+
+def test_the_workdir_is_named_after_what_changes_the_result(command_line):
+    config = f"--config={REPOSITORY}/configs/cifar.py:resnet20,cutmix"
+    command_line(config, "--config.epochs=3", "--config.data_dir=/data", "--config.seed=7")
+    name = "cifar-resnet20,cutmix-epochs=3-seed7"
+    assert main.default_workdir() == pathlib.Path("runs") / name
+
+
+def test_the_default_is_digits_with_cutmix(command_line):
+    command_line()
+    assert (main.CONFIG.value.dataset, main.CONFIG.value.mix.name) == ("digits", "cutmix")
+    assert main.default_workdir() == pathlib.Path("runs/digits-seed0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"learning_rate": -0.1}, r"config\.learning_rate is -0\.1.*finite number of at least 0"),
+        ({"learning_rate": float("nan")}, r"config\.learning_rate is nan.*finite number"),
+        ({"weight_decay": float("inf")}, r"config\.weight_decay is inf.*finite number"),
+        ({"epochs": 0}, r"config\.epochs is 0.*at least 1"),
+        ({"batch_size": -64}, r"batch_size.*-64.*at least 1"),
+        ({"batch_size": 1000}, r"320.*batch_size"),
+        ({"label_smoothing": 2.0}, r"config\.label_smoothing is 2\.0.*at most 1"),
+        ({"lr_drops": (0.9, 0.5)}, r"config\.lr_drops .*rising"),
+        ({"schedule": "stairs"}, r"config\.schedule is 'stairs'.*'step', 'cosine'"),
+        ({"mapping": "xmap"}, r"config\.mapping is 'xmap'.*'pmap', 'shard_map'"),
+        ({"dtype": "float16"}, r"config\.dtype is 'float16'.*'bfloat16'"),
+        ({"normalize.std": (0.0,)}, r"config\.normalize\.std is .*above 0"),
+        ({"normalize.mean": (0.5, 0.5)}, r"config\.normalize has 2 means and 1"),
+        (
+            {"normalize.mean": (0.5, 0.5), "normalize.std": (0.5, 0.5)},
+            r"normalize has 2 values.*1 channels",
+        ),
+        ({"model": "resnet21"}, r"no model 'resnet21'.*nearest"),
+        ({"model": "resnet50"}, r"Images of 8 x 8 pixels are too small for resnet50"),
+        ({"mix.name": "cutmx"}, r"config\.mix.*'cutmx'.*'cutmix'"),
+        ({"mix.alpha": -1.0}, r"config\.mix.*alpha.*-1"),
+        ({"mix.prob": 1.5}, r"config\.mix.*prob.*1\.5"),
+        ({"accumulate": 3}, r"batch_size is 64.*accumulate=3.*multiple of"),
+        ({"dataset": "cifr10", "normalize.mean": (0.5,)}, r"cifr10.*cifar10"),
+        ({"dataset": "cifar10", "data_dir": "/nowhere"}, r"/nowhere"),
+        ({"held_out": 1500}, r"held_out"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused_before_training(tmp_path, overrides, told):
+    with pytest.raises(UserError) as refused:
+        run.train(small_config(**overrides), tmp_path)
+    message = str(refused.value)
+    assert re.search(told, message), message
+    assert "\n" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_process_ends_with_status_1_and_without_traceback(tmp_path):
+    done = run_main(f"--workdir={tmp_path}", *SMALL, "--config.batch_size=60", devices=8)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*batch_size.*60.*\n", done.stderr)
+
+
+def test_evaluating_nothing_says_what_to_do(tmp_path):
+    done = run_main(f"--workdir={tmp_path}", "--mode=evaluate")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*holds no checkpoint: train first.*\n", done.stderr)
+
+
+def test_a_run_on_digits_never_imports_tensorflow(tmp_path):
+    script = tmp_path / "traced.py"
+    script.write_text(
+        "import runpy, sys\n"
+        f"sys.argv = ['main.py', '--workdir={tmp_path / 'run'}', *{SMALL!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(REPOSITORY / 'main.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "print('checked')\n"
+    )
+    import subprocess
+
+    from tests.commands import environment
+
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment()
+    )
+    assert "checked" in done.stdout, done.stderr

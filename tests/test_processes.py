@@ -1,0 +1,91 @@
+"""Two processes of one device each, as two plain commands on one machine start them."""
+
+import json
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.commands import SMALL, checkpoint_digest, run_main, start_main
+
+ARGUMENTS = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every=3"]
+
+
+def start_two(workdir, *arguments):
+    """Starts `main.py` twice, as the README says."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start_main(
+            f"--workdir={workdir}",
+            *arguments,
+            f"--coordinator=localhost:{port}",
+            "--processes=2",
+            f"--process={index}",
+        )
+        for index in (0, 1)
+    ]
+
+
+def finish(processes, timeout=240):
+    """Waits for all, and returns what they printed."""
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    for process, (_, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err
+    return [out for out, _ in outputs]
+
+
+def losses(workdir):
+    """The training losses and test errors of the epochs."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(record["train_loss"], record["test_top1_error"]) for record in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+def test_two_processes_compute_what_one_with_two_devices_does(tmp_path, mapping):
+    chosen = f"--config.mapping={mapping}"
+    told, silent = finish(start_two(tmp_path / "two", *ARGUMENTS, chosen))
+    one = run_main(f"--workdir={tmp_path / 'one'}", *ARGUMENTS, chosen, devices=2)
+    assert one.returncode == 0, one.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert "in 2 processes" in told
+    assert "epoch" in told
+    assert "epoch" not in silent  # one of them writes logs and results
+    assert (tmp_path / "two" / "results.json").exists()
+    assert checkpoint_digest(tmp_path / "two")
+
+    # The run goes on with one process: here, it finds itself finished.
+    again = run_main(f"--workdir={tmp_path / 'two'}", *ARGUMENTS)
+    assert "is finished" in again.stdout
+
+
+def test_one_killed_ends_the_other_and_both_go_on(tmp_path):
+    longer = [*ARGUMENTS, "--config.epochs=8"]
+    processes = start_two(tmp_path, *longer)
+    limit = time.monotonic() + 200
+    while not list((tmp_path / "checkpoints").glob("[0-9]*[0-9]")):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    processes[1].kill()
+    processes[0].communicate(timeout=60)
+    assert processes[0].returncode not in (0, None)
+    told, _ = finish(start_two(tmp_path, *longer))
+    assert "Going on from step" in told
+    assert (tmp_path / "results.json").exists()
+
+
+def test_sigterm_saves_in_both(tmp_path):
+    longer = [*ARGUMENTS, "--config.epochs=8"]
+    processes = start_two(tmp_path, *longer)
+    while not list((tmp_path / "checkpoints").glob("[0-9]*[0-9]")):
+        time.sleep(0.01)
+        assert processes[0].poll() is None
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    told, _ = finish(processes)
+    assert "Interrupted and saved at step" in told
+    one = run_main(f"--workdir={tmp_path}", *longer)
+    assert one.returncode == 0, one.stderr
+    assert "Going on from step" in one.stdout
