@@ -15,6 +15,7 @@ from ml_collections import config_flags  # noqa: E402
 from cutmix_jax import UserError  # noqa: E402
 from cutmix_jax.config import FREE_KEYS, base_config, flatten, nearest  # noqa: E402
 
+GIVEN = []  # the command line as it was typed
 DEFAULT_CONFIG = ROOT / "configs/digits.py"
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE or FILE:MODEL,MIX; by default configs/digits.py."
@@ -48,7 +49,9 @@ def main(argv):
     if MODE.value == "train":
         run.train(CONFIG.value, workdir)
     else:
-        run.evaluate(CONFIG.value, workdir, CHECKPOINT.value)
+        # A workdir alone is enough: its checkpoints carry their config.
+        config = CONFIG.value if given("config") or not WORKDIR.value else None
+        run.evaluate(config, workdir, CHECKPOINT.value)
 
 
 def join_processes(jax):
@@ -87,10 +90,16 @@ def default_workdir():
     return pathlib.Path("runs") / name
 
 
+def given(name):
+    """Whether the command line had the flag, or an override of it."""
+    return any(re.match(rf"--?{name}\b", word) for word in GIVEN)
+
+
 def parse(argv):
     """Reads the flags; what is wrong with them is told in one line, with exit status 2."""
     # `--config` has to come before `--config.KEY`; a default in its definition would be read
     # while this file is imported, where no error could be caught.
+    GIVEN[:] = argv[1:]
     found = [i for i, word in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", word)]
     if not found:
         argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]

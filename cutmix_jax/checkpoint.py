@@ -138,11 +138,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none of them is whole.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        if which == "best":
-            steps = [self.best_step] if self.best_step is not None else steps[:1]
         passed_over = []
-        for step in steps:
+        for step in self._candidates(which):
             try:
                 meta = self._read_meta(step)
             except Exception as failure:
@@ -162,6 +159,23 @@ class Checkpoints:
                 "delete it to start anew."
             )
         return None
+
+    def read_meta(self, which="latest"):
+        """The `meta` of the newest (or best) checkpoint whose description is whole."""
+        for step in self._candidates(which):
+            with contextlib.suppress(Exception):
+                return self._read_meta(step)
+        raise UserError(
+            f"No checkpoint in {str(self.folder)!r} can be read: restore the folder from a copy, "
+            "or train anew in another workdir."
+        )
+
+    def _candidates(self, which):
+        """The steps to try, in order."""
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        if which == "best" and self.best_step is not None:
+            return [self.best_step]
+        return steps
 
     def set_aside_after(self, step):
         """Moves the (broken) checkpoints newer than `step` away: they would block saving anew."""

@@ -184,6 +184,17 @@ def to_plain(config):
     return _plain(config.to_dict())
 
 
+def from_plain(plain):
+    """The inverse of `to_plain`, for a config that a checkpoint carries."""
+    config = base_config()
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in flatten(plain).items()
+    }
+    config.update_from_flattened_dict(values)
+    return config
+
+
 def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

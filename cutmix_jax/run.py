@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import platform
+import sys
 from functools import partial
 
 import flax
@@ -86,7 +87,7 @@ def evaluate(config, workdir, which="latest", stream=None):
     """Measures a checkpoint of `workdir` on the test split (and the held-out one, if any).
 
     Args:
-      config: the config the run was trained with.
+      config: the config the run was trained with; None takes it from the checkpoint.
       workdir: the run's folder.
       which: 'latest' or 'best'.
       stream: where the result is told; standard output by default.
@@ -97,21 +98,20 @@ def evaluate(config, workdir, which="latest", stream=None):
     Raises:
       UserError: there is no whole checkpoint, or it is of another config.
     """
+    missing = UserError(
+        f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or name "
+        "another with --workdir."
+    )
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise UserError(
-            f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or "
-            "name another with --workdir."
-        )
-    task = train_lib.create_task(config)
-    with Checkpoints(workdir, task.mapping) as checkpoints:
+        raise missing
+    with Checkpoints(workdir, create_mapping(config.mapping if config else "pmap")) as checkpoints:
+        config = config or config_lib.from_plain(checkpoints.read_meta(which)["config"])
+        task = train_lib.create_task(config)
         found = checkpoints.restore(
             abstract_state(task), which, lambda meta: check_same_run(task, meta, workdir)
         )
     if found is None:
-        raise UserError(
-            f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or "
-            "name another with --workdir."
-        )
+        raise missing
     state, _, notes = found
     arrays = task.mapping.replicate(task.data.arrays)
     _, mapped_eval_step = train_lib.map_steps(task)
@@ -120,8 +120,9 @@ def evaluate(config, workdir, which="latest", stream=None):
         means = train_lib.evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
         result |= {f"{split}_{name}": value for name, value in means.items()}
     if jax.process_index() == 0:
-        for note in [*notes, json.dumps(result, indent=2)]:
-            print(note, file=stream, flush=True)
+        for note in notes:
+            print(note, file=sys.stderr)
+        print(json.dumps(result, indent=2), file=stream, flush=True)
     return result
 
 
@@ -240,7 +241,7 @@ def draw_start(task, state, arrays, folder, primary):
 def describe(task, state):
     """The recipe in words, the devices, the data and the parameters."""
     config, data = task.config, task.data
-    drops = ", ".join(map(str, sorted({round(share * config.epochs) for share in config.lr_drops})))
+    drops = ", ".join(map(str, train_lib.drop_epochs(config)))
     schedule = {
         "step": f"x {config.lr_factor:g} after epochs {drops}",
         "cosine": "falling to 0 along a cosine",

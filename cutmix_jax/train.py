@@ -146,6 +146,11 @@ def check_layers(config, mixing, sides):
         )
 
 
+def drop_epochs(config):
+    """The epochs after which the rate of the 'step' schedule falls; never before the first."""
+    return sorted({max(1, round(share * config.epochs)) for share in config.lr_drops})
+
+
 def create_schedule(config, steps_per_epoch):
     """The learning rate as a function of the number of steps taken."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -154,10 +159,7 @@ def create_schedule(config, steps_per_epoch):
         return optax.warmup_cosine_decay_schedule(
             0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total
         )
-    drops = {
-        round(share * config.epochs) * steps_per_epoch: config.lr_factor
-        for share in config.lr_drops
-    }
+    drops = {epoch * steps_per_epoch: config.lr_factor for epoch in drop_epochs(config)}
     steps = optax.piecewise_constant_schedule(config.learning_rate, drops)
     if not warmup:
         return steps

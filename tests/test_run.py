@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +12,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from cutmix_jax import UserError, run, train
-from cutmix_jax.checkpoint import Checkpoints, digest, workdir_lock
+from cutmix_jax.checkpoint import workdir_lock
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
 from tests.commands import SMALL, checkpoint_digest, run_main, small_config
@@ -84,15 +83,9 @@ def test_a_finished_run_prints_its_results_again_and_how_to_start_anew(finished)
 
 
 @pytest.mark.parametrize("which", ["latest", "best"])
-def test_evaluation_repeats_what_training_measured(finished, which):
+def test_evaluation_of_a_workdir_repeats_what_training_measured(finished, which):
     folder, _ = finished
-    done = run_main(
-        f"--workdir={folder}",
-        "--mode=evaluate",
-        f"--checkpoint={which}",
-        "--config.held_out=100",
-        *SMALL,
-    )
+    done = run_main(f"--workdir={folder}", "--mode=evaluate", f"--checkpoint={which}")
     result = json.loads(done.stdout)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     record = records[-1]
@@ -167,30 +160,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
     message = r"error: The .* not finite .*step \d+.*learning rate 1e\+30.*\n"
     assert re.fullmatch(message, done.stderr)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
-
-
-def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, monkeypatch):
-    task = train.create_task(small_config(), create_mapping("pmap", 1))
-    state = task.mapping.replicate(train.create_state(task))
-    with Checkpoints(tmp_path, task.mapping) as checkpoints:
-        checkpoints.save(1, state, {"config": {}})
-        checkpoints.wait()
-        full = shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(UserError, match="earlier checkpoints are whole; free some space"):
-            checkpoints.save(2, state, {"config": {}})
-        assert checkpoints.manager.all_steps() == [1]
-        restored, _, _ = checkpoints.restore(run.abstract_state(task))
-    assert digest(jax.device_get(restored)) == digest(jax.device_get(state))
-
-
-def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
-    mapping = create_mapping("pmap", 1)
-    state = mapping.replicate({"weight": np.array([1, np.inf], np.float32)})
-    with Checkpoints(tmp_path, mapping) as checkpoints:
-        with pytest.raises(UserError, match="not finite at step 3"):
-            checkpoints.save(3, state, {})
-        assert not checkpoints.manager.all_steps()
 
 
 def test_a_run_starts_from_the_weights_of_another(finished):
