@@ -1,0 +1,68 @@
+"""What the README says is there, and what it shows runs."""
+
+import pathlib
+import re
+import tomllib
+
+import pytest
+
+from cutmix_jax.config import base_config, flatten, parse_arg
+from cutmix_jax.models import NETS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+KEYS = flatten(base_config().to_dict())
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["training loop", "plan"])
+def test_snippets_run(snippet):
+    names = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["images" if "images" in names else "batch"] is not None
+    if "loss" in names:
+        assert 1 < names["loss"] < 10
+    else:
+        assert names["targets"].shape == (8, 10)
+
+
+def test_config_table_has_every_key():
+    table = README.split("## Config")[1].split("## ")[0]
+    told = set(re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (.*?) \|", table, re.M))))
+    assert told <= KEYS.keys()
+    assert {key for key in KEYS if not key.startswith("mix.")} <= told
+
+
+def test_commands_name_what_exists():
+    for key in re.findall(r"--config\.([\w.]+)", README):
+        assert key in KEYS
+    recipes = re.findall(r"(configs/\w+\.py)(?::(\S+))?", README)
+    assert recipes
+    for path, arg in recipes:
+        assert (ROOT / path).is_file()
+        assert parse_arg(arg, "resnet20")[0] in NETS
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in link:
+            assert (path.parent / link).exists(), link
+
+
+def test_requirements_are_those_of_the_package():
+    """requirements.txt is the extras for training and for TensorFlow, with the same bounds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    expected = [*extras["train"], *extras["tensorflow"]]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = [line for line in lines if line and not line.startswith("#")]
+    assert listed == [requirement.replace("'", '"') for requirement in expected]
+
+
+def test_every_requirement_has_its_reason():
+    page = (ROOT / "docs/dependencies.md").read_text()
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for name in re.findall(r"^([\w-]+)>=", (ROOT / file).read_text(), re.M):
+            assert re.search(rf"\b{name}\b", page), name
