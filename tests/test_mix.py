@@ -309,6 +309,14 @@ def test_any_layout_by_its_spatial_axes(shape, spatial_axes, sides):
         np.testing.assert_array_equal(np.transpose(mixed, to_front), expected)
 
 
+def test_cutout_fills_with_a_value_per_channel():
+    images = random_images(0, (2, 5, 4, 3), jnp.uint8)
+    plan = plan_with([[1, 0], [4, 2]], [0, 1], (5, 4), fill=jnp.array([1.0, 2.4, 3.6]))
+    expected = np.array(images)
+    expected[:, 1:4, 0:2] = [1, 2, 4]
+    np.testing.assert_array_equal(mix.apply(plan, images), expected)
+
+
 def test_gradients_flow_to_both_sources():
     plan = plan_with([[0, 0], [2, 2]], [1, 0], (4, 4))
     for paste in ("window", "mask"):
@@ -378,6 +386,12 @@ def test_nothing_recompiles_but_for_shapes():
     for i in range(3):
         step(jax.random.key(i), i / 3)
     assert len(traces) == 1
+
+
+def test_constants_of_a_jitted_step_are_no_tracers():
+    images, labels, half = jnp.zeros((3, 4, 4, 1)), jnp.arange(3), jnp.float32(0.5)
+    options = {"alpha": half, "min_ratio": half / 2, "max_ratio": half, "num_classes": 3}
+    jax.eval_shape(lambda key: mix.cutmix(key, images, labels, **options), jax.random.key(0))
 
 
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)

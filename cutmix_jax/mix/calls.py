@@ -17,7 +17,7 @@ from cutmix_jax.mix.sample import (
 )
 
 
-def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste="auto", **options):
+def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste="mask", **options):
     r"""Mixes a batch by CutMix: draws the plan, pastes the box, mixes the labels.
 
     .. math::
@@ -30,7 +30,8 @@ def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste=
         labels: class ids, int `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
         num_classes: K, for class ids.
         spatial_axes: the axes of `images` that the box lies on.
-        paste: `'auto'`, `'window'` or `'mask'`, as for `apply`.
+        paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. A new batch is returned, which the
+            mask writes in one pass; the window pays where the batch may be overwritten.
         **options: what `sample_cutmix` takes: `alpha=1.0`, `prob=1.0`, `scope='batch'`, ...;
             numbers among them may be traced.
 
@@ -97,7 +98,7 @@ def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **optio
     return _mix(sample_mixup, key, images, labels, num_classes, spatial_axes, "auto", options)
 
 
-def cutout(key, images, *, spatial_axes=(1, 2), paste="auto", **options):
+def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
     r"""Fills a box in each image, by Cutout; labels stay as they are.
 
     .. math:: \tilde x_i[p] = \text{fill if } p \in \text{box}_i \text{ else } x_i[p]
@@ -106,7 +107,8 @@ def cutout(key, images, *, spatial_axes=(1, 2), paste="auto", **options):
         key: a JAX random key.
         images: `[B, H, W, C]`, any dtype; other layouts by `spatial_axes`.
         spatial_axes: the axes of `images` that the box lies on.
-        paste: `'auto'`, `'window'` or `'mask'`, as for `apply`.
+        paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. A new batch is returned, which the
+            mask writes in one pass; the window pays where the batch may be overwritten.
         **options: what `sample_cutout` takes; numbers among them may be traced.
 
     Returns:

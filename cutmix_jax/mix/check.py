@@ -16,7 +16,8 @@ def number(name, value, low, high, *, above=False):
     """Returns `value` as a float32 scalar, so that all kinds of numbers share one trace."""
     if jnp.shape(value) != ():
         raise ValueError(f"{name} must be one number, but its shape is {jnp.shape(value)}.")
-    if is_concrete(value) and not (low < value <= high if above else low <= value <= high):
+    known = float(value) if is_concrete(value) else None
+    if known is not None and not (low < known <= high if above else low <= known <= high):
         bounds = f"above {low}" if above else f"at least {low}"
         bounds += "" if high == math.inf else f" and at most {high}"
         raise ValueError(f"{name} must be {bounds}, but it is {value}.")

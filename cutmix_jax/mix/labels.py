@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.pixels import partners
@@ -123,6 +124,8 @@ def weighted(lam, own, other):
 
 def _label_rows(labels, num_classes, batch_size):
     """Returns labels as float32 `[B, K]`, or raises naming what was found and expected."""
+    if num_classes is not None:
+        check_class_ids(labels, num_classes)
     labels = jnp.asarray(labels)
     found = f"labels are {labels.dtype}{list(labels.shape)}"
     if labels.ndim not in (1, 2) or labels.shape[0] != batch_size:
@@ -140,18 +143,18 @@ def _label_rows(labels, num_classes, batch_size):
         )
     if num_classes is None:
         raise ValueError(f"{found}: class ids need num_classes, the number of classes.")
-    check_class_ids(labels, num_classes)
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
 def check_class_ids(labels, num_classes):
     """Raises if class ids, where they are known, are outside the classes: they would be zeros."""
-    labels = jnp.asarray(labels)
-    ids = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer) and labels.size
-    if ids and check.is_concrete(labels):
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"labels hold class ids from {low} to {high}, but num_classes={num_classes} allows"
-                f" 0 to {num_classes - 1}."
-            )
+    if not check.is_concrete(labels):
+        return
+    ids = np.asarray(labels)  # not jnp: inside of jit that would trace
+    if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
+        return
+    if ids.min() < 0 or ids.max() >= num_classes:
+        raise ValueError(
+            f"labels hold class ids from {ids.min()} to {ids.max()}, but"
+            f" num_classes={num_classes} allows 0 to {num_classes - 1}."
+        )

@@ -1,5 +1,7 @@
 """Mixing images, masks and feature maps by a plan."""
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -123,13 +125,34 @@ def _obstacle_to_window(plan):
         return "a plan that only pastes, but this one blends too"
     if plan.across is not None:
         return "partners on this device, but the plan has them on all"
+    if jnp.ndim(plan.fill if plan.fill is not None else 0):
+        return f"one number to fill with, but the plan's have shape {_fill_shape(plan)}"
     return None
 
 
 # Compiled as one where it is called outside of jit: one pass over the images instead of several.
 @partial(jax.jit, inline=True, static_argnames=("axes", "paste"))
 def _apply_to(plan, x, axes, paste):
-    return paste(plan, x, axes, _box_on(plan, tuple(x.shape[axis] for axis in axes)))
+    box = _box_on(plan, tuple(x.shape[axis] for axis in axes))
+    shape = x.shape
+    if _fill_shape(plan):
+        plan = replace(plan, fill=jnp.broadcast_to(plan.fill, shape))
+    if jax.default_backend() == "cpu":
+        # XLA's CPU backend selects along the last axis. If that holds three channels, it spends
+        # its time on indices, for uint8 two to five times as much; so the last spatial axis is
+        # merged with what is behind it. A TPU would have to move the data for that.
+        last = max(axes)
+        channels = math.prod(shape[last + 1 :])
+        box = box * jnp.asarray([channels if axis == last else 1 for axis in axes], jnp.int32)
+        rows = (*shape[:last], shape[last] * channels)
+        x = x.reshape(rows)
+        if _fill_shape(plan):
+            plan = replace(plan, fill=plan.fill.reshape(rows))
+    return paste(plan, x, axes, box).reshape(shape)
+
+
+def _fill_shape(plan):
+    return () if plan.fill is None else jnp.shape(plan.fill)
 
 
 def _checked_axes(plan, x, spatial_axes):

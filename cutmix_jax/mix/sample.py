@@ -161,7 +161,7 @@ def checked_numbers(**values):
     """Returns the numbers as float32 scalars, or raises if one is out of its bounds."""
     low, high = values.get("min_ratio", 0), values.get("max_ratio", 1)
     checked = {name: check.number(name, value, **NUMBERS[name]) for name, value in values.items()}
-    if check.is_concrete(low) and check.is_concrete(high) and low > high:
+    if check.is_concrete(low) and check.is_concrete(high) and float(low) > float(high):
         raise ValueError(f"min_ratio={low} is above max_ratio={high}.")
     return checked
 
