@@ -243,7 +243,7 @@ def describe(task, state):
     config, data = task.config, task.data
     drops = ", ".join(map(str, train_lib.drop_epochs(config)))
     schedule = {
-        "step": f"x {config.lr_factor:g} after epochs {drops}",
+        "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
         "cosine": "falling to 0 along a cosine",
     }[config.schedule]
     options = {

@@ -147,8 +147,9 @@ def check_layers(config, mixing, sides):
 
 
 def drop_epochs(config):
-    """The epochs after which the rate of the 'step' schedule falls; never before the first."""
-    return sorted({max(1, round(share * config.epochs)) for share in config.lr_drops})
+    """The epochs after which the rate of the 'step' schedule falls, within a run of any length."""
+    epochs = {max(1, round(share * config.epochs)) for share in config.lr_drops}
+    return sorted(epochs - {config.epochs})
 
 
 def create_schedule(config, steps_per_epoch):
