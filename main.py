@@ -41,8 +41,9 @@ def main(argv):
     del argv
     import jax  # not before the flags are right
 
-    from cutmix_jax import run
+    from cutmix_jax import host, run
 
+    host.keep_freed_memory()
     if DISTRIBUTED.value or COORDINATOR.value:
         join_processes(jax)
     workdir = WORKDIR.value or default_workdir()
