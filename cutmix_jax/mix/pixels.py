@@ -125,7 +125,7 @@ def _obstacle_to_window(plan):
         return "a plan that only pastes, but this one blends too"
     if plan.across is not None:
         return "partners on this device, but the plan has them on all"
-    if jnp.ndim(plan.fill if plan.fill is not None else 0):
+    if _fill_shape(plan):
         return f"one number to fill with, but the plan's have shape {_fill_shape(plan)}"
     return None
 

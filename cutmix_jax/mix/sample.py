@@ -151,7 +151,6 @@ NUMBERS = {
     "max_ratio": {"low": 0, "high": 1},
 }
 
-
 # What is static in drawing a plan.
 BATCH_OPTIONS = ("batch_size", "sides", "scope", "partner", "axis_name", "across_devices")
 BOX_OPTIONS = (*BATCH_OPTIONS, "size", "box", "placement", "label", "correct_lam")

@@ -1,0 +1,170 @@
+"""Mistakes in the mixing library that its tests have to see: one for each property at least.
+
+Each: the file, what stands there, the mistake, and the test that has to fail by it.
+"""
+
+MUTANTS = {
+    "the box is pasted elsewhere in the partner": (
+        "pixels.py",
+        'return x.at[plan.partner].get(mode="promise_in_bounds")',
+        'return jnp.roll(x, 1, axis=1).at[plan.partner].get(mode="promise_in_bounds")',
+        "test_mix.py::test_pixels_come_from_the_plan",
+    ),
+    "the box lacks its last row and column": (
+        "pixels.py",
+        "(low <= index) & (index < high)",
+        "(low <= index) & (index < high - 1)",
+        "test_mix.py::test_pixels_come_from_the_plan",
+    ),
+    "uint8 is blended without rounding": (
+        "pixels.py",
+        "blend = jnp.round(blend) if x.dtype == jnp.uint8 else blend",
+        "blend = blend - 2 if x.dtype == jnp.uint8 else blend",
+        "test_mix.py::test_pixels_come_from_the_plan",
+    ),
+    "lam is the drawn one and not the pasted one": (
+        "sample.py",
+        "kept = kept_share(boxes, sides) if correct_lam else",
+        "kept = kept_share(boxes, sides) if not correct_lam else",
+        "test_mix.py::test_share_and_lam_are_the_pixels_kept",
+    ),
+    "lam is the other's share": (
+        "plan.py",
+        "return kept.astype(jnp.float32) / pixels.astype(jnp.float32)",
+        "return pasted.astype(jnp.float32) / pixels.astype(jnp.float32)",
+        "test_mix.py::test_share_and_lam_are_the_pixels_kept",
+    ),
+    "the area is divided by a constant": (
+        "plan.py",
+        "pixels = kept + lax.optimization_barrier(pasted)",
+        "pixels = jnp.full(kept.shape, math.prod(sides))",
+        "test_mix.py::test_lam_is_rounded_once_under_jit",
+    ),
+    "boxes are not clipped": (
+        "sample.py",
+        "jnp.clip(jnp.stack([low, low + length], axis=1), 0, side)",
+        "jnp.stack([low, low + length], axis=1)",
+        "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
+    ),
+    "pairs draw on their own": (
+        "sample.py",
+        '"pair": lambda own, partner: jnp.minimum(own, partner),',
+        '"pair": lambda own, partner: own,',
+        "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
+    ),
+    "rotation by nothing": (
+        "sample.py",
+        "jax.random.randint(key, (), 1, max(size, 2))",
+        "jax.random.randint(key, (), 0, 1)",
+        "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
+    ),
+    "pixels are multiplied by a mask": (
+        "pixels.py",
+        "return jnp.where(_inside(box, x.shape, axes), _pasted(plan, x), _blended(plan, x))",
+        "m = _inside(box, x.shape, axes); return m * _pasted(plan, x) + (1 - m) * x",
+        "test_mix.py::test_nan_outside_the_pasted_region_stays_out",
+    ),
+    "the window begins a pixel late": (
+        "pixels.py",
+        "start[axis] = jnp.minimum(box[0, 0, i], x.shape[axis] - shape[axis])",
+        "start[axis] = jnp.minimum(box[0, 0, i] + 1, x.shape[axis] - shape[axis])",
+        "test_mix.py::test_window_and_mask_give_the_same_bits",
+    ),
+    "the window is a size too small": (
+        "pixels.py",
+        "quarters = jnp.max(-(-4 * extent // sides))",
+        "quarters = jnp.max(4 * extent // sides)",
+        "test_mix.py::test_window_and_mask_give_the_same_bits_on_random_boxes",
+    ),
+    "a blend of weight zero is computed": (
+        "pixels.py",
+        "return jnp.where(ratio == 1, x, blend.astype(x.dtype))",
+        "return blend.astype(x.dtype)",
+        "test_mix.py::test_nan_of_a_partner_without_weight_stays_out_of_a_blend",
+    ),
+    "labels are weighed the other way round": (
+        "labels.py",
+        "return weighted(lam, values, partners(plan, values))",
+        "return weighted(lam, partners(plan, values), values)",
+        "test_mix.py::test_lam_is_the_weight_of_the_own_label",
+    ),
+    "both labels get lam": (
+        "labels.py",
+        "jnp.where(lam < 1, (1 - lam) * other, 0)",
+        "jnp.where(lam < 1, lam * other, 0)",
+        "test_mix.py::test_labels_sum_to_one",
+    ),
+    "cells of a smaller mask by their corners": (
+        "pixels.py",
+        "return -((of - 2 * plan.box * side) // (2 * of))",
+        "return plan.box * side // of",
+        "test_mix.py::test_a_batch_is_mixed_in_all_its_parts",
+    ),
+    "the box lies on the first two axes": (
+        "pixels.py",
+        "low, high = (_per_example(box[:, end, i], len(shape)) for end in (0, 1))",
+        "low, high = (_per_example(box[:, end, 0], len(shape)) for end in (0, 1))",
+        "test_mix.py::test_any_layout_by_its_spatial_axes",
+    ),
+    "no gradient to the partner": (
+        "pixels.py",
+        'return x.at[plan.partner].get(mode="promise_in_bounds")',
+        'return lax.stop_gradient(x).at[plan.partner].get(mode="promise_in_bounds")',
+        "test_mix.py::test_gradients_flow_to_both_sources",
+    ),
+    "another draw under jit": (
+        "sample.py",
+        "    return _draw_cutmix(\n        key,",
+        "    return _draw_cutmix(\n        jax.random.fold_in(key, check.is_concrete(key)),",
+        "test_mix.py::test_jit_and_vmap_agree_with_eager",
+    ),
+    "another draw at each call": (
+        "calls.py",
+        "    return _mix_jitted(\n        key,",
+        "    from time import time_ns as now\n    return _mix_jitted(\n"
+        "        jax.random.fold_in(key, now() % 9973),",
+        "test_mix.py::test_same_key_same_plan_and_no_batch_is_changed",
+    ),
+    "numbers keep their kinds": (
+        "calls.py",
+        "numbers = checked_numbers(**{k: v for k, v in options.items() if k in NUMBERS})",
+        "numbers = {k: v for k, v in options.items() if k in NUMBERS}",
+        "test_mix.py::test_nothing_recompiles_but_for_shapes",
+    ),
+    "devices draw boxes of their own": (
+        "sample.py",
+        'if scope == "device" or (scope != "batch" and not across_devices):',
+        "if not across_devices:",
+        "test_mix_recipes.py::test_devices_share_a_draw_per_batch_and_have_partners_of_their_own",
+    ),
+    "partners are the same on all devices": (
+        "sample.py",
+        "partner_key = on_device(partner_key, axis_name)",
+        "pass",
+        "test_mix_recipes.py::test_devices_share_a_draw_per_batch_and_have_partners_of_their_own",
+    ),
+    "the authors' box loses no pixel": (
+        "sample.py",
+        '"paper": (lambda length: 2 * jnp.floor(length / 2), jnp.floor)',
+        '"paper": (lambda length: jnp.floor(length), jnp.floor)',
+        "test_mix_draws.py::test_lam_of_the_authors_box",
+    ),
+    "the exact box is off by half a pixel": (
+        "sample.py",
+        '"exact": (lambda length: jnp.floor(length + 0.5), lambda centre: centre)',
+        '"exact": (lambda length: jnp.floor(length + 0.5), jnp.floor)',
+        "test_mix_draws.py::test_centre_is_uniform_and_the_exact_box_has_no_side",
+    ),
+    "lambda of another distribution": (
+        "sample.py",
+        "jax.random.exponential(size_key, shape, jnp.float32) / alpha",
+        "jax.random.exponential(size_key, shape, jnp.float32) / (1.05 * alpha)",
+        "test_mix_draws.py::test_lambda_before_clipping_is_beta",
+    ),
+    "a side per square root, whatever their number": (
+        "sample.py",
+        "(1 - lam) ** (1 / len(sides))",
+        "jnp.sqrt(1 - lam)",
+        "test_mix_draws.py::test_side_exponent_by_the_number_of_sides",
+    ),
+}

@@ -1,0 +1,42 @@
+"""The tests of the mixing library see the mistakes that they are there for."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.mix_mutants import MUTANTS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "test"),
+    [pytest.param(*mutant, id=name) for name, mutant in MUTANTS.items()],
+)
+def test_places_of_mutants_exist(file, right, wrong, test):
+    assert (ROOT / "cutmix_jax" / "mix" / file).read_text().count(right) == 1
+    module, name = test.split("::")
+    assert f"def {name}(" in (ROOT / "tests" / module).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_caught(name, tmp_path):
+    file, right, wrong, test = MUTANTS[name]
+    for folder in ("cutmix_jax/mix", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for single in ("cutmix_jax/__init__.py", "pyproject.toml"):
+        shutil.copy(ROOT / single, tmp_path / single)
+    source = tmp_path / "cutmix_jax" / "mix" / file
+    source.write_text(source.read_text().replace(right, wrong))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1, run.stdout[-2000:]
+    assert " failed" in run.stdout
