@@ -13,6 +13,7 @@ import itertools
 import operator
 import os
 import pathlib
+import random
 import resource
 import statistics
 import sys
@@ -132,8 +133,11 @@ def page_faults():
 def measure(rows, rounds):
     """Calls all in turn; returns the least seconds and the median page faults of each."""
     seconds, faults = [[] for _ in rows], [[] for _ in rows]
-    for _ in range(rounds):
-        for i, (_, _, call) in enumerate(rows):
+    order = list(range(len(rows)))
+    for turn in range(rounds):
+        random.Random(turn).shuffle(order)  # none always comes after the one that empties the cache
+        for i in order:
+            call = rows[i][2]
             before, start = page_faults(), time.perf_counter()
             result = call()
             seconds[i].append(time.perf_counter() - start)
@@ -152,7 +156,8 @@ def prepare(library, images, labels, classes):
                     row[2]()
                 rows.append(row)
             except Exception as error:  # a peer's failure is a finding, not ours to raise
-                print(f"    {row[0]}, {row[1]}: {type(error).__name__}: {error}")
+                reason = " ".join(str(error).split())[:90]
+                print(f"    {row[0]}, {row[1]}: {type(error).__name__}: {reason}")
     except ImportError as error:
         print(f"    {library.__name__}: not installed ({error}); see requirements-peers.txt")
     return rows
