@@ -46,6 +46,8 @@ def main(argv):
     host.keep_freed_memory()
     if DISTRIBUTED.value or COORDINATOR.value:
         join_processes(jax)
+    elif PROCESSES.value is not None or PROCESS.value is not None:
+        raise UserError("--processes and --process need --coordinator HOST:PORT, of process 0.")
     workdir = WORKDIR.value or default_workdir()
     if MODE.value == "train":
         run.train(CONFIG.value, workdir)
@@ -147,6 +149,15 @@ def run_main(argv):
         main(argv)
     except UserError as error:
         fail(error, 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        fail(
+            f"{error.strerror or error}{where}: see to the disk, the path or its permissions, and "
+            "start the same command again.",
+            1,
+        )
+    except KeyboardInterrupt:
+        fail("interrupted: start the same command again to go on from the last checkpoint.", 130)
 
 
 if __name__ == "__main__":

@@ -57,24 +57,29 @@ class Checkpoints:
     values of both, so that a changed byte is noticed whatever the file format.
     """
 
-    def __init__(self, workdir, mapping):
+    def __init__(self, workdir, mapping, read_only=False):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self.mapping = mapping
         # Orbax logs the traceback of each unreadable step at length; ours is the sentence to read.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self.errors = {}  # of the checkpoints that are whole and were evaluated, by step
+        self.errors = {}  # of the checkpoints whose description is whole, by step
+        self.unreadable = {}  # what is wrong with the others, by step
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [checkpoint_managers.LatestN(2), _KeepBest(self)]
                 ),
-                cleanup_tmp_directories=jax.process_count() == 1,
+                read_only=read_only,
+                # Not where another process may be writing one of them.
+                cleanup_tmp_directories=jax.process_count() == 1 and not read_only,
             ),
         )
         for step in self.manager.all_steps():
-            with contextlib.suppress(Exception):  # `restore` tells of what is broken
+            try:
                 self.errors[step] = self._read_meta(step)["error"]
+            except Exception as failure:
+                self.unreadable[step] = _broken(self.folder / str(step), failure)
 
     @property
     def best_step(self):
@@ -138,7 +143,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none of them is whole.
         """
-        passed_over = []
+        # Any that cannot be read may have been the best.
+        passed_over = list(self.unreadable.values()) if which == "best" else []
         for step in self._candidates(which):
             try:
                 meta = self._read_meta(step)
@@ -268,14 +274,15 @@ def _meta_digest(meta):
 
 
 class _KeepBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the best checkpoint; its error comes from `meta`, which the digest covers."""
+    """Keeps the best checkpoint by the errors in `meta`, and those that cannot be read."""
 
     def __init__(self, checkpoints):
         self.checkpoints = checkpoints
 
     def should_preserve(self, checkpoints, *, context):
         del context
-        return [info.step == self.checkpoints.best_step for info in checkpoints]
+        kept = {self.checkpoints.best_step, *self.checkpoints.unreadable}
+        return [info.step in kept for info in checkpoints]
 
 
 def _broken(folder, failure):

@@ -15,7 +15,6 @@ FREE_KEYS = (
     "mapping",
     "steps_per_call",
     "checkpoint_every",
-    "init_from",
 )
 
 MIX_PARAMETERS = {
@@ -142,8 +141,18 @@ def check_config(config):
         value = config
         for part in key.split("."):
             value = value[part]
-        if value is not None and not accepts(value):
+        try:
+            accepted = value is None or accepts(value)
+        except TypeError:  # a string among numbers
+            accepted = False
+        if not accepted:
             raise UserError(f"config.{key} is {value!r}, and {expected} was expected.")
+    limit = config.epochs - (config.schedule == "cosine")
+    if config.warmup_epochs > limit:
+        raise UserError(
+            f"config.warmup_epochs is {config.warmup_epochs:g}, and at most {limit} was expected "
+            f"with config.epochs={config.epochs} and config.schedule={config.schedule!r}."
+        )
     if len(config.normalize.mean) != len(config.normalize.std):
         raise UserError(
             f"config.normalize has {len(config.normalize.mean)} means and "
@@ -253,7 +262,7 @@ _RULES = {
     "momentum": _between(0.0, 1.0),
     "weight_decay": _between(0.0),
     "accumulate": _between(1),
-    "ema": _between(0.0, 1.0),
+    "ema": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
     "mapping": _one_of("pmap", "shard_map"),
     "steps_per_call": _between(0),
     "checkpoint_every": _between(0),

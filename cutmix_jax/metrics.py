@@ -1,6 +1,8 @@
 """Counters on the device; on the host, what is told of a run: terminal, jsonl, TensorBoard."""
 
+import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -122,7 +124,10 @@ class Reporter:
         """Prints `text`, above the progress bar where there is one."""
         if self.primary:
             self.bar.clear()
-            print(text, file=self.stream, flush=True)
+            try:
+                print(text, file=self.stream, flush=True)
+            except BrokenPipeError:  # whoever read along has gone; the run goes on
+                sys.stdout = self.stream = open(os.devnull, "w")  # noqa: SIM115
             self.bar.refresh()
 
     def progress(self, step, images_per_second):
@@ -166,4 +171,5 @@ class Reporter:
         """Leaves the terminal in order and the files whole."""
         if self.primary:
             self.bar.close()
-            self.board.close()
+            with contextlib.suppress(OSError):  # a full disk has been told of by now
+                self.board.close()

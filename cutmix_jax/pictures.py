@@ -29,7 +29,7 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
     for i in range(count):
         show_image(axes[i], batch["image"][i])
         words = describe_target(batch["target"][i], batch["label"][i], class_names)
-        axes[i].set_title(words, fontsize=7)
+        axes[i].set_title(words, fontsize=7, parse_math=False)
         for plan in batch["plans"]:
             if plan.layer == "image":
                 outline(axes[i], plan, i)
@@ -99,7 +99,8 @@ def draw_errors(histories, path):
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("top-1 error (%)")
-    axis.set_ylim(bottom=0)
+    if len(histories) == 1:  # several are drawn to be compared
+        axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)

@@ -15,7 +15,7 @@ from clu import parameter_overview
 from cutmix_jax import UserError, metrics, pictures
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
-from cutmix_jax.checkpoint import Checkpoints, workdir_lock
+from cutmix_jax.checkpoint import Checkpoints, Interruption, workdir_lock
 from cutmix_jax.parallel import create_mapping
 
 
@@ -38,7 +38,11 @@ def train(config, workdir, stream=None):
     """
     task = train_lib.create_task(config)
     primary = jax.process_index() == 0
-    with workdir_lock(workdir, primary) as folder, Checkpoints(folder, task.mapping) as checkpoints:
+    with (
+        Interruption() as interruption,
+        workdir_lock(workdir, primary) as folder,
+        Checkpoints(folder, task.mapping) as checkpoints,
+    ):
         state, progress, notes = open_run(task, checkpoints)
         arrays = task.mapping.replicate(task.data.arrays)
         step = int(state.step)
@@ -60,12 +64,23 @@ def train(config, workdir, stream=None):
                     f"This run is finished. To start it anew, delete {str(folder)!r} or give "
                     "another --workdir."
                 )
+                results = read_json(folder / "results.json")
+                if results:
+                    reporter.say(describe_results(results, folder))
+                    return results
             else:
                 reporter.say(describe(task, state))
                 if step == 0:
                     draw_start(task, state, arrays, folder, primary)
             state = train_lib.fit(
-                task, state, arrays, progress, checkpoints, reporter, describe_run(task)
+                task,
+                state,
+                arrays,
+                progress,
+                checkpoints,
+                reporter,
+                interruption,
+                describe_run(task),
             )
             if int(state.step) < task.total_steps:
                 reporter.say(
@@ -104,7 +119,8 @@ def evaluate(config, workdir, which="latest", stream=None):
     )
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise missing
-    with Checkpoints(workdir, create_mapping(config.mapping if config else "pmap")) as checkpoints:
+    mapping = create_mapping(config.mapping if config else "pmap")
+    with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
         config = config or config_lib.from_plain(checkpoints.read_meta(which)["config"])
         task = train_lib.create_task(config)
         found = checkpoints.restore(
@@ -183,7 +199,7 @@ def initialize_from(task, state, path):
         raise UserError(
             f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
         )
-    with Checkpoints(path, create_mapping(task.config.mapping)) as source:
+    with Checkpoints(path, create_mapping(task.config.mapping), read_only=True) as source:
         found = source.restore(
             lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
         )
@@ -337,6 +353,14 @@ def write_json(path, value):
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_json(path):
+    """What `write_json` wrote, or None."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _count(tree):

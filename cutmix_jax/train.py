@@ -20,7 +20,6 @@ from jax import numpy as jnp
 
 from cutmix_jax import UserError, metrics, mix
 from cutmix_jax import config as config_lib
-from cutmix_jax.checkpoint import Interruption
 from cutmix_jax.data import Shards, open_data
 from cutmix_jax.models import check_image_size, create_model
 from cutmix_jax.parallel import AXIS, create_mapping
@@ -343,7 +342,7 @@ class Progress:
     timed_seconds: float = 0.0  # that those took
 
 
-def fit(task, state, arrays, progress, checkpoints, reporter, meta):
+def fit(task, state, arrays, progress, checkpoints, reporter, interruption, meta):
     """Trains from `state` on until the last epoch is done or the run is interrupted.
 
     Args:
@@ -353,6 +352,7 @@ def fit(task, state, arrays, progress, checkpoints, reporter, meta):
       progress: what was known when `state` was saved; updated in place.
       checkpoints: a `checkpoint.Checkpoints`.
       reporter: a `metrics.Reporter`.
+      interruption: a `checkpoint.Interruption` that is entered.
       meta: plain values to keep in every checkpoint beside `progress`.
 
     Returns:
@@ -362,10 +362,10 @@ def fit(task, state, arrays, progress, checkpoints, reporter, meta):
       UserError: the loss is not finite, or a checkpoint cannot be saved.
     """
     config, data, mapping = task.config, task.data, task.mapping
-    began, earlier, step, first_call = time.monotonic(), progress.seconds, int(state.step), True
+    began, earlier, step = time.monotonic(), progress.seconds, int(state.step)
     mapped_train_steps, mapped_eval_step = map_steps(task)
     per_call = steps_per_call(config, data)
-    pending = collections.deque()
+    pending, compiled = collections.deque(), set()  # compiled: numbers of steps a call
 
     def absorb(limit):
         while len(pending) > limit:
@@ -381,52 +381,52 @@ def fit(task, state, arrays, progress, checkpoints, reporter, meta):
         told = meta | {"progress": dataclasses.asdict(progress)}
         checkpoints.save(step, state, told, error)
 
-    with Interruption() as interruption:
-        for epoch in range(step // data.steps_per_epoch, config.epochs):
-            totals = metrics.Totals(progress.partial)
-            images, clock = 0, time.monotonic()
-            batches = data.train_batches(epoch, step % data.steps_per_epoch)
-            for xs in mapping.prefetch(group(batches, per_call)):
-                taken = jax.tree.leaves(xs)[0].shape[1]
-                state, counters = mapped_train_steps(state, arrays["train"], xs)
-                step += taken
-                pending.append((step, counters))
-                absorb(0 if mapping.must_wait or first_call else LAG)
-                if first_call:  # it compiles, so it is not timed
-                    images, clock, first_call = 0, time.monotonic(), False
-                else:
-                    images += taken * config.batch_size
-                reporter.progress(step, images / (time.monotonic() - clock))
-                if interruption.at(step):
-                    break
-                due = config.checkpoint_every and step % config.checkpoint_every < taken
-                if due and step % data.steps_per_epoch:
-                    save()
-            absorb(0)
-            progress.timed_images += images
-            progress.timed_seconds += time.monotonic() - clock
-            if step % data.steps_per_epoch:
-                save()
-                break
-            record = {
-                "epoch": epoch + 1,
-                "step": step,
-                "learning_rate": float(task.schedule(step - 1)),
-                **{f"train_{name}": value for name, value in totals.means().items()},
-            }
-            if progress.timed_images:
-                record["images_per_second"] = progress.timed_images / progress.timed_seconds
-            for split in sorted(data.examples.keys() - {"train"}):
-                result = evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
-                if not np.isfinite(result["loss"]):
-                    raise not_finite(task, split, step)
-                record |= {f"{split}_{name}": value for name, value in result.items()}
-            progress.history.append(record)
-            save(metrics.choice_error(record))
-            reporter.epoch(progress.history)
+    for epoch in range(step // data.steps_per_epoch, config.epochs):
+        totals = metrics.Totals(progress.partial)
+        images, clock = 0, time.monotonic()
+        batches = data.train_batches(epoch, step % data.steps_per_epoch)
+        for xs in mapping.prefetch(group(batches, per_call)):
+            taken = jax.tree.leaves(xs)[0].shape[1]
+            state, counters = mapped_train_steps(state, arrays["train"], xs)
+            step += taken
+            pending.append((step, counters))
+            absorb(LAG if taken in compiled and not mapping.must_wait else 0)
+            if taken not in compiled:  # it was compiled just now, and so is not timed
+                compiled.add(taken)
+                images, clock = 0, time.monotonic()
+            else:
+                images += taken * config.batch_size
+            reporter.progress(step, images / (time.monotonic() - clock))
             if interruption.at(step):
                 break
-        checkpoints.wait()
+            due = config.checkpoint_every and step % config.checkpoint_every < taken
+            if due and step % data.steps_per_epoch:
+                save()
+        absorb(0)
+        progress.timed_images += images
+        progress.timed_seconds += time.monotonic() - clock
+        if step % data.steps_per_epoch:
+            save()
+            break
+        record = {
+            "epoch": epoch + 1,
+            "step": step,
+            "learning_rate": float(task.schedule(step - 1)),
+            **{f"train_{name}": value for name, value in totals.means().items()},
+        }
+        if progress.timed_images:
+            record["images_per_second"] = progress.timed_images / progress.timed_seconds
+        for split in sorted(data.examples.keys() - {"train"}):
+            result = evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
+            if not np.isfinite(result["loss"]):
+                raise not_finite(task, split, step)
+            record |= {f"{split}_{name}": value for name, value in result.items()}
+        progress.history.append(record)
+        save(metrics.choice_error(record))
+        reporter.epoch(progress.history)
+        if interruption.at(step):
+            break
+    checkpoints.wait()
     progress.seconds = earlier + time.monotonic() - began
     return state
 

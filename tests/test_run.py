@@ -95,6 +95,21 @@ def test_evaluation_of_a_workdir_repeats_what_training_measured(finished, which)
     assert result["test_top1_error"] == record["test_top1_error"]
 
 
+def test_an_unreadable_checkpoint_is_told_of_where_the_best_is_asked_for(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    spoil(folder / "checkpoints" / "5" / "meta" / "metadata", "truncated")
+    done = run_main(f"--workdir={folder}", "--mode=evaluate", "--checkpoint=best")
+    assert "Checkpoint 5 is not whole" in done.stderr
+
+
+def test_reading_a_workdir_leaves_what_another_process_is_writing(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    unfinished = folder / "checkpoints" / "11.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert run_main(f"--workdir={folder}", "--mode=evaluate").returncode == 0
+    assert unfinished.exists()
+
+
 def test_a_workdir_of_another_run_is_refused_by_the_key_that_differs(finished):
     folder, _ = finished
     with pytest.raises(UserError, match=r"config\.learning_rate=0\.1.*has 0\.2.*--workdir"):

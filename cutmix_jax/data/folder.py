@@ -63,6 +63,12 @@ def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
 
 def _class_folders(folder: pathlib.Path) -> list[str]:
     found = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+    for name in found:
+        if not name.isprintable():  # bytes that are not UTF-8 come as lone surrogates
+            raise UserError(
+                f"{folder} holds the class folder {name!r}, whose name cannot be printed: rename "
+                "it in UTF-8"
+            )
     if not found:
         raise UserError(
             f"{folder} holds no class folders: expected {folder.name}/CLASS/*.jpg; sort the "
