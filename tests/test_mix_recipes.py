@@ -86,6 +86,11 @@ def test_parameters_reach_their_parts():
     assert (mixup.options["alpha"], mixup.options["prob"]) == (0.2, 0.5)
 
 
+def test_sizes_in_words():
+    assert "(size 16;" in mix.create_mix("cutout", size=16.0).describe()
+    assert "(size 8 x 0.5 of the side;" in mix.create_mix("cutout", size=(8, 0.5)).describe()
+
+
 def test_in_turn_applies_one_after_the_other():
     recipe = mix.in_turn(mix.create_mix("cutout", size=2, fill=9), mix.create_mix("cutmix"))
     images = jnp.arange(3 * 64, dtype=jnp.float32).reshape(3, 8, 8)

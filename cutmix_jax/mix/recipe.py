@@ -181,7 +181,8 @@ def _box_words(options):
         if bounds != (0, 1):
             size += ", length {:g} to {:g} of the side".format(*bounds)
     else:
-        size = f"size {size}" + (" of the side" if isinstance(size, float) and size < 1 else "")
+        sizes = size if isinstance(size, (tuple, list)) else (size,)
+        size = "size " + " x ".join(f"{s:g}" + (" of the side" if s < 1 else "") for s in sizes)
     if placement == "gaussian":
         placement += f", sigma {options['sigma']:g} of the side"
     return f"one '{options['box']}' box per {options['scope']} ({size}; centre {placement})"
