@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutmix_jax import UserError, mix
+from cutmix_jax import UserError, mix, pictures
 
 MIXES = (
     "cutmix",
@@ -38,7 +38,7 @@ MIXES = (
 # The sides of feature maps over the image's, for the networks of the paper on small images.
 MAPS = {"image": 1, "stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-INK, ACCENT = "#222222", "#d62728"
+INK = "#222222"
 
 
 def read_images(paths, side):
@@ -97,26 +97,6 @@ def mix_for_picture(name, images, *, seed, scope):
     return np.asarray(images), np.asarray(labels), plans
 
 
-def labels_in_words(weights, own, names):
-    """Returns 'cat 0.70, dog 0.30', the image's own label first."""
-    order = sorted(np.flatnonzero(weights > 5e-3), key=lambda k: (k != own, -weights[k]))
-    return ", ".join(f"{names[k][:14]} {weights[k]:.2f}" for k in order)
-
-
-def outline(axis, plan, index, sides):
-    """Outlines the box that the plan pastes into an image, in the image's own pixels."""
-    import matplotlib.patches
-
-    scale = np.array(sides) / plan.sides
-    low, high = np.asarray(plan.box)[index % len(plan.box)] * scale
-    if (high > low).all():
-        axis.add_patch(
-            matplotlib.patches.Rectangle(
-                (low[1] - 0.5, low[0] - 0.5), *(high - low)[::-1], fill=False, ec=ACCENT, lw=1
-            )
-        )
-
-
 def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
     """Draws originals and mixes, `panels` of them side by side, into an image file."""
     from matplotlib.figure import Figure
@@ -149,12 +129,12 @@ def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-            words = labels_in_words(labels[k], k, names)
-            axis.set_xlabel(words.replace(", ", "\n", 1), fontsize=5.5, color=INK, labelpad=2)
+            words = pictures.describe_target(labels[k], k, names)
+            axis.set_xlabel(words, fontsize=5.5, color=INK, labelpad=2, parse_math=False)
             if k == 0:
                 axis.set_title(name, fontsize=8, loc="left", color=INK, pad=3, weight="bold")
             for plan in plans:
-                outline(axis, plan, k, images.shape[1:3])
+                pictures.outline(axis, plan, k, images.shape[1:3])
     _save(figure, path)
 
 

@@ -1,8 +1,8 @@
 """The two pictures of a run: what the model saw, and how its error fell."""
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 # Drawn on Figure objects, not through pyplot: no window system and no state of the caller's is met.
@@ -52,12 +52,16 @@ def describe_target(target, label, class_names):
     return "\n".join(f"{_short(class_names[k])} {target[k]:.2f}" for k in order[:3])
 
 
-def outline(axis, plan, index):
-    """Outlines the region that `plan` pasted into image `index`, if any."""
-    low, high = np.asarray(plan.box)[index if len(plan.box) > 1 else 0]
+def outline(axis, plan, index, sides=None):
+    """Outlines the region that `plan` pasted into image `index`, if any.
+
+    `sides` are those of the picture, where the plan was drawn for a map of other sides.
+    """
+    scale = np.divide(sides or plan.sides, plan.sides)
+    low, high = np.asarray(plan.box)[index if len(plan.box) > 1 else 0] * scale
     if (high > low).all():
         axis.add_patch(
-            matplotlib.patches.Rectangle(
+            Rectangle(
                 (low[1] - 0.5, low[0] - 0.5),
                 high[1] - low[1],
                 high[0] - low[0],

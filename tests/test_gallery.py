@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix_jax import gallery
+from cutmix_jax import gallery, pictures
 
 
 def test_draws_digits(tmp_path, capsys):
@@ -25,7 +25,7 @@ def test_draws_images_of_a_folder(tmp_path):
     images, names = gallery.read_images([str(tmp_path)], 24)
     assert images.shape == (2, 24, 24, 3)
     assert names == ["cat", "dog"]
-    assert gallery.labels_in_words(np.array([0.3, 0.7]), 0, names) == "cat 0.30, dog 0.70"
+    assert pictures.describe_target(np.array([0.3, 0.7]), 0, names) == "cat 0.30\ndog 0.70"
     sheet = tmp_path / "sheet.jpg"
     flags = ["--images", str(tmp_path), "--output", str(sheet), "--mixes", "mixup", "--side", "24"]
     assert gallery.main([*flags, "--scope", "batch"]) == 0
