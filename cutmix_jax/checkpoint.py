@@ -60,8 +60,10 @@ class Checkpoints:
     def __init__(self, workdir, mapping, read_only=False):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self.mapping = mapping
-        # Orbax logs the traceback of each unreadable step at length; ours is the sentence to read.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax, and the reads it leaves behind when one fails, log pages about each unreadable
+        # step; ours is the sentence to read.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.errors = {}  # of the checkpoints whose description is whole, by step
         self.unreadable = {}  # what is wrong with the others, by step
         self.manager = ocp.CheckpointManager(

@@ -44,7 +44,7 @@ def losses(workdir):
     return [(record["train_loss"], record["test_top1_error"]) for record in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+@pytest.mark.parametrize("mapping", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_two_processes_compute_what_one_with_two_devices_does(tmp_path, mapping):
     chosen = f"--config.mapping={mapping}"
     told, silent = finish(start_two(tmp_path / "two", *ARGUMENTS, chosen))
@@ -77,6 +77,7 @@ def test_one_killed_ends_the_other_and_both_go_on(tmp_path):
     assert (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_in_both(tmp_path):
     longer = [*ARGUMENTS, "--config.epochs=8"]
     processes = start_two(tmp_path, *longer)
