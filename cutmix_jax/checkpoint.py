@@ -8,6 +8,7 @@ import logging
 import pathlib
 import shutil
 import signal
+import sys
 import threading
 
 import jax
@@ -60,10 +61,7 @@ class Checkpoints:
     def __init__(self, workdir, mapping, read_only=False):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self.mapping = mapping
-        # Orbax, and the reads it leaves behind when one fails, log pages about each unreadable
-        # step; ours is the sentence to read.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _quieten()
         self.errors = {}  # of the checkpoints whose description is whole, by step
         self.unreadable = {}  # what is wrong with the others, by step
         self.manager = ocp.CheckpointManager(
@@ -275,6 +273,24 @@ def _meta_digest(meta):
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def _quieten():
+    """Keeps pages about each unreadable step off the terminal; ours is the sentence to read.
+
+    When one read fails, orbax closes the loop of all the others, and each of those complains when
+    it ends: to the log, or to the hook for what can be raised nowhere.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unless_left_behind
+
+
+def _unless_left_behind(unraisable, told=sys.unraisablehook):
+    code = getattr(unraisable.object, "cr_code", None)
+    from_orbax = code is not None and "orbax" in code.co_filename
+    if not from_orbax and "Event loop is closed" not in str(unraisable.exc_value):
+        told(unraisable)
+
+
 class _KeepBest(checkpoint_managers.PreservationPolicy):
     """Keeps the best checkpoint by the errors in `meta`, and those that cannot be read."""
 
@@ -289,7 +305,8 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
 
 def _broken(folder, failure):
     reason = " ".join(str(failure).split()) or type(failure).__name__
-    return f"Checkpoint {folder.name} is not whole: {reason[:160]}."
+    reason = reason.split(". ")[0][:160].rstrip(".")
+    return f"Checkpoint {folder.name} is not whole: {reason}."
 
 
 def _disk_full(folder, step, needed, free):
