@@ -1,5 +1,6 @@
 """One run in its workdir, from the config to the results: what `main.py` and the notebook call."""
 
+import collections
 import hashlib
 import json
 import pathlib
@@ -44,7 +45,6 @@ def train(config, workdir, stream=None):
         Checkpoints(folder, task.mapping) as checkpoints,
     ):
         state, progress, notes = open_run(task, checkpoints)
-        arrays = task.mapping.replicate(task.data.arrays)
         step = int(state.step)
         reporter = metrics.Reporter(
             folder,
@@ -68,7 +68,8 @@ def train(config, workdir, stream=None):
                 if results:
                     reporter.say(describe_results(results, folder))
                     return results
-            else:
+            arrays = task.mapping.replicate(task.data.arrays)
+            if step < task.total_steps:
                 reporter.say(describe(task, state))
                 if step == 0:
                     draw_start(task, state, arrays, folder, primary)
@@ -131,10 +132,8 @@ def evaluate(config, workdir, which="latest", stream=None):
     state, _, notes = found
     arrays = task.mapping.replicate(task.data.arrays)
     _, mapped_eval_step = train_lib.map_steps(task)
-    result = {"checkpoint": int(state.step)}
-    for split in sorted(task.data.examples.keys() - {"train"}):
-        means = train_lib.evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
-        result |= {f"{split}_{name}": value for name, value in means.items()}
+    means = train_lib.evaluate(task, mapped_eval_step, state.evaluated(), arrays)
+    result = {"checkpoint": int(state.step), **means}
     if jax.process_index() == 0:
         for note in notes:
             print(note, file=sys.stderr)
@@ -195,18 +194,17 @@ def check_same_run(task, meta, workdir):
 
 def initialize_from(task, state, path):
     """Takes over the weights of another run; a head of another shape stays as initialised."""
+    missing = UserError(
+        f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
+    )
     if not (pathlib.Path(path) / "checkpoints").is_dir():
-        raise UserError(
-            f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
-        )
+        raise missing
     with Checkpoints(path, create_mapping(task.config.mapping), read_only=True) as source:
         found = source.restore(
             lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
         )
     if found is None:
-        raise UserError(
-            f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
-        )
+        raise missing
     theirs, _, notes = found
     weights = theirs.get("ema") or {name: theirs[name] for name in ("params", "batch_stats")}
     given = flax.traverse_util.flatten_dict(jax.device_get(weights), sep="/")
@@ -272,10 +270,9 @@ def describe(task, state):
     }
     height, width, channels = data.image_shape
     examples = ", ".join(f"{n:,} {split.replace('_', '-')}" for split, n in data.examples.items())
-    modules = {name: _count(tree) for name, tree in state.params.items()}
-    groups = {}
-    for name, count in modules.items():
-        groups[name.split("_")[0]] = groups.get(name.split("_")[0], 0) + count
+    groups = collections.Counter()
+    for name, tree in state.params.items():
+        groups[name.split("_")[0]] += _count(tree)
     table = [("parameters", sum(groups.values())), *groups.items()]
     device = jax.devices()[0]
     return "\n".join(

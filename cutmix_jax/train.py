@@ -7,6 +7,7 @@ devices by `parallel`, and reduces over the axis `AXIS` itself.
 
 import collections
 import dataclasses
+import functools
 import itertools
 import time
 from typing import Any
@@ -290,29 +291,29 @@ def eval_step(task, weights, arrays, xs):
 
 def map_steps(task):
     """The compiled ``(train_steps, eval_step)`` over all devices."""
-
-    def train_on_shard(state, arrays, xs):
-        return train_steps(task, state, arrays, xs)
-
-    def eval_on_shard(weights, arrays, xs):
-        return eval_step(task, weights, arrays, xs)
-
     return (
-        task.mapping.map(train_on_shard, donate_state=True),
-        task.mapping.map(eval_on_shard),
+        task.mapping.map(functools.partial(train_steps, task), donate_state=True),
+        task.mapping.map(functools.partial(eval_step, task)),
     )
 
 
-def evaluate(task, mapped_eval_step, weights, arrays, split):
-    """The mean loss and errors of one split: ``{'loss', 'top1_error', 'top5_error'}``."""
-    totals, pending = metrics.Totals(), collections.deque()
-    for xs in task.mapping.prefetch(task.data.eval_batches(split)):
-        pending.append(mapped_eval_step(weights, arrays[split], xs))
-        if len(pending) > LAG or task.mapping.must_wait:
-            totals.add(jax.device_get(pending.popleft()))
-    for counters in pending:
-        totals.add(jax.device_get(counters))
-    return totals.means()
+def evaluate(task, mapped_eval_step, weights, arrays):
+    """The mean loss and errors of every split but the training one.
+
+    Returns:
+      ``{'SPLIT_loss': ..., 'SPLIT_top1_error': ..., 'SPLIT_top5_error': ...}``.
+    """
+    result = {}
+    for split in sorted(task.data.examples.keys() - {"train"}):
+        totals, pending = metrics.Totals(), collections.deque()
+        for xs in task.mapping.prefetch(task.data.eval_batches(split)):
+            pending.append(mapped_eval_step(weights, arrays[split], xs))
+            if len(pending) > LAG or task.mapping.must_wait:
+                totals.add(jax.device_get(pending.popleft()))
+        for counters in pending:
+            totals.add(jax.device_get(counters))
+        result |= {f"{split}_{name}": value for name, value in totals.means().items()}
+    return result
 
 
 def steps_per_call(config, data):
@@ -338,7 +339,7 @@ class Progress:
     history: list = dataclasses.field(default_factory=list)  # one record an epoch
     partial: dict = dataclasses.field(default_factory=dict)  # counters of the epoch under way
     seconds: float = 0.0  # of all sessions of this run, start-up and evaluation included
-    timed_images: int = 0  # trained on in timed steps: all but each session's first call
+    timed_images: int = 0  # trained on in timed steps: not those of a call that was compiled
     timed_seconds: float = 0.0  # that those took
 
 
@@ -416,11 +417,11 @@ def fit(task, state, arrays, progress, checkpoints, reporter, interruption, meta
         }
         if progress.timed_images:
             record["images_per_second"] = progress.timed_images / progress.timed_seconds
-        for split in sorted(data.examples.keys() - {"train"}):
-            result = evaluate(task, mapped_eval_step, state.evaluated(), arrays, split)
-            if not np.isfinite(result["loss"]):
-                raise not_finite(task, split, step)
-            record |= {f"{split}_{name}": value for name, value in result.items()}
+        result = evaluate(task, mapped_eval_step, state.evaluated(), arrays)
+        for name, value in result.items():
+            if name.endswith("_loss") and not np.isfinite(value):
+                raise not_finite(task, name.removesuffix("_loss"), step)
+        record |= result
         progress.history.append(record)
         save(metrics.choice_error(record))
         reporter.epoch(progress.history)

@@ -64,6 +64,15 @@ def crop_and_flip_draws(keys: jax.Array, pad: int) -> tuple[jax.Array, jax.Array
     return offset[:, 0], offset[:, 1], bits[:, 2] >> 31 == 1
 
 
+def load_augmented(arrays, xs, epoch, *, load, seed: int, pad: int, flip: bool) -> dict:
+    """The batch of `load(arrays, xs)`, cropped and flipped by (seed, epoch, `xs['index']`)."""
+    batch = load(arrays, xs)
+    if pad or flip:
+        keys = example_keys(seed, epoch, xs["index"])
+        batch["image"] = crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
+    return batch
+
+
 def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:
     """Brightness, contrast and saturation, in a random order per image, without clipping.
 

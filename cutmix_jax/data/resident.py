@@ -158,7 +158,11 @@ def open_resident(
         batch_size=size,
         arrays=chosen,
         load_train=functools.partial(
-            load_train, seed=settings.seed, pad=settings.pad, flip=settings.flip
+            augment.load_augmented,
+            load=gather,
+            seed=settings.seed,
+            pad=settings.pad,
+            flip=settings.flip,
         ),
         load_eval=gather,
         train_batches=train_batches,
@@ -174,12 +178,3 @@ def gather(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]) -> dict
         "label": jnp.take(arrays["label"], xs["index"], axis=0, mode="clip"),
         "mask": xs["mask"],
     }
-
-
-def load_train(arrays, xs, epoch, *, seed: int, pad: int, flip: bool) -> dict:
-    """The examples that `xs['index']` points at, cropped and flipped by (seed, epoch, index)."""
-    batch = gather(arrays, xs)
-    if pad or flip:
-        keys = augment.example_keys(seed, epoch, xs["index"])
-        batch["image"] = augment.crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
-    return batch

@@ -82,7 +82,11 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         batch_size=size,
         arrays=dict.fromkeys(indices, ()),
         load_train=functools.partial(
-            load_train, seed=settings.seed, pad=settings.pad, flip=settings.flip
+            augment.load_augmented,
+            load=load_eval,
+            seed=settings.seed,
+            pad=settings.pad,
+            flip=settings.flip,
         ),
         load_eval=load_eval,
         train_batches=train_batches,
@@ -95,15 +99,6 @@ def load_eval(arrays, xs) -> dict:
     """The batch as it came from the host."""
     del arrays
     return {key: xs[key] for key in ("image", "label", "mask")}
-
-
-def load_train(arrays, xs, epoch, *, seed: int, pad: int, flip: bool) -> dict:
-    """The batch from the host, padded, cropped and flipped by (seed, epoch, index)."""
-    batch = load_eval(arrays, xs)
-    if pad or flip:
-        keys = augment.example_keys(seed, epoch, xs["index"])
-        batch["image"] = augment.crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
-    return batch
 
 
 def _shape(settings: Settings, image_set: records.ImageSet) -> tuple[int, int, int]:
