@@ -51,8 +51,17 @@ def base_config():
 
     config.model = "resnet20"
     config.zero_init = False  # last BatchNorm scale of each block starts at 0
+    config.last_stride = 2  # of layer4; 1: maps of twice the side (14x14 at 224)
     config.dtype = "float32"  # of activations: float32 or bfloat16
+    config.remat = False  # True: blocks are computed again for the gradient, not kept
     config.sync_batch_norm = False  # True: batch statistics over all devices
+    config.norm = config_dict.ConfigDict(
+        {
+            "momentum": 0.9,  # of the running statistics: PyTorch's 0.1
+            "epsilon": 1e-5,
+            "groups": 1,  # more: batch statistics of so many parts of a device's batch, apart
+        }
+    )
     config.init_from = config_dict.placeholder(str)  # workdir whose weights are the start
 
     # The parameters of `mix.create_mix`; None: the mix's own default.
@@ -61,6 +70,17 @@ def base_config():
     )
     config.mix.name = "none"
     config.label_smoothing = 0.0
+
+    config.stochastic_depth = 0.0  # probability that the last block is dropped; linear before it
+    config.shake_drop = 0.0  # the same of ShakeDrop; the paper's is 0.5
+    config.drop_block = config_dict.ConfigDict(
+        {
+            "rate": 0.0,  # share of a map that is dropped: 1 - keep_prob
+            "size": 7,  # side of a dropped square
+            "stages": (3, 4),
+            "schedule": "constant",  # or 'linear': the rate grows from 0 over the run
+        }
+    )
 
     config.dataset = "digits"  # 'digits', 'folder', or the name of a TFDS data set
     config.data_dir = config_dict.placeholder(str)
@@ -153,6 +173,11 @@ def check_config(config):
             f"config.warmup_epochs is {config.warmup_epochs:g}, and at most {limit} was expected "
             f"with config.epochs={config.epochs} and config.schedule={config.schedule!r}."
         )
+    if config.norm.groups > 1 and config.sync_batch_norm:
+        raise UserError(
+            f"config.norm.groups is {config.norm.groups}, which divides a device's batch, and "
+            "config.sync_batch_norm averages over all devices: set only one of them."
+        )
     if len(config.normalize.mean) != len(config.normalize.std):
         raise UserError(
             f"config.normalize has {len(config.normalize.mean)} means and "
@@ -238,10 +263,25 @@ def _between(low, high=math.inf, open_low=False):
     return accepts, words
 
 
+_share_below_one = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+
 _RULES = {
     "seed": _between(0, 2**31 - 1),
     "epochs": _between(1),
+    "last_stride": _one_of(1, 2),
     "dtype": _one_of("float32", "bfloat16"),
+    "norm.momentum": _between(0.0, 1.0),
+    "norm.epsilon": _between(0.0, open_low=True),
+    "norm.groups": _between(1),
+    "stochastic_depth": _share_below_one,
+    "shake_drop": _share_below_one,
+    "drop_block.rate": _share_below_one,
+    "drop_block.size": _between(1),
+    "drop_block.stages": (
+        lambda values: len(values) > 0 and all(value in (1, 2, 3, 4) for value in values),
+        "some of the stages 1, 2, 3 and 4",
+    ),
+    "drop_block.schedule": _one_of("constant", "linear"),
     "label_smoothing": _between(0.0, 1.0),
     "normalize.std": (
         lambda values: all(value > 0 and math.isfinite(value) for value in values),
@@ -262,7 +302,7 @@ _RULES = {
     "momentum": _between(0.0, 1.0),
     "weight_decay": _between(0.0),
     "accumulate": _between(1),
-    "ema": (lambda value: 0 <= value < 1, "a number of at least 0 and below 1"),
+    "ema": _share_below_one,
     "mapping": _one_of("pmap", "shard_map"),
     "steps_per_call": _between(0),
     "checkpoint_every": _between(0),
