@@ -11,6 +11,7 @@ from cutmix_jax import UserError
 # a workdir's name, and a run may go on with other values of them.
 FREE_KEYS = (
     "data_dir",
+    "boxes_dir",
     "resident_limit_mib",
     "mapping",
     "steps_per_call",
@@ -84,6 +85,7 @@ def base_config():
 
     config.dataset = "digits"  # 'digits', 'folder', or the name of a TFDS data set
     config.data_dir = config_dict.placeholder(str)
+    config.boxes_dir = config_dict.placeholder(str)  # ILSVRC's XML files, for localization
     config.source = "auto"  # 'resident' (in device memory), 'streaming' (tf.data), or 'auto'
     config.resident_limit_mib = 2048
     config.image_size = config_dict.placeholder(int)  # None: as stored (resident)

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from cutmix_jax import UserError
-from cutmix_jax.data import cache, records, resident
+from cutmix_jax.data import boxes, cache, records, resident
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.prepared import open_prepared
@@ -74,14 +74,30 @@ def _open_digits(settings: Settings, shards: Shards) -> Data:
 
 def _open_set(settings: Settings, shards: Shards) -> Data:
     image_set = find_set(settings.dataset, settings.data_dir, settings.test_split)
+    if settings.boxes_dir:
+        image_set = _with_xml_boxes(image_set, settings.boxes_dir)
     if _is_resident(settings, image_set):
-        arrays = resident.read(image_set)
         return resident.open_resident(
-            settings, arrays, image_set.class_names, shards, settings.dataset
+            settings,
+            resident.read(image_set),
+            image_set.class_names,
+            shards,
+            settings.dataset,
+            (lambda split, i: image_set.splits[split].boxes(i))
+            if records.have_boxes(image_set)
+            else None,
         )
     from cutmix_jax.data import streaming
 
     return streaming.open_streaming(settings, image_set, shards)
+
+
+def _with_xml_boxes(image_set: ImageSet, folder: str) -> ImageSet:
+    splits = {
+        name: dataclasses.replace(split, boxes=boxes.of_xml_files(folder, split))
+        for name, split in image_set.splits.items()
+    }
+    return dataclasses.replace(image_set, splits=splits)
 
 
 def _is_resident(settings: Settings, image_set: ImageSet) -> bool:

@@ -50,6 +50,9 @@ class Data:
       eval_batches: `(split) -> iterator of xs`: every example once over all devices and
         processes, the last batch padded where `mask` is False; equally many in every process.
       color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
+      boxes: None where the set has no boxes, or `(split) -> list of float32 [n_i, 4]`, one entry
+        an example in the order of the split: (top, left, bottom, right), half-open, in pixels of
+        the images of `load_eval`. They are read when this is called.
     """
 
     kind: str
@@ -64,6 +67,7 @@ class Data:
     train_batches: Callable[..., Iterator[dict]]
     eval_batches: Callable[[str], Iterator[dict]]
     color: Callable[..., Any] | None = None
+    boxes: Callable[[str], list[np.ndarray]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import cache
+from cutmix_jax.data import boxes, cache
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
@@ -66,11 +66,12 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
     names = {"train": "train"}
     if test_split != "held_out":
         names["test"] = choose_split(info.splits, test_split, prefer, dataset)
+    box_key = _box_key(tfds, features)
     return ImageSet(
         name=dataset,
         class_names=_class_names(features["label"]),
         shape=shape,
-        splits={split: _split(dataset, info, name) for split, name in names.items()},
+        splits={split: _split(dataset, info, name, box_key) for split, name in names.items()},
         fingerprint=lambda: _fingerprint(folder, names),
     )
 
@@ -146,7 +147,21 @@ def _class_names(label) -> tuple[str, ...]:
     return tuple(label.names or map(str, range(label.num_classes)))
 
 
-def _split(dataset: str, info, split: str) -> Split:
+def _box_key(tfds, features) -> str | None:
+    """The feature of a record that holds its boxes, in shares of the image."""
+    objects = dict(features.items()).get("objects")
+    within = getattr(objects, "feature", None)  # that of a sequence
+    for key, parent in (("bbox", features), ("objects/bbox", within)):
+        feature = dict(parent.items()).get("bbox") if hasattr(parent, "items") else None
+        # Sets prepared long ago do not name the format, and have this one.
+        if isinstance(feature, tfds.features.BBoxFeature) and (
+            feature.bbox_format is None or feature.bbox_format.value == "REL_YXYX"
+        ):
+            return key
+    return None
+
+
+def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
     paths = [str(path) for path in info.splits[split].filepaths]
     for path in paths:
         if not os.path.isfile(path):
@@ -176,6 +191,7 @@ def _split(dataset: str, info, split: str) -> Split:
         read=lambda i: reader()(i),
         labels=None,
         name=lambda i: f"record {i} of {split} (in {paths[bisect.bisect_right(ends, i)]})",
+        boxes=(lambda i: boxes.of_record(reader()(i), box_key)) if box_key else None,
     )
 
 

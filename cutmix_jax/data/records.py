@@ -18,6 +18,8 @@ from cutmix_jax import UserError
 
 # Bits per channel beyond eight would be cut off silently.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# How TFDS calls the feature with the name of an image's file.
+FILE_NAMES = ("file_name", "image/filename")
 # Without the second, TensorFlow announces at every start that it uses oneDNN.
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
@@ -32,12 +34,14 @@ class Split:
         `tf.train.Example` with the features `image` and `label`.
       labels: int32 [count], or None.
       name: index -> what to call the record in an error message.
+      boxes: None, or index -> float32 [n, 4], (top, left, bottom, right) in shares of the image.
     """
 
     count: int
     read: Callable[[int], bytes]
     labels: np.ndarray | None
     name: Callable[[int], str]
+    boxes: Callable[[int], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +113,38 @@ def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]
     data = split.read(i)
     if split.labels is not None:
         return decode_image(data, channels, split.name(i)), int(split.labels[i])
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    feature = tf_example_pb2.Example.FromString(data).features.feature
+    feature = parse_example(data)
     image = decode_image(feature["image"].bytes_list.value[0], channels, split.name(i))
     return image, feature["label"].int64_list.value[0]
+
+
+def parse_example(data: bytes):
+    """The features of a serialised `tf.train.Example`, by name."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(data).features.feature
+
+
+def file_name(split: Split, i: int) -> str:
+    """The name that the image's file has, or had before it became a record."""
+    if split.labels is not None:
+        return split.name(i)
+    feature = parse_example(split.read(i))
+    key = next((key for key in FILE_NAMES if key in feature), None)
+    if key is None:
+        raise UserError(
+            f"{split.name(i)} does not say which file it comes from: expected the feature "
+            f"{' or '.join(FILE_NAMES)}; use a set that has it, or a folder of images"
+        )
+    return feature[key].bytes_list.value[0].decode()
+
+
+def stored_size(split: Split, i: int) -> tuple[int, int]:
+    """(height, width) of the image as it is stored."""
+    data = split.read(i)
+    if split.labels is None:
+        data = parse_example(data)["image"].bytes_list.value[0]
+    return image_size(data, split.name(i))
 
 
 def decode_image(data: bytes, channels: int, name: str) -> np.ndarray:
@@ -146,6 +177,11 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
             f"{name} is not a readable image ({first_line(error)}): replace or remove it"
         ) from error
     return height, width
+
+
+def have_boxes(image_set: ImageSet) -> bool:
+    """Whether every split has boxes."""
+    return all(split.boxes is not None for split in image_set.splits.values())
 
 
 def first_shape(image_set: ImageSet) -> tuple[int, int, int]:

@@ -5,14 +5,14 @@ flipped. The host only makes an epoch's permutation of indices.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import augment, batches, cache, records
+from cutmix_jax.data import augment, batches, boxes, cache, records
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.settings import Settings
 
@@ -108,9 +108,17 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def open_resident(
-    settings: Settings, arrays: Mapping, class_names: tuple[str, ...], shards: Shards, name: str
+    settings: Settings,
+    arrays: Mapping,
+    class_names: tuple[str, ...],
+    shards: Shards,
+    name: str,
+    find_boxes: Callable | None = None,
 ) -> Data:
-    """Data over `{'train': {'image', 'label'}, 'test': ...}`."""
+    """Data over `{'train': {'image', 'label'}, 'test': ...}`.
+
+    `find_boxes` is None, or `(split, index) -> float [n, 4]` in shares of the image.
+    """
     for split, part in arrays.items():
         check_labels(part["label"], len(class_names), f"split {split} of {name}")
     indices = batches.choose_splits(
@@ -136,6 +144,9 @@ def open_resident(
         )
     size = settings.batch_size
     counts = {split: len(part["label"]) for split, part in chosen.items()}
+
+    def boxes_of(split: str, i: int) -> np.ndarray:
+        return boxes.in_pixels(find_boxes(split, i), shape[:2], (0, 0), shape)
 
     def train_batches(epoch: int, start_step: int = 0):
         positions = batches.train_positions(
@@ -168,6 +179,7 @@ def open_resident(
         train_batches=train_batches,
         eval_batches=eval_batches,
         color=augment.create_color(settings.color_jitter, settings.lighting),
+        boxes=boxes.per_split(indices, find_boxes and boxes_of),
     )
 
 

@@ -27,6 +27,7 @@ class Settings:
     held_out: int = 0
     test_split: str | None = None
     eval_resize: int | None = None
+    boxes_dir: str | None = None
     pad: int = 0
     flip: bool = False
     min_area: float | None = None

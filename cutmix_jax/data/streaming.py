@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import augment, batches, records, resident
+from cutmix_jax.data import augment, batches, boxes, records, resident
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.settings import Settings
 
@@ -40,13 +40,19 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
     shape = _shape(settings, image_set)
     counts = {name: len(index) for name, (_, index) in indices.items()}
     size = settings.batch_size
-    prepare_eval = functools.partial(
-        _decode_for_eval, shape=shape, resize=_resize(settings, image_set, shape)
-    )
+    resize = _resize(settings, image_set, shape)
+    prepare_eval = functools.partial(_decode_for_eval, shape=shape, resize=resize)
     prepare_train = prepare_eval
     if settings.min_area is not None:
         area = (settings.min_area, settings.max_area)
         prepare_train = functools.partial(_decode_and_crop, shape=shape, area=area)
+
+    def boxes_of(name: str, i: int) -> np.ndarray:
+        split = image_set.splits[name]
+        resized, offset = shape[:2], (0, 0)
+        if resize is not None:
+            resized, offset = central_crop(*records.stored_size(split, i), shape, resize, min)
+        return boxes.in_pixels(split.boxes(i), resized, offset, shape)
 
     def stream(name, positions, mask, prepare, seed):
         origin, index = indices[name]
@@ -92,6 +98,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         train_batches=train_batches,
         eval_batches=eval_batches,
         color=augment.create_color(settings.color_jitter, settings.lighting),
+        boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
     )
 
 
@@ -229,18 +236,21 @@ def _decode_for_eval(encoded, channels: int, seed, *, shape, resize: int | None)
     if resize is None:
         return tf.ensure_shape(image, shape)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    shorter = tf.minimum(height, width)
-    image = _resized(image, (resize * height // shorter, resize * width // shorter, channels))
-    top = _half(tf.shape(image)[0] - shape[0])
-    left = _half(tf.shape(image)[1] - shape[1])
+    resized, (top, left) = central_crop(height, width, shape, resize, tf.minimum)
+    image = _resized(image, resized)
     return tf.ensure_shape(image[top : top + shape[0], left : left + shape[1]], shape)
+
+
+def central_crop(height, width, shape, resize: int, minimum: Callable):
+    """((height, width) of the resized image, (top, left) of the crop), for integers or tensors."""
+    shorter = minimum(height, width)
+    resized = (resize * height // shorter, resize * width // shorter)
+    return resized, (_half(resized[0] - shape[0]), _half(resized[1] - shape[1]))
 
 
 def _half(n):
     """n / 2, rounded to even, as torchvision's central crop has it."""
-    import tensorflow as tf
-
-    return tf.cast(tf.round(tf.cast(n, tf.float32) / 2), tf.int32)
+    return n // 2 + n % 2 * (n // 2 % 2)
 
 
 def _resized(image, shape):

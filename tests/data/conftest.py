@@ -22,12 +22,16 @@ def photograph(seed, height, width):
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _example(data, label):
+def _example(data, label, boxes=None, box_key="bbox", file_name=None):
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
     example.features.feature["image"].bytes_list.value.append(data)
     example.features.feature["label"].int64_list.value.append(label)
+    if boxes is not None:
+        example.features.feature[box_key].float_list.value.extend(np.ravel(boxes))
+    if file_name:
+        example.features.feature["file_name"].bytes_list.value.append(file_name.encode())
     return example.SerializeToString()
 
 
@@ -62,8 +66,9 @@ def _write_tfds(
     image_key="image",
     shards=2,
     config=None,
+    box_key=None,
 ):
-    """A prepared TFDS set; splits: name -> list of (encoded image, label)."""
+    """A prepared TFDS set; splits: name -> list of (encoded image, label[, boxes, key, file])."""
     folder = root / name / (config or "") / version
     folder.mkdir(parents=True)
     listed = []
@@ -94,12 +99,28 @@ def _write_tfds(
             "classLabel": {"numClasses": str(num_classes)},
         },
     }
+    if box_key:
+        box = {"pythonClassName": f"{package}.bounding_boxes.BBoxFeature", "boundingBox": {}}
+        box["boundingBox"] = {"bboxFormat": "REL_YXYX", "dtype": "float32"}
+        features |= {"bbox": box} if box_key == "bbox" else {"objects": _sequence(package, box)}
     document = {
         "pythonClassName": f"{package}.features_dict.FeaturesDict",
         "featuresDict": {"features": features},
     }
     (folder / "features.json").write_text(json.dumps(document))
     return folder
+
+
+def _sequence(package, box):
+    """The feature 'objects' of a detection set, with their boxes."""
+    within = {
+        "pythonClassName": f"{package}.features_dict.FeaturesDict",
+        "featuresDict": {"features": {"bbox": box}},
+    }
+    return {
+        "pythonClassName": f"{package}.sequence_feature.Sequence",
+        "sequence": {"feature": within, "length": "-1"},
+    }
 
 
 def _toys(count, seed=0, size=8, channels=3):

@@ -1,0 +1,204 @@
+"""Boxes stay on their object: what is drawn at a box is found again in the loaded pixels."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from cutmix_jax import UserError
+from cutmix_jax.data import boxes, find_set, open_data
+from cutmix_jax.data.records import decode_record, file_name
+
+from .conftest import encode
+
+RED, GRAY = (255, 0, 0), (90, 90, 90)
+
+
+def drawn(random, height, width):
+    """(image with a red rectangle, its box in shares of the image)."""
+    top, left = random.randint(0, height // 2), random.randint(0, width // 2)
+    bottom, right = random.randint(top + 8, height), random.randint(left + 8, width)
+    image = Image.new("RGB", (width, height), GRAY)
+    ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=RED)
+    return np.asarray(image), np.array([top, left, bottom, right]) / ([height, width] * 2)
+
+
+def found(image):
+    """The box of what is more red than gray; of no size where the crop shows nothing of it."""
+    red = np.asarray(image, int)[..., 0] > (RED[0] + GRAY[0]) / 2
+    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+
+
+@pytest.fixture
+def rectangles(tmp_path, write_tfds):
+    """make(sizes, box_key) -> data_dir: 12 training and 20 test images with a red rectangle."""
+
+    def make(sizes, box_key="bbox", boxes_of=lambda box: [box]):
+        random, examples = np.random.RandomState(1), []
+        for i in range(32):
+            image, box = drawn(random, *sizes(random))
+            examples.append((encode(image), i % 10, boxes_of(box), box_key, f"photo_{i}.JPEG"))
+        shape = (*sizes(random), 3) if sizes is one_size else (None, None, 3)
+        splits = {"train": examples[:12], "test": examples[12:]}
+        write_tfds(tmp_path, splits, shape=shape, box_key=box_key)
+        return str(tmp_path)
+
+    return make
+
+
+def one_size(random):
+    return 40, 56
+
+
+def any_size(random):
+    return random.randint(40, 90, 2)
+
+
+def images_of(data, split):
+    """uint8 [N, H, W, C], as `load_eval` gives them."""
+    loaded = []
+    for xs in data.eval_batches(split):
+        batch = data.load_eval(data.arrays[split], {name: x[0] for name, x in xs.items()})
+        loaded += list(np.asarray(batch["image"])[np.asarray(batch["mask"])])
+    return np.stack(loaded)
+
+
+@pytest.mark.parametrize(
+    ("source", "sizes", "box_key", "config"),
+    [
+        ("resident", one_size, "bbox", {}),
+        ("resident", one_size, "objects/bbox", {"image_size": 32}),
+        ("streaming", one_size, "bbox", {}),
+        ("streaming", any_size, "bbox", {"image_size": 32}),
+        (
+            "streaming",
+            any_size,
+            "objects/bbox",
+            {"image_size": 33, "eval_resize": 40, "augment": {"min_area": 0.5}},
+        ),
+    ],
+)
+def test_boxes_follow_the_images(rectangles, source, sizes, box_key, config):
+    if source == "streaming":
+        pytest.importorskip("tensorflow")
+    data_dir = rectangles(sizes, box_key)
+    data = open_data(
+        {"dataset": "toys", "data_dir": data_dir, "batch_size": 4, "source": source, **config}
+    )
+    assert data.kind == source
+    for split, count in (("train", 12), ("test", 20)):
+        told = data.boxes(split)
+        assert len(told) == count
+        for image, box in zip(images_of(data, split), told, strict=True):
+            assert box.shape == (1, 4)
+            assert box.dtype == np.float32
+            if (box[0, 2:] - box[0, :2]).min() > 0:
+                np.testing.assert_allclose(box[0], found(image), atol=0.75)
+            else:
+                assert found(image) == [0, 0, 0, 0]
+
+
+def test_boxes_of_subsets_are_theirs(rectangles):
+    data_dir = rectangles(one_size)
+    config = {"dataset": "toys", "data_dir": data_dir, "batch_size": 4, "train_examples": 8}
+    data = open_data({**config, "held_out": 4})
+    for split in ("train", "held_out"):
+        for image, box in zip(images_of(data, split), data.boxes(split), strict=True):
+            assert box[0].tolist() == found(image)
+
+
+def test_an_image_may_have_any_number_of_boxes(rectangles):
+    whole = [0.0, 0.0, 1.0, 1.0]
+    counts = iter([0, 1, 3] * 20)
+    data_dir = rectangles(one_size, "objects/bbox", lambda box: [whole] * next(counts))
+    data = open_data({"dataset": "toys", "data_dir": data_dir, "batch_size": 4})
+    assert [len(box) for box in data.boxes("train")] == [0, 1, 3] * 4
+    assert data.boxes("train")[1].tolist() == [[0, 0, 40, 56]]
+    assert data.boxes("train")[0].shape == (0, 4)
+
+
+def test_boxes_outside_the_crop_are_empty():
+    shares = np.array([[0.0, 0.0, 0.05, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    moved = boxes.in_pixels(shares, (256, 256), (16, 16), (224, 224))
+    assert moved.tolist() == [[0, 0, 0, 224], [0, 0, 224, 224]]
+
+
+def test_sets_without_boxes_say_so(toy_set):
+    data_dir, *_ = toy_set()
+    assert open_data({"dataset": "toys", "data_dir": str(data_dir), "batch_size": 8}).boxes is None
+    assert open_data({"batch_size": 8}).boxes is None
+
+
+def write_xml(path, size, corners):
+    """An ILSVRC annotation; corners: inclusive (xmin, ymin, xmax, ymax) in pixels."""
+    objects = "".join(
+        "<object><name>n01</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
+        "<ymax>{}</ymax></bndbox></object>".format(*corner)
+        for corner in corners
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"<annotation><size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth>"
+        f"</size>{objects}</annotation>"
+    )
+
+
+@pytest.mark.parametrize("dataset", ["toys", "folder"])
+def test_xml_boxes_are_matched_by_file_name(rectangles, tmp_path, dataset):
+    data_dir = rectangles(one_size)
+    config = {"dataset": dataset, "data_dir": data_dir, "batch_size": 4}
+    prepared = open_data({**config, "dataset": "toys"})
+    if dataset == "folder":
+        config["data_dir"] = str(tmp_path / "tree")
+        for split, folder in (("train", "train"), ("test", "val")):
+            for i, image in enumerate(prepared.arrays[split]["image"]):
+                number = i + 12 * (split == "test")
+                path = tmp_path / "tree" / folder / "ant" / f"photo_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+    config["boxes_dir"] = str(tmp_path / "xml")
+    (tmp_path / "xml").mkdir()
+    data = open_data(config)
+    with pytest.raises(UserError, match=r"20 of 20 images have none \(photo_12.xml, .*, \.\.\.\)"):
+        data.boxes("test")
+    split = find_set(dataset, config["data_dir"], None).splits["test"]
+    for i in range(20):
+        top, left, bottom, right = found(decode_record(split, i, 3)[0])
+        stem = file_name(split, i).rpartition("/")[2].rpartition(".")[0]
+        write_xml(
+            tmp_path / "xml" / f"{i % 2}" / f"{stem}.xml",
+            (40, 56),
+            [(left, top, right - 1, bottom - 1)] * (1 + i % 2),
+        )
+    for i, (image, box) in enumerate(zip(images_of(data, "test"), data.boxes("test"), strict=True)):
+        np.testing.assert_allclose(box, [found(image)] * (1 + i % 2), atol=1e-4)
+    with pytest.raises(UserError, match="12 of 12 images have none"):
+        data.boxes("train")
+
+
+def test_bad_annotations_are_refused(rectangles, tmp_path, toy_set):
+    data_dir = rectangles(one_size)
+    config = {"dataset": "toys", "data_dir": data_dir, "batch_size": 4}
+    with pytest.raises(UserError, match="boxes_dir=/no/such is not a folder"):
+        open_data({**config, "boxes_dir": "/no/such"})
+    for i in range(32):
+        write_xml(tmp_path / "xml" / f"photo_{i}.xml", (40, 56), [(0, 0, 9, 9)])
+    (tmp_path / "xml" / "photo_12.xml").write_text("<annotation></annotation>")
+    with pytest.raises(UserError, match=r"photo_12.xml is not an annotation file"):
+        open_data({**config, "boxes_dir": str(tmp_path / "xml")}).boxes("test")
+    other, *_ = toy_set(name="nameless")
+    config = {"dataset": "nameless", "data_dir": str(other), "batch_size": 4}
+    with pytest.raises(UserError, match="does not say which file it comes from"):
+        open_data({**config, "boxes_dir": str(tmp_path / "xml")}).boxes("test")
+
+
+def test_boxes_of_real_images_are_those_of_tfds(tfds_dir):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow")
+    data = open_data({"dataset": "tiny_imagenet", "data_dir": str(tfds_dir), "batch_size": 64})
+    theirs = tfds.load("tiny_imagenet", split="validation", data_dir=tfds_dir, download=False)
+    told = data.boxes("test")
+    for i, example in enumerate(theirs.take(50).as_numpy_iterator()):
+        np.testing.assert_array_equal(told[i][0], example["bbox"] * 64)
