@@ -4,17 +4,18 @@ python main.py
 python main.py --config configs/digits.py:resnet20,baseline
 """
 
-from cutmix_jax.config import base_config, parse_arg
+from cutmix_jax.config import base_config
+from cutmix_jax.recipes import apply_recipe
 
 
 def get_config(arg=None):
-    """`arg` is MODEL,MIX; by default resnet20,cutmix."""
+    """`arg` is MODEL,METHOD; by default resnet20,cutmix."""
     config = base_config()
-    config.model, config.mix.name = parse_arg(arg, "resnet20")
     config.dataset = "digits"
     config.image_size = 16
     config.augment.pad = 1
     config.normalize.mean, config.normalize.std = (0.305,), (0.376,)
     config.epochs = 20
     config.learning_rate = 0.1
+    apply_recipe(config, arg, "resnet20")
     return config

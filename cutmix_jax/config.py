@@ -37,9 +37,23 @@ MIX_PARAMETERS = {
     "schedule": str,
     "until": float,
     "switch_prob": float,  # of 'FIRST_or_SECOND'
-    "mixup_alpha": float,  # of combinations, where the parts differ
-    "mixup_prob": float,
-    "manifold_mixup_alpha": float,
+}
+# Of combinations, where the parts differ: 'mixup_alpha', 'cutout_size'.
+_CUTMIX = ("alpha", "prob", "size", "layers")
+PARTS = {
+    "cutmix": _CUTMIX,
+    "center_gaussian_cutmix": _CUTMIX,
+    "fixed_size_cutmix": _CUTMIX,
+    "one_hot_cutmix": _CUTMIX,
+    "scheduled_cutmix": _CUTMIX,
+    "complete_label_cutmix": _CUTMIX,
+    "feature_cutmix": _CUTMIX,
+    "mixup": ("alpha", "prob"),
+    "manifold_mixup": ("alpha", "prob", "layers"),
+    "cutout": ("prob", "size"),
+}
+MIX_PARAMETERS |= {
+    f"{name}_{key}": MIX_PARAMETERS[key] for name, keys in PARTS.items() for key in keys
 }
 
 
@@ -216,8 +230,13 @@ def nearest(name, names):
 
 
 def to_plain(config):
-    """The config as nested dictionaries of what JSON has, tuples as lists."""
-    return _plain(config.to_dict())
+    """The config as nested dictionaries of what JSON has, tuples as lists.
+
+    What the mix is not told is left out: most mixes have few of all the parameters.
+    """
+    plain = _plain(config.to_dict())
+    plain["mix"] = {key: value for key, value in plain["mix"].items() if value is not None}
+    return plain
 
 
 def from_plain(plain):
