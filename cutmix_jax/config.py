@@ -16,6 +16,7 @@ FREE_KEYS = (
     "mapping",
     "steps_per_call",
     "checkpoint_every",
+    "evals",
 )
 
 MIX_PARAMETERS = {
@@ -133,7 +134,60 @@ def base_config():
     config.mapping = "pmap"  # or 'shard_map'
     config.steps_per_call = 0  # 0: 1 on CPU, many on GPU and TPU with resident data
     config.checkpoint_every = 0  # steps; 0: at the end of each epoch only
+    config.evals = evals_config()
     return config
+
+
+def evals_config():
+    """Options of `--mode evaluate --evals NAME`.
+
+    The defaults suit a few thousand images on a CPU; docs/evaluations.md gives those of the
+    paper's protocols.
+    """
+    return config_dict.ConfigDict(
+        {
+            "split": "test",  # or 'held_out'
+            "classification": {"bins": 15},  # of the calibration error
+            "cam": {
+                "images": 8,
+                "of": "predicted",  # or 'true', or a class: whose maps are drawn
+                "threshold": 0.15,  # share of the maximum, for the boxes
+            },
+            "localization": {
+                "threshold": 0.15,  # share of the maximum
+                "sweep_step": 0.05,  # between the thresholds of the curve
+                "max_box_step": 0.01,  # between those of MaxBoxAcc
+            },
+            "fgsm": {
+                "eps": (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0),  # in 1/255, as the other sizes here
+                "clip": True,  # to [0, 1]
+                "pgd_eps": (8.0,),  # empty: no PGD
+                "pgd_steps": 10,
+                "pgd_step_size": 2.0,
+                "pgd_random_start": True,
+                "seed": 0,
+            },
+            "occlusion": {
+                "steps": 8,  # from no side to the image's
+                "step": config_dict.placeholder(int),  # pixels between sides, instead
+                "fill": "mean",  # or 'black'
+            },
+            "between": {
+                "pairs": config_dict.placeholder(int),  # None: as many as images
+                "lam_steps": 10,  # from 0 to 1
+                "steps": 8,  # from no side to the image's
+                "step": config_dict.placeholder(int),  # pixels between sides, instead
+                "seed": 0,
+            },
+            "ood": {
+                # Or names of TFDS sets and 'folder:PATH', each with ':resize' or ':crop'.
+                "sets": ("uniform", "gaussian", "digits"),
+                # Images a set; None: as many as the split has, at most 10,000.
+                "limit": config_dict.placeholder(int),
+                "seed": 0,
+            },
+        }
+    )
 
 
 def parse_arg(arg, default_model, default_mix="cutmix"):
