@@ -47,8 +47,9 @@ class Data:
       load_eval: `(arrays[split], xs) -> batch`, not augmented.
       train_batches: `(epoch, start_step=0) -> iterator of xs`, leaves `[local_devices,
         per_device, ...]`, from `start_step` of that epoch on; this process's share.
-      eval_batches: `(split) -> iterator of xs`: every example once over all devices and
-        processes, the last batch padded where `mask` is False; equally many in every process.
+      eval_batches: `(split, order=None) -> iterator of xs`: every example once over all devices
+        and processes, the last batch padded where `mask` is False; equally many in every process.
+        `order`, int `[n]`, gives the positions to go through instead, in any order.
       color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
       boxes: None where the set has no boxes, or `(split) -> list of float32 [n_i, 4]`, one entry
         an example in the order of the split: (top, left, bottom, right), half-open, in pixels of
@@ -65,7 +66,7 @@ class Data:
     load_train: Callable[..., dict]
     load_eval: Callable[..., dict]
     train_batches: Callable[..., Iterator[dict]]
-    eval_batches: Callable[[str], Iterator[dict]]
+    eval_batches: Callable[..., Iterator[dict]]
     color: Callable[..., Any] | None = None
     boxes: Callable[[str], list[np.ndarray]] | None = None
 
@@ -107,12 +108,19 @@ def train_positions(
     return _share(order, batch_size, shards)
 
 
-def eval_positions(n: int, batch_size: int, shards: Shards) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and mask, each [steps, local_devices, per_device]; padding points at example 0."""
-    steps = -(-n // batch_size)
-    order = np.arange(steps * batch_size)
-    mask = order < n
-    return _share(np.where(mask, order, 0), batch_size, shards), _share(mask, batch_size, shards)
+def eval_positions(
+    n: int, batch_size: int, shards: Shards, order: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and mask, each [steps, local_devices, per_device]; padding points at example 0.
+
+    The positions are 0 to n - 1, or those in `order`.
+    """
+    order = np.arange(n) if order is None else np.asarray(order)
+    steps = -(-len(order) // batch_size)
+    padded = np.zeros(steps * batch_size, order.dtype)
+    padded[: len(order)] = order
+    mask = np.arange(len(padded)) < len(order)
+    return _share(padded, batch_size, shards), _share(mask, batch_size, shards)
 
 
 def _share(values: np.ndarray, batch_size: int, shards: Shards) -> np.ndarray:

@@ -155,8 +155,8 @@ def open_resident(
         for index in positions.astype(np.int32):
             yield {"index": index, "mask": np.ones(index.shape, bool)}
 
-    def eval_batches(split: str):
-        positions, masks = batches.eval_positions(counts[split], size, shards)
+    def eval_batches(split: str, order: np.ndarray | None = None):
+        positions, masks = batches.eval_positions(counts[split], size, shards, order)
         for index, mask in zip(positions.astype(np.int32), masks, strict=True):
             yield {"index": index, "mask": mask}
 

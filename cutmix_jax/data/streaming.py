@@ -75,8 +75,8 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         seed = int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
         return stream("train", positions, np.ones(positions.shape, bool), prepare_train, seed)
 
-    def eval_batches(split: str):
-        positions, mask = batches.eval_positions(counts[split], size, shards)
+    def eval_batches(split: str, order: np.ndarray | None = None):
+        positions, mask = batches.eval_positions(counts[split], size, shards, order)
         return stream(split, positions, mask, prepare_eval, 0)
 
     return Data(
