@@ -49,7 +49,7 @@ def show_image(axis, image):
 def describe_target(target, label, class_names):
     """A mixed label in words, the image's own class first: 'cat 0.70 / dog 0.30'."""
     order = sorted(np.flatnonzero(target > 5e-3), key=lambda k: (k != label, -target[k]))
-    return "\n".join(f"{_short(class_names[k])} {target[k]:.2f}" for k in order[:3])
+    return "\n".join(f"{shorten(class_names[k])} {target[k]:.2f}" for k in order[:3])
 
 
 def outline(axis, plan, index, sides=None):
@@ -111,6 +111,7 @@ def draw_errors(histories, path):
     figure.savefig(path)
 
 
-def _short(name, length=14):
+def shorten(name, length=14):
+    """The beginning of a long name."""
     name = str(name)
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,170 @@
+"""The questions of the paper, asked of a trained network: one file an evaluation."""
+
+import csv
+import hashlib
+import io
+import json
+import sys
+import time
+
+import jax
+
+from cutmix_jax import UserError, nearest
+from cutmix_jax import config as config_lib
+from cutmix_jax.checkpoint import digest
+from cutmix_jax.evals import (
+    between,
+    cam,
+    classification,
+    fgsm,
+    localization,
+    occlusion,
+    ood,
+)
+from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.evals.subject import Subject, create_subject
+
+__all__ = [
+    "EVALS",
+    "Evaluation",
+    "Report",
+    "Subject",
+    "check_names",
+    "create_subject",
+    "run_evals",
+]
+
+EVALS = {
+    "classification": classification.EVALUATION,
+    "cam": cam.EVALUATION,
+    "localization": localization.EVALUATION,
+    "fgsm": fgsm.EVALUATION,
+    "occlusion": occlusion.EVALUATION,
+    "between": between.EVALUATION,
+    "ood": ood.EVALUATION,
+}
+
+
+def check_names(names):
+    """The names in a list such as 'fgsm,ood', or of 'all'.
+
+    Raises:
+      UserError: there is no evaluation of that name.
+    """
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    for name in found:
+        if name not in EVALS and name != "all":
+            raise UserError(
+                f"There is no evaluation {name!r} ({nearest(name, EVALS)}): give some "
+                f"of {', '.join(EVALS)}, or all."
+            )
+    if not found:
+        raise UserError(f"--evals names none: give some of {', '.join(EVALS)}, or all.")
+    return list(EVALS) if "all" in found else list(dict.fromkeys(found))
+
+
+def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
+    """Runs evaluations, or takes what they found before, and writes ``evals/NAME.*``.
+
+    Args:
+      subject: a `Subject`.
+      names: keys of `EVALS`.
+      folder: the workdir, a `pathlib.Path`.
+      checkpoint: the step the weights are of.
+      every: leave out what does not apply, and say so, instead of refusing.
+      stream: where it is told how it goes; standard error by default.
+
+    Returns:
+      ``{name: values}``, with 'checkpoint', 'examples' and 'seconds' among the values.
+
+    Raises:
+      UserError: an evaluation that was named does not apply.
+    """
+    stream = stream or sys.stderr
+    primary = jax.process_index() == 0
+
+    def say(text):
+        if primary:
+            print(text, file=stream, flush=True)
+
+    reasons = {name: EVALS[name].why_not(subject) for name in names}
+    refused = [reason for reason in reasons.values() if reason]
+    if refused and not every:
+        raise UserError(refused[0][0].upper() + refused[0][1:])
+    weights, results = digest(jax.device_get(subject.weights)), {}
+    for name in names:
+        if reasons[name]:
+            say(f"{name} is left out: {reasons[name]}")
+            continue
+        options = subject.task.config.evals[name].copy_and_resolve_references()
+        if name == "ood":
+            options.skip_missing = every
+        key = fingerprint(subject, name, weights)
+        known = read_values(folder, name, key)
+        if known is not None:
+            say(f"{name}: as measured before (delete {folder / 'evals' / name}.json to repeat it)")
+            results[name] = known
+            continue
+        say(f"{name}: {subject.examples:,} images ...")
+        began = time.monotonic()
+        report = EVALS[name].run(subject, options)
+        for sentence in report.left_out:
+            say(f"{name} leaves out {sentence}")
+        values = {
+            "checkpoint": checkpoint,
+            "examples": subject.examples,
+            "seconds": round(time.monotonic() - began, 1),
+            **report.values,
+            "split": subject.split,
+            "digest": None if report.again else key,
+        }
+        if report.left_out:
+            values["left_out"] = " ".join(report.left_out)
+        if primary:
+            write_report(folder, name, values, report)
+        say(f"{name}: {values['seconds']:.0f} s")
+        results[name] = values
+    if not results:
+        raise UserError("None of the evaluations applies to this network and its data set.")
+    return results
+
+
+def fingerprint(subject, name, weights):
+    """Of all that the numbers of an evaluation depend on: weights, images and options."""
+    config = config_lib.to_plain(subject.task.config)
+    told = {
+        "weights": weights,
+        "version": EVALS[name].version,
+        "split": subject.split,
+        "examples": subject.examples,
+        "options": config["evals"][name],
+        "config": {key: value for key, value in config.items() if key not in config_lib.FREE_KEYS},
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def read_values(folder, name, key):
+    """What was found before, if by the same weights and options."""
+    try:
+        values = json.loads((folder / "evals" / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return values if values.get("digest") == key else None
+
+
+def write_report(folder, name, values, report):
+    """Writes tables and figures, and at last the values, which stand for all being there."""
+    place = folder / "evals"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}.json").unlink(missing_ok=True)
+    for file, rows in {f"{name}.csv": report.rows, **report.tables}.items():
+        text = io.StringIO()
+        table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        (place / file).write_text(text.getvalue())
+    for file, figure in report.figures.items():
+        figure.savefig(place / file)
+    temporary = place / f"{name}.tmp"
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(place / f"{name}.json")

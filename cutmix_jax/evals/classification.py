@@ -1,0 +1,171 @@
+"""Errors, calibration and confusion on the images as they are."""
+
+import numpy as np
+
+from cutmix_jax import pictures
+from cutmix_jax.evals import figures
+from cutmix_jax.evals.evaluation import Evaluation, Report
+
+
+def run(subject, options):
+    """Top-1 and top-5 error, loss, expected calibration error; per class, and which for which."""
+    found = subject.map_examples(
+        lambda weights, batch: {
+            "logits": subject.logits(weights, batch["image"]),
+            "label": batch["label"],
+        },
+        words="classification",
+    )
+    logits, labels = found["logits"].astype(np.float64), found["label"]
+    names = subject.task.data.class_names
+    values = errors(logits, labels)
+    probs = softmax(logits)
+    confidence, right = probs.max(1), probs.argmax(1) == labels
+    bins = calibration(confidence, right, options.bins)
+    values["ece"] = bins.pop("ece")
+    confusion = confusion_matrix(labels, probs.argmax(1), len(names))
+    count = confusion.sum(1)
+    rows = [
+        {
+            "class": k,
+            "name": names[k],
+            "examples": int(count[k]),
+            "top1_error": float(1 - confusion[k, k] / count[k]) if count[k] else float("nan"),
+        }
+        for k in range(len(names))
+    ]
+    bin_rows = [
+        {name: float(column[i]) for name, column in bins.items()} for i in range(options.bins)
+    ]
+    matrix = [{"class": names[k], **{str(j): int(n) for j, n in enumerate(confusion[k])}}
+              for k in range(len(names))]  # fmt: skip
+    return Report(
+        values,
+        rows,
+        {
+            "classification.png": draw_reliability(bins, values["ece"]),
+            "classification_confusion.png": draw_confusion(confusion, names),
+        },
+        {"classification_calibration.csv": bin_rows, "classification_confusion.csv": matrix},
+    )
+
+
+def errors(logits, labels):
+    """Mean loss, top-1 and top-5 error (of K < 5 classes, top-K).
+
+    Of equal logits the lower class counts as the higher one, as in training.
+
+    Args:
+      logits: float ``[N, K]``.
+      labels: int ``[N]``.
+
+    Returns:
+      ``{'top1_error', 'top5_error', 'loss'}``.
+    """
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    before = np.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    return {
+        "top1_error": float((rank > 0).mean()),
+        "top5_error": float((rank >= min(5, logits.shape[1])).mean()),
+        "loss": float((log_sum_exp(logits) - own[:, 0]).mean()),
+    }
+
+
+def log_sum_exp(logits):
+    """Float ``[N]``."""
+    top = logits.max(1, keepdims=True)
+    return (top + np.log(np.exp(logits - top).sum(1, keepdims=True)))[:, 0]
+
+
+def softmax(logits):
+    """Probabilities ``[N, K]``."""
+    return np.exp(logits - log_sum_exp(logits)[:, None])
+
+
+def calibration(confidence, right, bins=15):
+    r"""The expected calibration error, over bins of equal width.
+
+    .. math:: \text{ECE} = \sum_b \frac{n_b}{N} |\text{acc}_b - \text{conf}_b|
+
+    Args:
+      confidence: float ``[N]``, the highest probability of each example.
+      right: bool ``[N]``, whether the prediction was right.
+      bins: how many; bin b holds confidences in (b / bins, (b + 1) / bins].
+
+    Returns:
+      ``{'ece': float, 'low', 'high', 'examples', 'accuracy', 'confidence': [bins]}``; accuracy
+      and confidence are NaN in an empty bin.
+
+    Example:
+      >>> found = calibration(np.array([0.9, 0.9]), np.array([True, False]), bins=10)
+      >>> round(float(found['ece']), 3)
+      0.4
+
+    Reference:
+      Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        accuracy = np.bincount(place, right, bins) / count
+        mean = np.bincount(place, confidence, bins) / count
+    edges = np.arange(bins + 1) / bins
+    gaps = np.where(count > 0, np.abs(accuracy - mean), 0)
+    return {
+        "ece": float((count * gaps).sum() / count.sum()),
+        "low": edges[:-1],
+        "high": edges[1:],
+        "examples": count,
+        "accuracy": accuracy,
+        "confidence": mean,
+    }
+
+
+def confusion_matrix(labels, predictions, num_classes):
+    """int ``[K, K]``: of the examples of class i (row), how many were taken for class j."""
+    places = labels * num_classes + predictions
+    return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def draw_reliability(bins, ece):
+    """Accuracy over confidence; the distance to the diagonal is the error of calibration."""
+    figure, (axis, below) = figures.new_figure(
+        4.4, 5.0, rows=2, sharex=True, gridspec_kw={"height_ratios": [3, 1]}
+    )
+    width = bins["high"] - bins["low"]
+    middle = bins["low"] + width / 2
+    there = bins["examples"] > 0
+    axis.bar(middle[there], bins["accuracy"][there], 0.94 * width[there], color="C0", label="right")
+    axis.plot(bins["confidence"][there], bins["accuracy"][there], "k.", label="mean of a bin")
+    axis.plot([0, 1], [0, 1], "--", color="C7", label="calibrated")
+    axis.set_ylabel("share of right predictions")
+    axis.set_ylim(0, 1)
+    axis.set_title(f"expected calibration error {100 * ece:.1f} %", fontsize=10)
+    axis.legend(frameon=False, loc="upper left", fontsize=8)
+    below.bar(middle, bins["examples"] / bins["examples"].sum(), 0.94 * width, color="C7")
+    below.set_ylabel("examples")
+    below.set_xlabel("confidence")
+    below.set_xlim(0, 1)
+    figures.plain(axis)
+    figures.plain(below)
+    return figure
+
+
+def draw_confusion(confusion, names):
+    """The confusion matrix, in shares of each true class."""
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    side = np.clip(0.28 * len(names), 4.5, 9)
+    figure, axis = figures.new_figure(side + 1, side)
+    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(picture, label="share of the true class", shrink=0.8)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    if len(names) <= 30:
+        ticks = range(len(names))
+        axis.set_xticks(ticks, [pictures.shorten(name) for name in names], rotation=90, fontsize=7)
+        axis.set_yticks(ticks, [pictures.shorten(name) for name in names], fontsize=7)
+    return figure
+
+
+EVALUATION = Evaluation(run)

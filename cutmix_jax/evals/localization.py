@@ -1,0 +1,182 @@
+"""Weakly supervised localization (Table 9), with the measures that tune the threshold beside it."""
+
+import numpy as np
+
+from cutmix_jax import UserError
+from cutmix_jax.evals import cam, figures
+from cutmix_jax.evals.boxes import contour_boxes, inclusive_overlaps, largest_box, overlaps
+from cutmix_jax.evals.evaluation import Evaluation, Report
+
+IOU = 0.5  # exceeded in the paper's protocol, reached in MaxBoxAcc
+V2_IOUS = (0.3, 0.5, 0.7)
+CENTER_SIDES = np.round(np.arange(0.05, 1.001, 0.05), 2)
+
+
+def why_not(subject):
+    """Localization needs boxes to compare with, and maps."""
+    if subject.task.data.boxes is None:
+        return (
+            f"localization needs the true boxes, and {subject.task.config.dataset} has none: use "
+            "a data set with boxes, such as tiny_imagenet, shapes or caltech_birds2011."
+        )
+    return cam.why_not(subject)
+
+
+def run(subject, options):
+    """Localization accuracy by the paper's protocol, over thresholds, MaxBoxAcc and its V2."""
+    sweep = check_thresholds(options)
+    fine = np.arange(0, 1, options.max_box_step)
+    height, width, _ = subject.image_shape
+    true = [keep_boxes(boxes) for boxes in subject.task.data.boxes(subject.split)]
+    there = np.array([len(boxes) > 0 for boxes in true])
+    if not there.any():
+        raise UserError(
+            f"No image of the {subject.split} split of {subject.task.config.dataset} has a box "
+            "within its crop: localization needs at least one."
+        )
+
+    # Where the prediction is right, its map is that of the true class; where it is wrong, it does
+    # not count: so the maps of the true classes are enough.
+    def look(weights, batch):
+        maps, logits = cam.class_maps(subject, weights, batch)
+        own = logits[np.arange(len(logits)), batch["label"]]
+        return {"map": maps, "rank": (logits > own[:, None]).sum(-1)}
+
+    call, rank, fits = subject.compile(look), [], []
+    for index, found in subject.each_batch(
+        call, subject.batches(), subject.examples, "localization"
+    ):
+        rank.append(found["rank"])
+        fits += [
+            measure_map(heat, true[i], sweep, fine)
+            for i, heat in zip(index, found["map"], strict=True)
+            if there[i]
+        ]
+    rank = np.concatenate(rank)[there]
+    right, among_5 = rank == 0, rank < min(5, subject.task.data.num_classes)
+    iou = np.stack([fit["iou"] for fit in fits])  # [N, sweep]
+    values, rows = summarize(iou, right, among_5, sweep, options.threshold)
+    values |= max_box_acc(fits, fine)
+    values |= center_baseline([true[i] for i in np.flatnonzero(there)], height, width)
+    values["without_boxes"] = int((~there).sum())
+    return Report(values, rows, {"localization.png": draw(rows, values, fits, fine)})
+
+
+def check_thresholds(options):
+    """The thresholds of the sweep, the protocol's among them."""
+    values = {"threshold": options.threshold, "sweep_step": options.sweep_step}
+    values["max_box_step"] = options.max_box_step
+    for key, value in values.items():
+        if not 0 < value < 1:
+            raise UserError(
+                f"config.evals.localization.{key} is {value}, and a number between 0 and 1 was "
+                "expected."
+            )
+    steps = np.arange(0, 1, options.sweep_step)
+    return np.unique(np.round([*steps, options.threshold], 6))
+
+
+def keep_boxes(boxes):
+    """Those that are not empty: what lies outside the crop is no object to be found."""
+    boxes = np.asarray(boxes, float).reshape(-1, 4)
+    return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+
+def measure_map(heat, true, sweep, fine):
+    """How well one map fits the true boxes.
+
+    Args:
+      heat: float ``[H, W]`` in [0, 1].
+      true: float ``[n, 4]``, half-open.
+      sweep: thresholds of the paper's protocol, ``[S]``.
+      fine: thresholds of MaxBoxAcc, ``[T]``.
+
+    Returns:
+      ``{'iou': [S], 'single': [T], 'multiple': [T]}``: the best overlap with any true box, of the
+      largest region's box, of the largest contour's, and of all contours'.
+    """
+    boxes, planes, largest = contour_boxes(heat, fine)
+    # Half-open boxes, as whole pixels, by their inclusive corners.
+    closed = np.concatenate([np.floor(true[:, :2]), np.ceil(true[:, 2:]) - 1], 1)
+    best = inclusive_overlaps(boxes, closed).max(1)
+    multiple = np.zeros(len(fine))
+    np.maximum.at(multiple, planes, best)
+    return {
+        "iou": overlaps(largest_box(heat, sweep), true).max(1),
+        "single": best[largest],
+        "multiple": multiple,
+    }
+
+
+def summarize(iou, right, among_5, sweep, threshold):
+    """The paper's accuracies at its threshold, and the same over the sweep."""
+    hits = iou > IOU
+    rows = [
+        {
+            "threshold": float(sigma),
+            "top1_loc_acc": float((hits[:, i] & right).mean()),
+            "top5_loc_acc": float((hits[:, i] & among_5).mean()),
+            "gt_known_loc_acc": float(hits[:, i].mean()),
+            "mean_iou": float(iou[:, i].mean()),
+        }
+        for i, sigma in enumerate(sweep)
+    ]
+    at = int(np.abs(sweep - threshold).argmin())
+    best = max(rows, key=lambda row: row["top1_loc_acc"])
+    values = {key: value for key, value in rows[at].items() if key != "threshold"}
+    values |= {
+        "threshold": float(threshold),
+        "top1_error": float(1 - right.mean()),
+        "best_threshold": best["threshold"],
+        "best_top1_loc_acc": best["top1_loc_acc"],
+    }
+    return values, rows
+
+
+def max_box_acc(fits, fine):
+    """MaxBoxAcc and MaxBoxAccV2: the threshold is chosen on the images it is measured on."""
+    single = np.stack([fit["single"] for fit in fits])
+    multiple = np.stack([fit["multiple"] for fit in fits])
+    accuracy = (single >= IOU).mean(0)
+    values = {
+        "max_box_acc": float(accuracy.max()),
+        "max_box_acc_threshold": float(fine[accuracy.argmax()]),
+    }
+    by_iou = {iou: float((multiple >= iou).mean(0).max()) for iou in V2_IOUS}
+    values |= {f"max_box_acc_v2_iou{int(100 * iou)}": value for iou, value in by_iou.items()}
+    return values | {"max_box_acc_v2": float(np.mean(list(by_iou.values())))}
+
+
+def center_baseline(true, height, width):
+    """What a centred box finds that knows nothing of the image; of the best of all sizes."""
+    sides = CENTER_SIDES[:, None] * np.array([height, width])
+    low = (np.array([height, width]) - sides) / 2
+    boxes = np.concatenate([low, low + sides], 1)
+    hits = np.stack([(overlaps(boxes, one) > IOU).any(1) for one in true])
+    accuracy = hits.mean(0)
+    return {
+        "center_box_gt_known_loc_acc": float(accuracy.max()),
+        "center_box_side": float(CENTER_SIDES[accuracy.argmax()]),
+    }
+
+
+def draw(rows, values, fits, fine):
+    """Accuracy over the threshold."""
+    figure, axis = figures.new_figure()
+    sweep = [row["threshold"] for row in rows]
+    lines = {
+        "top-1 Loc": [row["top1_loc_acc"] for row in rows],
+        "GT-known Loc": [row["gt_known_loc_acc"] for row in rows],
+    }
+    figures.curves(axis, sweep, lines, "threshold, share of the maximum", "accuracy (%)")
+    accuracy = (np.stack([fit["single"] for fit in fits]) >= IOU).mean(0)
+    axis.plot(fine, 100 * accuracy, color="C2", linewidth=1, label="BoxAcc")
+    baseline = 100 * values["center_box_gt_known_loc_acc"]
+    axis.axhline(baseline, color="C7", linestyle="--", linewidth=1, label="best centred box")
+    axis.axvline(values["threshold"], color="C7", linestyle=":", linewidth=1)
+    axis.set_ylim(0, 102)
+    axis.legend(frameon=False)
+    return figure
+
+
+EVALUATION = Evaluation(run, why_not)

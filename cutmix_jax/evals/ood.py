@@ -1,0 +1,274 @@
+"""Images of other kinds, told apart by the highest probability (Table 12)."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from sklearn import metrics
+
+from cutmix_jax import UserError
+from cutmix_jax.data import find_set, records, resident
+from cutmix_jax.data.batches import permutation
+from cutmix_jax.data.folder import IMAGE_SUFFIXES
+from cutmix_jax.evals import figures
+from cutmix_jax.evals.evaluation import Evaluation, Report
+
+NOISE = ("uniform", "gaussian")
+VARIANTS = ("resize", "crop")
+MEASURES = ("tnr_at_tpr95", "auroc", "aupr_in", "aupr_out", "detection_accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A set of images that the network was not made for.
+
+    Attributes:
+      name: what the report calls it.
+      count: how many images there are.
+      read: ``(i) -> uint8 [H, W, C]`` of the network's shape; None for noise.
+    """
+
+    name: str
+    count: int
+    read: Callable | None = None
+
+
+def run(subject, options):
+    """How well the highest probability tells each of the sets apart, and on average."""
+    limit = options.limit or min(10_000, subject.examples)
+    sets, left_out, again = [], [], False
+    for name in options.sets:
+        if split_name(name)[0] == subject.task.config.dataset:
+            left_out.append(f"{name}: the network was made for it.")
+            continue
+        try:
+            sets.append(open_foreign(name, subject, limit, options.seed))
+        except UserError as error:
+            if not options.skip_missing:
+                raise
+            left_out.append(f"{name}: {error}")
+            again = True
+    if not sets:
+        raise UserError(
+            f"None of the sets {', '.join(options.sets)} can be used ({' '.join(left_out)}): name "
+            "others by config.evals.ood.sets."
+        )
+
+    def score(weights, batch):
+        return jax.nn.softmax(subject.logits(weights, batch["image"])).max(-1)
+
+    inside = subject.map_examples(score, words="ood")
+    plain = subject.compile(score, lambda arrays, xs: xs)
+    scores, rows = {}, []
+    for foreign in sets:
+        if foreign.read is None:
+            call, load = subject.compile(score, noise_loader(subject, foreign, options.seed)), None
+        else:
+            call, load = plain, reader(foreign)
+        batches = subject.foreign_batches(foreign.count, load)
+        outside = subject.collect(call, batches, foreign.count, f"ood: {foreign.name}")
+        scores[foreign.name] = outside
+        rows.append({"set": foreign.name, "examples": foreign.count, **separation(inside, outside)})
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in MEASURES}
+    rows.append({"set": "mean", "examples": sum(row["examples"] for row in rows), **mean})
+    values = {f"{row['set']}_{key}": row[key] for row in rows for key in MEASURES}
+    values["sets"] = len(sets)
+    return Report(values, rows, {"ood.png": draw(inside, scores)}, {}, tuple(left_out), again)
+
+
+def open_foreign(name, subject, limit, seed=0):
+    """Opens the set that `name` describes, at most `limit` images of it.
+
+    Args:
+      name: 'uniform', 'gaussian', 'digits', the name of a TFDS set or 'folder:PATH'; behind a
+        further colon 'resize' (the default) or 'crop'.
+      subject: whose images have the shape that is wanted.
+      limit: the most images, chosen by `seed` where there are more.
+      seed: also of the random crops.
+
+    Raises:
+      UserError: there is no such set.
+    """
+    if name in NOISE:
+        return Foreign(name, limit)
+    source, variant = split_name(name)
+    config, shape = subject.task.config, subject.image_shape
+    if source == "digits":
+        arrays, _ = resident.digits()
+        images = np.concatenate([arrays[split]["image"] for split in ("test", "train")])
+        count, read = len(images), images.__getitem__
+    elif source.startswith("folder:"):
+        count, read = open_files(source.removeprefix("folder:"), shape[-1])
+    elif ":" in source:
+        raise UserError(
+            f"config.evals.ood.sets names {name!r}, and NAME, NAME:resize, NAME:crop or "
+            "folder:PATH was expected."
+        )
+    else:
+        # Folders hold one set; prepared sets lie side by side.
+        root = None if config.dataset == "folder" else config.data_dir
+        split = find_set(source, root, None).splits["test"]
+        count = split.count
+
+        def read(i):
+            return records.decode_record(split, i, shape[-1])[0]
+
+    chosen = np.sort(permutation(seed, 0, count)[:limit])
+
+    def fitted(i):
+        return fit(read(chosen[i]), shape, variant, (seed, int(chosen[i])))
+
+    return Foreign(name, len(chosen), fitted)
+
+
+def split_name(name):
+    """``(set, variant)`` of 'SET', 'SET:resize' or 'SET:crop'."""
+    source, _, variant = name.rpartition(":")
+    return (source, variant) if source and variant in VARIANTS else (name, "resize")
+
+
+def open_files(path, channels):
+    """``(count, read)`` of all image files below a folder, sorted by path."""
+    folder = pathlib.Path(path).expanduser()
+    files = sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
+    )  # fmt: skip
+    if not files:
+        raise UserError(
+            f"config.evals.ood.sets names the folder {path!r}, "
+            f"{'which holds no image' if folder.is_dir() else 'which is not there'}: expected "
+            f"files ending in {', '.join(IMAGE_SUFFIXES)}, at any depth."
+        )
+    return len(files), lambda i: records.decode_image(
+        files[i].read_bytes(), channels, str(files[i])
+    )
+
+
+def fit(image, shape, variant, seed):
+    """uint8 `shape` from an image of any size.
+
+    'resize' gives up the ratio of the sides, as the published sets do; 'crop' takes a random part,
+    of an image that is enlarged first where it is too small. Gray images are repeated over the
+    channels, and colours become gray where the network knows gray alone.
+    """
+    from PIL import Image
+
+    height, width, channels = shape
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture = picture.convert("RGB" if channels == 3 else "L")
+    if variant == "crop":
+        grow = max(1, height / picture.height, width / picture.width)
+        sides = [round(side * grow) for side in picture.size]
+        if grow > 1:
+            picture = picture.resize(sides, Image.Resampling.BILINEAR)
+        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+        top = random.randint(picture.height - height + 1)
+        left = random.randint(picture.width - width + 1)
+        picture = picture.crop((left, top, left + width, top + height))
+    elif picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(shape)
+
+
+def reader(foreign):
+    """``(index) -> uint8 [b, H, W, C]``."""
+    return lambda index: np.stack([foreign.read(int(i)) for i in index])
+
+
+def noise_loader(subject, foreign, seed):
+    """Makes images of noise on the device, each a function of its number alone.
+
+    'uniform': every value is U[0, 1]; 'gaussian': N(0.5, 1), clipped to [0, 1].
+    """
+
+    def draw(index):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        if foreign.name == "uniform":
+            return jax.random.uniform(key, subject.image_shape)
+        return jnp.clip(0.5 + jax.random.normal(key, subject.image_shape), 0, 1)
+
+    return lambda arrays, xs: {**xs, "image": jax.vmap(draw)(xs["index"])}
+
+
+def separation(inside, outside):
+    r"""How well a score tells what is inside (positive, higher) from what is outside.
+
+    .. math:: \text{TNR@TPR95} = P(s_{out} < t), \quad t = \max \{t : P(s_{in} \ge t) \ge 0.95\}
+        \qquad \text{detection accuracy} = \max_t \tfrac12
+        (P(s_{in} \ge t) + P(s_{out} < t))
+
+    AUROC counts ties as a half; the two AUPR are average precisions, with the inside and with
+    the outside as what is looked for.
+
+    Args:
+      inside: float ``[n]``.
+      outside: float ``[m]``.
+
+    Returns:
+      ``{'tnr_at_tpr95', 'auroc', 'aupr_in', 'aupr_out', 'detection_accuracy'}``.
+
+    Raises:
+      UserError: one of them is empty, or a score is not finite.
+
+    Example:
+      >>> found = separation(np.array([0.9, 0.8, 0.4]), np.array([0.1, 0.4]))
+      >>> round(found['auroc'], 3), round(found['detection_accuracy'], 3)
+      (0.917, 0.833)
+
+    Reference:
+      Hendrycks, Gimpel. A Baseline for Detecting Misclassified and Out-of-Distribution Examples in
+      Neural Networks. ICLR 2017; Liang, Li, Srikant. ODIN. ICLR 2018.
+    """
+    inside, outside = np.asarray(inside, float), np.asarray(outside, float)
+    for name, scores in (("inside", inside), ("outside", outside)):
+        if not scores.size:
+            raise UserError(
+                f"There are no scores {name} the distribution: give one image of each kind at "
+                "least."
+            )
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"A score {name} the distribution is not finite: the network's outputs overflow; "
+                "evaluate another checkpoint."
+            )
+    labels = np.concatenate([np.ones(len(inside)), np.zeros(len(outside))])
+    scores = np.concatenate([inside, outside])
+    bound = np.sort(inside)[int(np.floor(0.05 * len(inside) + 1e-9))]
+    thresholds = np.unique(scores)
+    tpr = 1 - np.searchsorted(np.sort(inside), thresholds) / len(inside)
+    tnr = np.searchsorted(np.sort(outside), thresholds) / len(outside)
+    return {
+        "tnr_at_tpr95": float((outside < bound).mean()),
+        "auroc": float(metrics.roc_auc_score(labels, scores)),
+        "aupr_in": float(metrics.average_precision_score(labels, scores)),
+        "aupr_out": float(metrics.average_precision_score(1 - labels, -scores)),
+        "detection_accuracy": float(max(0.5, (tpr + tnr).max() / 2)),
+    }
+
+
+def draw(inside, scores):
+    """Histograms of the scores, one panel a set."""
+    columns = min(3, len(scores))
+    lines = -(-len(scores) // columns)
+    figure, axes = figures.new_figure(
+        3.2 * columns, 2.5 * lines, lines, columns, squeeze=False, sharex=True
+    )
+    bins = np.linspace(0, 1, 31)
+    for axis in axes.ravel()[len(scores) :]:
+        axis.set_axis_off()
+    for axis, (name, outside) in zip(axes.ravel(), scores.items(), strict=False):
+        for label, part, color in (("own", inside, "C0"), ("other", outside, "C3")):
+            weights = np.full(len(part), 100 / len(part))
+            axis.hist(part, bins, weights=weights, color=color, alpha=0.55, label=label)
+        axis.set_title(name if len(name) < 30 else "…" + name[-29:], fontsize=9, parse_math=False)
+        figures.plain(axis)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel("images (%)")
+    figure.supxlabel("highest probability", fontsize=9)
+    return figure
+
+
+EVALUATION = Evaluation(run)

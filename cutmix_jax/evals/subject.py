@@ -1,0 +1,217 @@
+"""What an evaluation asks questions of: a trained network over a split, on all devices."""
+
+import collections
+import dataclasses
+import functools
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax import lax
+from jax import numpy as jnp
+
+from cutmix_jax import train
+from cutmix_jax.data import Shards, batches
+from cutmix_jax.parallel import AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network with its weights, and the images it is asked about.
+
+    Functions that an evaluation measures with have the form ``f(weights, batch, *extras)`` and are
+    written for one device's shard: ``batch`` holds ``image`` (float32 ``[b, H, W, C]`` in [0, 1]),
+    ``label`` and ``index`` (int32 ``[b]``), and what comes back has a leading axis of `b`. Images
+    are normalised in `logits` and nowhere else, so that what is done to them is done to pixels.
+
+    Attributes:
+      task: a `train.Task`.
+      weights: ``{'params', 'batch_stats'}``, replicated over the devices.
+      arrays: of `split`, replicated over the devices; empty where the data is streamed.
+      split: 'test' or 'held_out'.
+      quiet: show no progress.
+    """
+
+    task: Any
+    weights: Any
+    arrays: Any
+    split: str = "test"
+    quiet: bool = False
+
+    @property
+    def examples(self):
+        """How many images the split has."""
+        return self.task.data.examples[self.split]
+
+    @property
+    def image_shape(self):
+        """(H, W, C)."""
+        return self.task.data.image_shape
+
+    def logits(self, weights, images, tap=None):
+        """float32 ``[b, K]`` of images in [0, 1], with the averages of BatchNorm."""
+        inputs = train.normalize(self.task.config, images)
+        return self.task.model.apply(weights, inputs, train=False, tap=tap)
+
+    def features(self, weights, images):
+        """The map ``[b, h, w, d]`` that is pooled for the head, and the logits."""
+        caught = {}
+
+        def catch(name, x):
+            caught[name] = x
+            return x
+
+        logits = self.logits(weights, images, catch)
+        return caught[self.task.model.feature_names[-1]].astype(jnp.float32), logits
+
+    def batches(self, order=None):
+        """Batches of the split, on their way to the devices; `order` gives other positions."""
+        return self.task.data.eval_batches(self.split, order)
+
+    def pair_batches(self, pairs):
+        """Batches of ``(first, second)`` images, at the positions ``[n, 2]``."""
+        return zip(self.batches(pairs[:, 0]), self.batches(pairs[:, 1]), strict=True)
+
+    def foreign_batches(self, count, load=None):
+        """Batches of `count` images that are not of the split; `load(index)` reads some of them."""
+        shards = Shards(self.task.mapping.local_devices, jax.process_index(), jax.process_count())
+        positions, masks = batches.eval_positions(count, self.task.data.batch_size, shards)
+        for index, mask in zip(positions.astype(np.int32), masks, strict=True):
+            xs = {"index": index, "mask": mask, "label": np.zeros_like(index)}
+            if load:
+                images = load(index.reshape(-1))
+                xs["image"] = images.reshape(*index.shape, *images.shape[1:])
+            yield xs
+
+    def load(self, arrays, xs):
+        """One device's images of the split, as uint8, with labels and positions."""
+        return {**self.task.data.load_eval(arrays, xs), "index": xs["index"]}
+
+    def compile(self, f, load=None):
+        """Compiles `f` for all devices: ``call(xs, *extras)`` gives it for the whole batch.
+
+        Args:
+          f: as the class says; `extras` come to every device whole (see `own`).
+          load: ``(arrays, xs) -> batch`` where the images are not simply the split's; what is
+            uint8 in it is scaled to [0, 1].
+        """
+        mapping = self.task.mapping
+        load = load or self.load
+
+        def gathered(state, arrays, xs):
+            weights, extras = state
+            scaled = {name: scale(value) for name, value in load(arrays, xs).items()}
+            return lax.all_gather(f(weights, scaled, *extras), AXIS, tiled=True)
+
+        mapped = mapping.map(gathered)
+
+        def call(xs, *extras):
+            result = mapped((self.weights, extras), self.arrays, xs)
+            # Several CPU devices abort where a second call is under way.
+            return jax.block_until_ready(result) if mapping.must_wait else result
+
+        return call
+
+    def each_batch(self, measure, host_batches, count, words=""):
+        """Yields ``(index [n], what measure(xs) gave, as NumPy)`` for every batch, in order.
+
+        Padding is taken off the leading axis of every array.
+
+        Args:
+          measure: from a sharded batch to a pytree of what compiled functions returned.
+          host_batches: from `batches`, `pair_batches` or `foreign_batches`.
+          count: how many examples they hold.
+          words: for the progress bar.
+        """
+        mapping, pending = self.task.mapping, collections.deque()
+        # The devices of other processes hold parts of the batch that are not known here.
+        places = self.compile(
+            lambda weights, batch: (batch["index"], batch["mask"]),
+            lambda arrays, xs: xs[0] if isinstance(xs, tuple) else xs,
+        )
+        with self.progress(count, words) as bar:
+
+            def fetch():
+                (index, mask), result = jax.device_get(pending.popleft())
+                bar.update(int(mask.sum()))
+                return index[mask], jax.tree.map(lambda x: x[mask], result)
+
+            for xs in mapping.prefetch(host_batches):
+                pending.append((places(xs), measure(xs)))
+                if len(pending) > train.LAG or mapping.must_wait:
+                    yield fetch()
+            while pending:
+                yield fetch()
+
+    def collect(self, measure, host_batches, count, words=""):
+        """What `measure` gives for every example, joined: a pytree of NumPy ``[count, ...]``."""
+        parts = [part for _, part in self.each_batch(measure, host_batches, count, words)]
+        joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        sizes = {len(leaf) for leaf in jax.tree.leaves(joined)}
+        if sizes - {count}:
+            raise RuntimeError(f"{sizes} examples came back, and {count} were sent")
+        return joined
+
+    def map_examples(self, f, settings=None, order=None, words=""):
+        """``f(weights, batch)`` for every example of the split, each exactly once, in its order.
+
+        Args:
+          f: as the class says.
+          settings: None, or a list of extra arguments (pytrees of numbers); then the result is a
+            list, one of ``f(weights, batch, setting)`` each, and every batch is loaded once.
+          order: int ``[n]``, positions to go through instead of 0, 1, 2, ...
+          words: for the progress bar.
+
+        Returns:
+          A pytree of NumPy arrays ``[N, ...]``, or a list of them.
+        """
+        call = self.compile(f)
+        count = self.examples if order is None else len(order)
+        if settings is None:
+            return self.collect(call, self.batches(order), count, words)
+        placed = self.place(settings)
+        return self.collect(
+            lambda xs: [call(xs, setting) for setting in placed], self.batches(order), count, words
+        )
+
+    def place(self, settings):
+        """Extra arguments as arrays on all devices, so that one program serves all of them."""
+        return [self.task.mapping.replicate(jax.tree.map(np.asarray, s)) for s in settings]
+
+    def images(self, order):
+        """``{'image', 'label'}`` at some positions: float32 images in [0, 1], on the host."""
+        return self.map_examples(
+            lambda weights, batch: {key: batch[key] for key in ("image", "label")},
+            order=np.asarray(order),
+        )
+
+    def progress(self, count, words):
+        """A bar on a terminal."""
+        shown = jax.process_index() == 0 and not self.quiet and sys.stderr.isatty()
+        return tqdm.tqdm(
+            total=count, desc=words, unit=" images", leave=False, disable=not shown, file=sys.stderr
+        )
+
+
+def create_subject(task, weights, split="test", quiet=False):
+    """A `Subject`, with the arrays of its split on all devices."""
+    arrays = task.mapping.replicate(task.data.arrays[split])
+    return Subject(task, weights, arrays, split, quiet)
+
+
+def scale(x):
+    """Images in [0, 1] from uint8; anything else as it is."""
+    if x is None or x.dtype != jnp.uint8:
+        return x
+    return x.astype(jnp.float32) / 255
+
+
+def own(tree, like):
+    """This device's part of what `compile` gave for the whole batch; `like` has as many rows."""
+    size = like.shape[0]
+    start = lax.axis_index(AXIS) * size
+    return jax.tree.map(
+        functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=size), tree
+    )
