@@ -1,7 +1,15 @@
 """CutMix in JAX: the mixing library, training, and the evaluations of the paper."""
 
+import difflib
+
 __version__ = "0.1.0"
 
 
 class UserError(ValueError):
     """Something the user can put right: shown as one sentence, without a traceback."""
+
+
+def nearest(name, names):
+    """A hint at the likeliest of `names`, for error messages."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)}"

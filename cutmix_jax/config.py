@@ -1,11 +1,11 @@
 """What can be configured: every key with its default, what is refused, what binds a workdir."""
 
-import difflib
 import math
 
 from ml_collections import config_dict
 
 from cutmix_jax import UserError
+from cutmix_jax import nearest as nearest
 
 # Overriding these changes where or how fast a run goes, not what it computes: they are not part of
 # a workdir's name, and a run may go on with other values of them.
@@ -267,6 +267,30 @@ def create_mix(config):
         raise UserError(f"config.mix: {error}") from error
 
 
+def create_model(config, num_classes, norm_axis=None):
+    """The network that `config` describes; `norm_axis` is what `sync_batch_norm` averages over."""
+    from cutmix_jax import models, regularize  # import jax, which the flags are read without
+
+    return models.create_model(
+        config.model,
+        num_classes,
+        dtype=config.dtype,
+        norm_axis=norm_axis if config.sync_batch_norm else None,
+        **{f"norm_{key}": value for key, value in config.norm.items()},
+        zero_init=config.zero_init,
+        remat=config.remat,
+        last_stride=config.last_stride,
+        regularization=regularize.Regularization(
+            stochastic_depth=config.stochastic_depth,
+            shake_drop=config.shake_drop,
+            drop_block=config.drop_block.rate,
+            size=config.drop_block.size,
+            stages=config.drop_block.stages,
+            schedule=config.drop_block.schedule,
+        ),
+    )
+
+
 def differences(ours, theirs):
     """The keys that matter and differ between two configs, as ``(key, ours, theirs)``."""
     ours, theirs = flatten(ours), flatten(theirs)
@@ -275,12 +299,6 @@ def differences(ours, theirs):
         for key in sorted(ours.keys() | theirs.keys())
         if key.split(".")[0] not in FREE_KEYS and ours.get(key) != theirs.get(key)
     ]
-
-
-def nearest(name, names):
-    """A hint at the likeliest of `names`, for error messages."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)}"
 
 
 def to_plain(config):

@@ -22,13 +22,13 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, metrics, mix
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import Shards, open_data
-from cutmix_jax.models import check_image_size, create_model
+from cutmix_jax.models import check_image_size
 from cutmix_jax.parallel import AXIS, create_mapping
 
 # How many calls of the step may be under way before their metrics are fetched: enough that the
 # device never waits for Python, few enough that a loss that is not finite is noticed at once.
 LAG = 2
-MIXING = 2**31 - 1  # a number that no epoch has
+MIXING, DROPPING = 2**31 - 1, 2**31 - 2  # numbers that no epoch has
 
 
 @flax.struct.dataclass
@@ -78,11 +78,11 @@ def create_task(config, mapping=None):
     config_lib.check_config(config)
     mapping = mapping or create_mapping(config.mapping)
     devices = mapping.local_devices * jax.process_count()
-    if config.batch_size % (devices * config.accumulate):
+    if config.batch_size % (shares := devices * config.accumulate * config.norm.groups):
         raise UserError(
             f"config.batch_size is {config.batch_size}, which {devices} devices with "
-            f"config.accumulate={config.accumulate} cannot share: make it a multiple of "
-            f"{devices * config.accumulate}."
+            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
+            f"cannot share: make it a multiple of {shares}."
         )
     shards = Shards(mapping.local_devices, jax.process_index(), jax.process_count())
     data = open_data(config, shards)
@@ -92,14 +92,8 @@ def create_task(config, mapping=None):
             f"config.normalize has {len(config.normalize.mean)} values, and the images of "
             f"{config.dataset!r} have {channels} channels: give one value per channel."
         )
-    check_image_size(config.model, data.image_shape)
-    model = create_model(
-        config.model,
-        data.num_classes,
-        dtype=jnp.dtype(config.dtype),
-        norm_axis=AXIS if config.sync_batch_norm else None,
-        zero_init=config.zero_init,
-    )
+    check_image_size(config.model, data.image_shape, config.last_stride)
+    model = config_lib.create_model(config, data.num_classes, norm_axis=AXIS)
     mixing, sides = config_lib.create_mix(config), feature_sides(model, data.image_shape)
     check_layers(config, mixing, sides)
     schedule = create_schedule(config, data.steps_per_epoch)
@@ -231,12 +225,18 @@ def train_step(task, state, arrays, xs):
     def mix_features(name, x):
         return x if name == "image" else mix.apply_at(batch["plans"], name, x)
 
-    def loss_fn(params, batch_stats, images, targets):
+    # What the network drops is drawn from seed, step, device and part of its batch.
+    place = (DROPPING, state.step, lax.axis_index(AXIS))
+    drop_key = functools.reduce(jax.random.fold_in, place, jax.random.key(config.seed))
+
+    def loss_fn(params, batch_stats, images, targets, drop_keys):
         logits, updates = task.model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
             tap=mix_features,
+            progress=state.step / task.total_steps,
+            rngs={"drop": drop_keys[0]},
             mutable=["batch_stats"],
         )
         smooth = optax.smooth_labels(targets, config.label_smoothing)
@@ -249,7 +249,7 @@ def train_step(task, state, arrays, xs):
         )
         return batch_stats, (grads, metrics.train_counters(loss, logits, part[1]))
 
-    whole = (batch["image"], batch["target"])
+    whole = (batch["image"], batch["target"], jax.random.split(drop_key, config.accumulate))
     if config.accumulate == 1:
         batch_stats, (grads, counters) = accumulate(state.batch_stats, whole)
     else:

@@ -1,6 +1,5 @@
 """Networks by name."""
 
-import difflib
 import functools
 import re
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cutmix_jax import UserError
-from cutmix_jax.models import resnet
+from cutmix_jax import UserError, nearest
+from cutmix_jax.models import pyramidnet, resnet, vgg
+from cutmix_jax.regularize import Regularization
 
-NETS = {**resnet.NETS}
+NETS = {**resnet.NETS, **pyramidnet.NETS, **vgg.NETS}
 
 
 def create_model(
@@ -20,26 +20,43 @@ def create_model(
     *,
     dtype: Any = jnp.float32,
     norm_axis: str | None = None,
+    norm_groups: int = 1,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
     zero_init: bool = False,
+    remat: bool = False,
+    last_stride: int = 2,
+    regularization: Regularization | None = None,
 ) -> nn.Module:
     """Makes the network called `name`; `xK` after the name makes every layer K times as wide.
 
     Args:
-      name: a key of `NETS`, for instance 'resnet20' (CIFAR), 'resnet50' (ImageNet), or with a
-        factor: 'resnet20x4' has 64, 128 and 256 planes.
+      name: a key of `NETS`, for instance 'resnet110' (CIFAR), 'resnet50' (ImageNet); with a factor:
+        'resnet20x4' has 64, 128 and 256 planes; or 'pyramidnetDEPTH_ALPHA', with '_basic' behind it
+        for basic blocks in the place of bottlenecks.
       num_classes: number of logits.
       dtype: of activations, float32 or bfloat16; parameters and logits are float32 always.
       norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
         keeps the statistics of each device's own batch, as in the paper.
+      norm_groups: number of equal parts of a device's batch that are normalised apart ("ghost"
+        BatchNorm): 2 (CIFAR) and 4 (ImageNet) stand for the GPUs of the paper.
+      norm_momentum: share of the running statistics that stays in a step (PyTorch's 1 - momentum).
+      norm_epsilon: added to the variance.
       zero_init: start the last BatchNorm scale of each residual block at zero.
+      remat: compute each block again for the gradient, instead of keeping what is in it.
+      last_stride: stride of layer4; 1 leaves maps of 14x14 at 224.
+      regularization: what the blocks drop in training; None: nothing.
 
     Returns:
-      A module. `model.apply(variables, images, train=bool, tap=None)` takes float images
-      [B, H, W, C] to float32 logits [B, num_classes]. `tap(name, x) -> x` is called at each map of
-      `model.feature_names` and may return another map of that shape in its place.
+      A module. `model.apply(variables, images, train=bool, tap=None, progress=1.0)` takes float
+      images [B, H, W, C] to float32 logits [B, num_classes]. `tap(name, x) -> x` is called at each
+      map of `model.feature_names` and may return another map of that shape in its place; the last
+      of them is the one that is averaged for the linear layer 'fc'. `progress`, the share of
+      training that is done, drives DropBlock's schedule. Whatever drops draws from `rngs={'drop':
+      key}`, in training only.
 
     Raises:
-      UserError: the name is unknown.
+      UserError: the name is unknown, or the network does not have what an option is about.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -52,27 +69,68 @@ def create_model(
       ('image', 'stem', 'layer1', 'layer2', 'layer3')
 
     Reference:
-      He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016.
+      He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. (Those of the others
+      stand with their modules.)
     """
-    build = _find(name)
-    return build(num_classes=num_classes, dtype=dtype, norm_axis=norm_axis, zero_init=zero_init)
+    regularization = regularization or Regularization()
+    model = _find(name)(
+        num_classes=num_classes,
+        dtype=jnp.dtype(dtype),
+        norm_axis=norm_axis,
+        norm_groups=norm_groups,
+        norm_momentum=norm_momentum,
+        norm_epsilon=norm_epsilon,
+        zero_init=zero_init,
+        remat=remat,
+        regularization=regularization,
+    )
+    if (remat or regularization) and not model.stages:
+        option = "recomputes" if remat else "drops from"
+        raise UserError(
+            f"{name} has no residual blocks, and config.{'remat' if remat else 'stochastic_depth'} "
+            f"{option} them: leave it out, or take a residual network such as resnet50."
+        )
+    if regularization.drop_block and max(regularization.stages) > model.stages:
+        raise UserError(
+            f"config.drop_block.stages is {tuple(regularization.stages)}, and {name} has "
+            f"{model.stages} stages: name some of {tuple(range(1, model.stages + 1))}, for "
+            "instance (2, 3)."
+        )
+    if last_stride != 2:
+        if not isinstance(model, resnet.ResNet) or model.stages < 4:
+            raise UserError(
+                f"config.last_stride is {last_stride}, and {name} has no layer4: leave it at 2, or "
+                "take a network for ImageNet such as resnet50."
+            )
+        model = model.copy(strides=(*model.strides[:3], last_stride))
+    return model
 
 
-def check_image_size(name: str, shape: tuple[int, int, int]) -> None:
+def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 2) -> None:
     """Checks that images of `shape` (H, W, C) leave at least one pixel in the last map.
 
     Args:
       name: as for `create_model`.
       shape: height and width in pixels, and the number of channels.
+      last_stride: as for `create_model`.
 
     Raises:
-      UserError: a side is shorter than the network's total stride, or the name is unknown.
+      UserError: a side is shorter than the network's total stride, or another than the one that the
+        network is made for; or the name is unknown.
 
     Example:
       >>> check_image_size('resnet50', (224, 224, 3))
     """
     height, width, _ = shape
-    stride = _find(name)(num_classes=1).total_stride
+    model = create_model(name, 1, last_stride=last_stride)
+    side = getattr(model, "image_side", None)
+    if side and (height, width) != (side, side):
+        raise UserError(
+            f"Images of {height} x {width} pixels do not fit {name}, whose kernels are as large as "
+            f"the maps of images of {side} x {side}: set config.image_size={side}, or take a "
+            "network without them such as se_resnet50."
+        )
+    stride = model.total_stride
     if min(height, width) < stride:
         raise UserError(
             f"Images of {height} x {width} pixels are too small for {name}, which divides the side "
@@ -86,12 +144,15 @@ def _find(name: str) -> functools.partial:
     if name in NETS:
         return NETS[name]
     widened = re.fullmatch(r"(.+)x([1-9]\d*)", name)
-    if widened and widened[1] in NETS:
+    if widened and "width" in getattr(NETS.get(widened[1]), "keywords", ()):
         build = NETS[widened[1]]
         return functools.partial(build, width=build.keywords["width"] * int(widened[2]))
-    near = difflib.get_close_matches(name, NETS, n=1)
-    hint = f"the nearest is {near[0]!r}" if near else "none is near"
+    grown = re.fullmatch(r"pyramidnet(\d+)_([1-9]\d*)(_basic)?", name)
+    if grown:
+        block = pyramidnet.BasicBlock if grown[3] else pyramidnet.BottleneckBlock
+        return pyramidnet.pyramidnet(int(grown[1]), int(grown[2]), block)
     raise UserError(
-        f"There is no model {name!r} ({hint}): use one of {', '.join(NETS)}, or one of these "
-        "with a factor for its width, such as resnet20x4."
+        f"There is no model {name!r} ({nearest(name, NETS)}): a factor of width may follow the "
+        "name of a ResNet, as in resnet20x4, and PyramidNets are called pyramidnetDEPTH_ALPHA, or "
+        "pyramidnetDEPTH_ALPHA_basic."
     )

@@ -82,7 +82,7 @@ def count(tree):
 @pytest.fixture(scope="module")
 def small():
     """A small net with its first variables; shared, since making it is half of the work."""
-    model = ResNet((1, 1, 1), BasicBlock, 10, 16, large_stem=False)
+    model = ResNet((1, 1, 1), BasicBlock, 16, large_stem=False, num_classes=10)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
@@ -152,7 +152,7 @@ class TestInit:
     @pytest.mark.parametrize(("block", "last"), [(BasicBlock, "bn2"), (BottleneckBlock, "bn3")])
     def test_zero_init_makes_blocks_the_identity(self, block, last):
         # expansion 4 needs a projection in the first block of a stage, so look at the second
-        model = ResNet((2,), block, 3, width=4, large_stem=False, zero_init=True)
+        model = ResNet((2,), block, 4, large_stem=False, num_classes=3, zero_init=True)
         maps = {}
         images = images_of((8, 8))
         variables = model.init(jax.random.key(0), images)
@@ -275,7 +275,7 @@ class TestPrecision:
 
     def test_head_works_in_float32(self):
         """Two images whose means differ by less than bfloat16 resolves have different logits."""
-        model = ResNet((1,), BasicBlock, 2, 4, large_stem=False, dtype=jnp.bfloat16)
+        model = ResNet((1,), BasicBlock, 4, large_stem=False, num_classes=2, dtype=jnp.bfloat16)
         variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
         def last(name, x):
@@ -287,7 +287,7 @@ class TestPrecision:
 
 class TestNormAxis:
     def test_statistics_are_of_all_shards(self):
-        model = ResNet((1,), BasicBlock, 5, 4, large_stem=False)
+        model = ResNet((1,), BasicBlock, 4, large_stem=False, num_classes=5)
         variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
         images = jnp.asarray(images_of((8, 8), batch=8))
 
@@ -314,7 +314,7 @@ class TestNormAxis:
         assert np.abs(alone - whole).max() > 1e-3
 
     def test_evaluation_needs_no_axis(self):
-        model = ResNet((1,), BasicBlock, 5, 4, large_stem=False, norm_axis="batch")
+        model = ResNet((1,), BasicBlock, 4, large_stem=False, num_classes=5, norm_axis="batch")
         variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
         assert model.apply(variables, jnp.zeros((2, 8, 8, 3))).shape == (2, 5)
 

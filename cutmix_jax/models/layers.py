@@ -1,0 +1,219 @@
+"""What the networks are made of: PyTorch's initialisation and padding, norms, attention, the head.
+
+`Network` holds the options that all of them have, and makes their convolutions and norms.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cutmix_jax import UserError
+from cutmix_jax.regularize import Regularization
+
+Tap = Callable[[str, jax.Array], jax.Array]
+ModuleDef = Callable[..., nn.Module]
+
+# He et al.: N(0, sqrt(2 / (k k C_out))).
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def linear_init(fan_in: int) -> Callable[..., jax.Array]:
+    """PyTorch's default for a linear layer, weight and bias alike: U(-b, b), b = 1/sqrt(fan_in)."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def last_scale_init(zero_init: bool) -> Callable[..., jax.Array]:
+    """Zero makes every block the identity at first; the paper's nets start from one."""
+    return nn.initializers.zeros if zero_init else nn.initializers.ones
+
+
+def same_padding(side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """PyTorch's symmetric padding; "SAME" would pad (0, 1) at stride 2, half a pixel off."""
+    return ((side // 2, side // 2),) * 2
+
+
+def convolution(
+    layer: ModuleDef,
+    dtype: Any,
+    features: int,
+    side: int | tuple[int, int],
+    stride: int = 1,
+    *,
+    name: str,
+    groups: int = 1,
+    use_bias: bool = False,
+    padding: Any = None,
+) -> nn.Module:
+    """A convolution as all of these networks have it: symmetric padding, no bias, He's start."""
+    sides = (side, side) if isinstance(side, int) else side
+    return layer(
+        features,
+        sides,
+        strides=(stride, stride),
+        padding=same_padding(sides[0]) if padding is None else padding,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=conv_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def head(num_classes: int, x: jax.Array) -> jax.Array:
+    """Global average pooling and the linear layer 'fc', in float32."""
+    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    init = linear_init(x.shape[-1])
+    return nn.Dense(num_classes, kernel_init=init, bias_init=init, name="fc")(x)
+
+
+class GhostBatchNorm(nn.Module):
+    """BatchNorm in training, with the statistics of each of `groups` equal parts of the batch.
+
+    Its variables are those of `nn.BatchNorm`, which evaluates them. The running statistics move
+    towards the mean over the groups. On several GPUs under PyTorch's `DataParallel`, which this
+    stands for, they are those of the first GPU alone; both have the same expectation.
+
+    Raises:
+      UserError: the groups cannot share the batch.
+    """
+
+    groups: int
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        var = self.variable("batch_stats", "var", jnp.ones, features)
+        scale = self.param("scale", self.scale_init, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        if x.shape[0] % self.groups:
+            raise UserError(
+                f"A batch of {x.shape[0]} examples cannot be shared by the {self.groups} groups of "
+                "BatchNorm: make it a multiple of config.norm.groups."
+            )
+        parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+        )
+        axes = tuple(range(1, parts.ndim - 1))
+        means = parts.mean(axes, keepdims=True)
+        # As nn.BatchNorm: E[x^2] - E[x]^2 takes one pass over the maps, rounding may leave < 0.
+        variances = jnp.maximum(0.0, (parts**2).mean(axes, keepdims=True) - means**2)
+        if not self.is_initializing():
+            for running, found in ((mean, means), (var, variances)):
+                found = found.reshape(self.groups, features).mean(0)
+                running.value = self.momentum * running.value + (1 - self.momentum) * found
+        parts = (parts - means) * (jax.lax.rsqrt(variances + self.epsilon) * scale) + bias
+        return parts.reshape(x.shape).astype(self.dtype)
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs the channels of a map by what its mean says of them.
+
+    For a map x [B, H, W, C], `y = x sigmoid(W2 relu(W1 mean(x) + b1) + b2)`, with C / `reduction`
+    features in between.
+
+    Reference:
+      Hu, Shen, Sun. Squeeze-and-Excitation Networks. 2018.
+    """
+
+    conv: ModuleDef
+    norm: ModuleDef
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gathered = jnp.mean(x, (1, 2), dtype=jnp.float32, keepdims=True).astype(x.dtype)
+        return x * nn.sigmoid(_excite(self, gathered))
+
+
+class GatherExcite(nn.Module):
+    """Weighs the channels of a map by a learned weighted mean of each (theta plus, global extent).
+
+    As `SqueezeExcite`, with a depthwise convolution whose kernel is as large as the map, and a
+    norm, in the place of the mean. So the parameters are those of one size of images.
+
+    Reference:
+      Hu, Shen, Albanie, Sun, Vedaldi. Gather-Excite. 2018.
+    """
+
+    conv: ModuleDef
+    norm: ModuleDef
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, height, width, channels = x.shape
+        gathered = self.conv(
+            channels, (height, width), groups=channels, padding="VALID", name="conv1"
+        )(x)
+        return x * nn.sigmoid(_excite(self, self.norm(name="bn1")(gathered)))
+
+
+def _excite(attention: nn.Module, x: jax.Array) -> jax.Array:
+    """Two 1x1 convolutions with biases; called inside a module with `conv`, `act`, `reduction`."""
+    features = x.shape[-1]
+    x = attention.conv(features // attention.reduction, 1, use_bias=True, name="fc1")(x)
+    return attention.conv(features, 1, use_bias=True, name="fc2")(attention.act(x))
+
+
+class Network(nn.Module, kw_only=True):
+    """The options of every network.
+
+    Attributes:
+      num_classes: number of logits.
+      dtype: of activations and convolutions; parameters, statistics and logits stay float32.
+      norm_axis: name of the mapped axis over which batch statistics are averaged; None: not at all.
+      norm_groups: number of equal parts of the batch with batch statistics of their own.
+      norm_momentum: share of the running statistics that stays in a step (PyTorch's is 1 - this).
+      norm_epsilon: added to the variance.
+      zero_init: start the last BatchNorm scale of each block at zero.
+      remat: compute the blocks again for the gradient instead of keeping what is in them.
+      regularization: what the blocks drop in training.
+      act: the activation.
+      conv_layer: what stands for `nn.Conv`.
+    """
+
+    num_classes: int
+    dtype: Any = jnp.float32
+    norm_axis: str | None = None
+    norm_groups: int = 1
+    norm_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    zero_init: bool = False
+    remat: bool = False
+    regularization: Regularization = Regularization()
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    conv_layer: ModuleDef = nn.Conv
+
+    def make_conv(self) -> ModuleDef:
+        """The constructor of convolutions, `convolution` without its first arguments."""
+        return functools.partial(convolution, self.conv_layer, self.dtype)
+
+    def make_norm(self, train: bool) -> ModuleDef:
+        """The norm's constructor: it takes `name` and `scale_init`."""
+        shared = {"momentum": self.norm_momentum, "epsilon": self.norm_epsilon, "dtype": self.dtype}
+        if train and self.norm_groups > 1:
+            return functools.partial(GhostBatchNorm, self.norm_groups, **shared)
+        return functools.partial(
+            nn.BatchNorm, use_running_average=not train, axis_name=self.norm_axis, **shared
+        )
+
+    def make_block(self, block: type[nn.Module]) -> ModuleDef:
+        """The block's constructor, which keeps or recomputes what is in it."""
+        return nn.remat(block) if self.remat else block
