@@ -254,7 +254,7 @@ def draw_start(task, state, arrays, folder, primary):
 
 def describe(task, state):
     """The recipe in words, the devices, the data and the parameters."""
-    config, data = task.config, task.data
+    config, data, drop = task.config, task.data, task.config.drop_block
     drops = ", ".join(map(str, train_lib.drop_epochs(config)))
     schedule = {
         "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
@@ -264,6 +264,14 @@ def describe(task, state):
         f"warm-up of {config.warmup_epochs:g} epochs": config.warmup_epochs,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
         f"gradients of {config.accumulate} parts a step": config.accumulate > 1,
+        f"stochastic depth, the last block dropped with probability {config.stochastic_depth:g}, "
+        "earlier ones less in proportion": config.stochastic_depth,
+        f"ShakeDrop, the last block disturbed with probability {config.shake_drop:g}, earlier ones "
+        "less in proportion": config.shake_drop,
+        f"DropBlock, {drop.rate:g} of the maps of stages {', '.join(map(str, drop.stages))} in "
+        f"squares of side {drop.size}{', growing from 0' * (drop.schedule == 'linear')}": drop.rate,
+        f"batch statistics of {config.norm.groups} groups apart": config.norm.groups > 1,
+        "blocks computed again for the gradient": config.remat,
         f"averaged weights (decay {config.ema:g})": config.ema,
         "batch statistics over all devices": config.sync_batch_norm,
         config.dtype: config.dtype != "float32",
