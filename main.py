@@ -52,9 +52,10 @@ def main(argv):
     if MODE.value == "train":
         run.train(CONFIG.value, workdir)
     else:
-        # A workdir alone is enough: its checkpoints carry their config.
-        config = CONFIG.value if given("config") or not WORKDIR.value else None
-        run.evaluate(config, workdir, CHECKPOINT.value)
+        # A workdir alone is enough: its checkpoints carry their config, which may be overridden.
+        config = CONFIG.value if given("config(?!\\.)") or not WORKDIR.value else None
+        overrides = config_flags.get_override_values(flags.FLAGS["config"])
+        run.evaluate(config, workdir, CHECKPOINT.value, overrides=overrides)
 
 
 def join_processes(jax):

@@ -66,6 +66,11 @@ class Checkpoints:
         self.unreadable = {}  # what is wrong with the others, by step
         self.manager = ocp.CheckpointManager(
             self.folder,
+            # Named here, so that the shapes of what is saved are known before it is read.
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [checkpoint_managers.LatestN(2), _KeepBest(self)]
@@ -213,7 +218,8 @@ class Checkpoints:
 
     def _read_state(self, step, abstract_state, meta):
         if callable(abstract_state):
-            abstract_state = abstract_state(self.manager.item_metadata(step).state)
+            saved = self.manager.item_metadata(step).state
+            abstract_state = abstract_state(getattr(saved, "tree", saved))
         everywhere = NamedSharding(all_devices(), PartitionSpec())
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract_state
@@ -225,6 +231,45 @@ class Checkpoints:
         if digest(jax.device_get(state)) != meta["digest"]:
             raise ValueError("its values have changed since they were written")
         return state
+
+
+def read_weights(workdir, mapping, which="latest", name=None):
+    """The weights to evaluate of any workdir, whatever its network.
+
+    Args:
+      workdir: folder of a run, or of converted weights.
+      mapping: a `parallel.Mapping`.
+      which: 'latest' or 'best'.
+      name: what to call the workdir where it holds no checkpoint.
+
+    Returns:
+      ``(found, meta, notes)``; ``found`` is ``{'weights': {'params', 'batch_stats'}, 'averaged':
+      bool, 'step': int}``, and ``notes`` are sentences about checkpoints that were passed over.
+
+    Raises:
+      UserError: there is no checkpoint, or none is whole.
+    """
+    missing = UserError(
+        f"{name or 'The workdir'} is {str(workdir)!r}, which holds no checkpoint: give the workdir "
+        "of a run."
+    )
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise missing
+    with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
+        found = checkpoints.restore(
+            lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes),
+            which,
+        )
+    if found is None:
+        raise missing
+    state, meta, notes = found
+    averaged = state.get("ema")
+    weights = averaged or {name: state.get(name) or {} for name in ("params", "batch_stats")}
+    return (
+        {"weights": weights, "averaged": bool(averaged), "step": int(state.get("step", 0))},
+        meta,
+        notes,
+    )
 
 
 class Interruption:

@@ -16,7 +16,7 @@ from clu import parameter_overview
 from cutmix_jax import UserError, metrics, pictures
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
-from cutmix_jax.checkpoint import Checkpoints, Interruption, workdir_lock
+from cutmix_jax.checkpoint import Checkpoints, Interruption, read_weights, workdir_lock
 from cutmix_jax.parallel import create_mapping
 
 
@@ -99,14 +99,15 @@ def train(config, workdir, stream=None):
             reporter.close()
 
 
-def evaluate(config, workdir, which="latest", stream=None):
+def evaluate(config, workdir, which="latest", stream=None, overrides=None):
     """Measures a checkpoint of `workdir` on the test split (and the held-out one, if any).
 
     Args:
       config: the config the run was trained with; None takes it from the checkpoint.
-      workdir: the run's folder.
+      workdir: the run's folder, or one that `convert` wrote.
       which: 'latest' or 'best'.
       stream: where the result is told; standard output by default.
+      overrides: ``{'KEY': value}`` for the checkpoint's own config.
 
     Returns:
       ``{'checkpoint': step, 'test_loss': ..., 'test_top1_error': ..., 'test_top5_error': ...}``.
@@ -122,18 +123,28 @@ def evaluate(config, workdir, which="latest", stream=None):
         raise missing
     mapping = create_mapping(config.mapping if config else "pmap")
     with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
-        config = config or config_lib.from_plain(checkpoints.read_meta(which)["config"])
+        if config is None:
+            config = config_lib.from_plain(checkpoints.read_meta(which)["config"])
+            config.update_from_flattened_dict(overrides or {})
         task = train_lib.create_task(config)
+        # Converted weights are of no run, and any data may measure them.
         found = checkpoints.restore(
-            abstract_state(task), which, lambda meta: check_same_run(task, meta, workdir)
+            partial(abstract_saved, task),
+            which,
+            lambda meta: "weights" in meta or check_same_run(task, meta, workdir),
         )
     if found is None:
         raise missing
-    state, _, notes = found
+    state, meta, notes = found
+    step, weights = 0, state
+    if "weights" not in meta:
+        step, weights = int(state.step), state.evaluated()
+    elif new := meta["weights"]["new"]:
+        notes = [*notes, f"The {', '.join(new)} of these weights are as initialised, not trained."]
     arrays = task.mapping.replicate(task.data.arrays)
     _, mapped_eval_step = train_lib.map_steps(task)
-    means = train_lib.evaluate(task, mapped_eval_step, state.evaluated(), arrays)
-    result = {"checkpoint": int(state.step), **means}
+    means = train_lib.evaluate(task, mapped_eval_step, weights, arrays)
+    result = {"checkpoint": step, **means}
     if jax.process_index() == 0:
         for note in notes:
             print(note, file=sys.stderr)
@@ -170,6 +181,27 @@ def abstract_state(task):
     return jax.eval_shape(lambda: train_lib.create_state(task))
 
 
+def abstract_saved(task, saved):
+    """The same for what a checkpoint holds: the train state, or converted weights alone."""
+    state = abstract_state(task)
+    if "opt_state" in saved:
+        return state
+    weights = {"params": state.params, "batch_stats": state.batch_stats}
+    ours, theirs = (
+        {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+        for tree in (weights, saved)
+    )
+    unfit = sorted(name for name, _ in ours.items() ^ theirs.items())
+    if unfit:
+        raise UserError(
+            f"The converted weights do not fit {task.config.model} with {task.data.num_classes} "
+            f"classes ({', '.join(list(dict.fromkeys(unfit))[:3])} differ): choose the data they "
+            "were trained on, with --config.dataset and --config.data_dir, or convert them anew "
+            "with another --model."
+        )
+    return weights
+
+
 def describe_run(task):
     """What every checkpoint tells of its maker: config and data, to compare on resume."""
     names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
@@ -181,6 +213,12 @@ def describe_run(task):
 
 def check_same_run(task, meta, workdir):
     """Refuses to mix two runs in one workdir, naming the first key that differs."""
+    if "weights" in meta:
+        raise UserError(
+            f"The workdir {str(workdir)!r} holds weights converted from {meta['weights']['file']}, "
+            "and no run: give this run another --workdir, and start it from them with "
+            f"--config.init_from={workdir}."
+        )
     ours = describe_run(task)
     for key, here, there in [
         *config_lib.differences(ours["config"], meta["config"]),
@@ -194,20 +232,9 @@ def check_same_run(task, meta, workdir):
 
 def initialize_from(task, state, path):
     """Takes over the weights of another run; a head of another shape stays as initialised."""
-    missing = UserError(
-        f"config.init_from is {path!r}, which holds no checkpoint: give the workdir of a run."
-    )
-    if not (pathlib.Path(path) / "checkpoints").is_dir():
-        raise missing
-    with Checkpoints(path, create_mapping(task.config.mapping), read_only=True) as source:
-        found = source.restore(
-            lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-        )
-    if found is None:
-        raise missing
-    theirs, _, notes = found
-    weights = theirs.get("ema") or {name: theirs[name] for name in ("params", "batch_stats")}
-    given = flax.traverse_util.flatten_dict(jax.device_get(weights), sep="/")
+    mapping = create_mapping(task.config.mapping)
+    found, _, notes = read_weights(path, mapping, name="config.init_from")
+    given = flax.traverse_util.flatten_dict(jax.device_get(found["weights"]), sep="/")
     wanted = flax.traverse_util.flatten_dict(
         {"params": state.params, "batch_stats": state.batch_stats}, sep="/"
     )
