@@ -1,5 +1,6 @@
-"""Trains or evaluates: `python main.py --config configs/cifar.py:resnet20,cutmix`."""
+"""Trains, evaluates, lists: `python main.py --config configs/cifar.py:resnet20,cutmix`."""
 
+import json
 import os
 import pathlib
 import re
@@ -13,17 +14,19 @@ sys.path.insert(0, str(ROOT))  # `configs/` and the package are found from any f
 from ml_collections import config_flags  # noqa: E402
 
 from cutmix_jax import UserError  # noqa: E402
-from cutmix_jax.config import FREE_KEYS, base_config, flatten, nearest  # noqa: E402
+from cutmix_jax.command_line import explain, fail, guard, run_name  # noqa: E402
+from cutmix_jax.config import FREE_KEYS  # noqa: E402
 
 GIVEN = []  # the command line as it was typed
 DEFAULT_CONFIG = ROOT / "configs/digits.py"
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "FILE or FILE:MODEL,MIX; by default configs/digits.py."
+    "config", None, "FILE or FILE:MODEL,METHOD; by default configs/digits.py."
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default under runs/, named after config and overrides."
 )
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "list"], "What to do.")
+JSON = flags.DEFINE_bool("json", False, "Whether --mode list prints JSON.")
 CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Which checkpoint to evaluate."
 )
@@ -39,6 +42,11 @@ PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 
 def main(argv):
     del argv
+    if MODE.value == "list":
+        list_recipes()
+        return
+    if JSON.value:
+        raise UserError("--json needs --mode list, which prints the rows of the paper.")
     import jax  # not before the flags are right
 
     from cutmix_jax import host, run
@@ -77,9 +85,16 @@ def join_processes(jax):
         ) from error
 
 
+def list_recipes():
+    """Prints every row of the paper that can be trained, with the config that trains it."""
+    from cutmix_jax import paper
+
+    listed = paper.list_recipes()
+    print(json.dumps(listed, indent=1) if JSON.value else paper.format_recipes(listed), flush=True)
+
+
 def default_workdir():
-    """runs/NAME, where NAME holds the config, its argument, the overrides that matter, the seed."""
-    path, _, arg = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    """runs/NAME, after the config, its argument, the overrides that matter, and the seed."""
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     named = {
         key: value
@@ -88,10 +103,8 @@ def default_workdir():
     }
     if CONFIG.value.dataset == "folder":
         named["data_dir"] = CONFIG.value.data_dir
-    parts = [pathlib.Path(path).stem, arg, *(f"{key}={value}" for key, value in named.items())]
-    parts.append(f"seed{CONFIG.value.seed}")
-    name = "-".join(re.sub(r"[^\w.,=+]+", "_", part) for part in parts if part)
-    return pathlib.Path("runs") / name
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    return pathlib.Path("runs") / run_name(name, CONFIG.value.seed, named)
 
 
 def given(name):
@@ -122,43 +135,9 @@ def parse(argv):
     return rest
 
 
-def explain(error, argv):
-    """The cause of a refused command line, in one line."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    if isinstance(chain[-1], UserError):
-        return str(chain[-1])
-    keys = flatten(base_config().to_dict())
-    for word in argv[1:]:
-        key = re.match(r"--config\.([\w.]+)", word)
-        if key and key[1] not in keys:
-            return f"There is no config key {key[1]!r} ({nearest(key[1], keys)})."
-    told = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
-    return " ".join(told.split())
-
-
-def fail(sentence, status):
-    """Ends the program with one sentence."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(status)
-
-
 def run_main(argv):
-    """Runs `main`; what the user can put right is told in one line, with exit status 1."""
-    try:
-        main(argv)
-    except UserError as error:
-        fail(error, 1)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        fail(
-            f"{error.strerror or error}{where}: see to the disk, the path or its permissions, and "
-            "start the same command again.",
-            1,
-        )
-    except KeyboardInterrupt:
-        fail("interrupted: start the same command again to go on from the last checkpoint.", 130)
+    """Runs `main`; a mistake of the user's is one line."""
+    guard(main, argv)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def evals_config():
 
 
 def parse_arg(arg, default_model, default_mix="cutmix"):
-    """Splits a config's argument, 'MODEL,MIX', either of which may be left out.
+    """Splits a config's argument, 'MODEL,METHOD', either of which may be left out.
 
     Args:
       arg: what stands behind the colon of `--config FILE:ARG`, or None.
@@ -213,7 +213,7 @@ def parse_arg(arg, default_model, default_mix="cutmix"):
     parts = [part.strip() for part in (arg or "").split(",")]
     if len(parts) > 2:
         raise UserError(
-            f"The config argument {arg!r} has {len(parts)} parts, and MODEL,MIX were expected: "
+            f"The config argument {arg!r} has {len(parts)} parts, and MODEL,METHOD were expected: "
             "for instance resnet20,cutmix."
         )
     model, name = [*parts, ""][:2]

@@ -1,7 +1,10 @@
 """The command line: what is wrong is told in one line, with the remedy, before any training."""
 
+import collections
+import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +12,7 @@ from absl import flags
 
 import main
 from cutmix_jax import UserError, run
-from tests.commands import REPOSITORY, SMALL, run_main, small_config
+from tests.commands import REPOSITORY, SMALL, environment, run_main, small_config
 
 
 @pytest.fixture
@@ -36,8 +39,13 @@ def command_line(monkeypatch):
         (["--config.augment.pda=1"], r"no config key 'augment.pda' .*'augment.pad'"),
         (["--config.batch_size=many"], r"config\.batch_size=many.*invalid literal"),
         (["--config", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
-        (["--config", f"{REPOSITORY}/configs/cifar.py:a,b,c"], r"'a,b,c' has 3 parts.*MODEL,MIX"),
-        (["--mode=tain"], r"should be one of <train\|evaluate>"),
+        (
+            ["--config", f"{REPOSITORY}/configs/cifar.py:a,b,c"],
+            r"has 3 parts.*MODEL,METHOD",
+        ),
+        (["--config", f"{REPOSITORY}/configs/cifar10.py:,cutmx"], r"'cutmx' \(the nearest are"),
+        (["--config", f"{REPOSITORY}/configs/cifar.py:,baseline+cutmix"], r"is no method at all"),
+        (["--mode=tain"], r"should be one of <train\|evaluate\|list>"),
         (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
         (["configs/cifar.py"], r"'configs/cifar.py' is no flag: write --config FILE"),
     ],
@@ -138,11 +146,54 @@ def test_a_run_on_digits_never_imports_tensorflow(tmp_path):
         "assert 'tensorflow' not in sys.modules\n"
         "print('checked')\n"
     )
-    import subprocess
-
-    from tests.commands import environment
-
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=environment()
     )
     assert "checked" in done.stdout, done.stderr
+
+
+def run_list(*arguments):
+    """Runs `main.py --mode list` where importing jax would be noticed."""
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['main.py', '--mode=list', *{list(arguments)!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(REPOSITORY / 'main.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    assert not {'jax', 'flax'} & set(sys.modules), 'imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_list_as_json_has_every_row_of_the_paper():
+    listed = json.loads(run_list("--json"))
+    rows = collections.Counter(row["table"] for row in listed)
+    expected = {"3": 13, "4": 6, "5": 15, "6": 4, "7": 5, "8": 7}
+    assert rows == expected | {"figure-3-left": 6, "figure-3-right": 5}
+    known = {(row["table"], row["row"]): row for row in listed}
+    cutmix = known["3", "ResNet-50 + CutMix"]
+    assert cutmix["config"] == "configs/imagenet.py:resnet50,cutmix"
+    assert (cutmix["params"], cutmix["top1_error"], cutmix["top5_error"]) == (25557032, 21.40, 5.92)
+    assert (cutmix["a100_chips"], cutmix["tpu_v4_chips"]) == (8, 4)
+    # By hand: three passes, 300 epochs; what 16,600 images a second are, within a tenth.
+    assert cutmix["a100_hours"] == pytest.approx(300 * 1281167 / 16600 / 3600, rel=0.1)
+    assert known["7", "Baseline"]["top5_error"] is None
+    assert known["figure-3-right", "layer 4 (layer3)"]["top1_error"] is None
+    assert known["3", "ResNet-50 + DropBlock"]["epochs"] == 270
+
+
+def test_the_list_for_reading_fits_100_columns_and_names_every_config():
+    text = run_list()
+    assert max(map(len, text.splitlines())) <= 100
+    for row in json.loads(run_list("--json")):
+        assert f"      {row['config']}\n" in text
+    assert re.search(r"PyramidNet-110 \(alpha=64\) +1,725,300 +19\.85 +4\.66", text)
+    assert "estimate" in text
+
+
+def test_json_needs_the_list(tmp_path):
+    done = run_main(f"--workdir={tmp_path}", "--json")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: --json needs --mode list.*\n", done.stderr)

@@ -1,0 +1,100 @@
+"""What commands share: configs by name, names for runs, and mistakes told in one line.
+
+Nothing here imports jax, so that a mistake is told at once.
+"""
+
+import os
+import pathlib
+import re
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from cutmix_jax import UserError
+from cutmix_jax.config import base_config, flatten, nearest
+
+# `configs/` lies beside the package in a clone; its files may import each other.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def read_config(name, overrides=()):
+    """The config of 'FILE' or 'FILE:MODEL,METHOD', with overrides.
+
+    Args:
+      name: what stands behind `--config`.
+      overrides: words of a command line, `--config.KEY=VALUE`.
+
+    Raises:
+      UserError: the file, its argument or an override cannot be used.
+    """
+    own = flags.FlagValues()
+    argv = ["", f"--config={name}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=argv)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    try:
+        rest = own(argv)
+        if len(rest) > 1:
+            raise UserError(f"{rest[1]!r} is no override: write --config.KEY=VALUE.")
+        holder.value.seed  # noqa: B018  a missing file is noticed only when it is read
+    except Exception as error:
+        raise UserError(explain(error, argv)) from error
+    return holder.value
+
+
+def run_name(name, seed, named=()):
+    """What to call a run's folder: its config, its argument, the values `named`, its seed.
+
+    Example:
+      >>> run_name('configs/cifar.py:resnet110,cutmix', 0, {'epochs': 3})
+      'cifar-resnet110,cutmix-epochs=3-seed0'
+    """
+    path, _, arg = name.partition(":")
+    values = [f"{key}={value}" for key, value in dict(named).items()]
+    parts = [pathlib.Path(path).stem, arg, *values, f"seed{seed}"]
+    return "-".join(re.sub(r"[^\w.,=+]+", "_", part) for part in parts if part)
+
+
+def explain(error, argv):
+    """The cause of a refused command line, in one line."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    if isinstance(chain[-1], UserError):
+        return str(chain[-1])
+    keys = flatten(base_config().to_dict())
+    for word in argv[1:]:
+        key = re.match(r"--config\.([\w.]+)", word)
+        if key and key[1] not in keys:
+            return f"There is no config key {key[1]!r} ({nearest(key[1], keys)})."
+    told = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
+    return " ".join(told.split())
+
+
+def fail(sentence, status):
+    """Ends the program with one sentence."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def guard(function, *arguments):
+    """Calls `function`; what the user can put right is told in one line, with exit status 1."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return fail(error, 1)
+    except BrokenPipeError:  # whoever read along has gone, and needs no message
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return sys.exit(1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return fail(
+            f"{error.strerror or error}{where}: see to the disk, the path or its permissions, and "
+            "start the same command again.",
+            1,
+        )
+    except KeyboardInterrupt:
+        return fail(
+            "interrupted: start the same command again to go on from the last checkpoint.", 130
+        )

@@ -1,0 +1,142 @@
+"""The paper's results as data, and the command that trains each row.
+
+`tables.json` has every row of the paper's tables, of the authors' README and of public reruns;
+those that can be trained here name their config. `networks.json` has the exact number of
+parameters of their networks, and the floating-point operations of one image's forward pass, as
+XLA counts them (a multiply-add is two). Reading them takes nothing but Python.
+"""
+
+import json
+import pathlib
+
+from cutmix_jax.recipes import read_method
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+
+# By the config file of a row: the kind of its recipes, classes, training images, and how a run of
+# it is laid out: whether over all chips, and which share of their peak it is taken to reach.
+# ImageNet: what the 16,600 images/s that others publish for ResNet-50 on 8 A100 come to.
+# CIFAR: a batch of 64 fits one chip, whose time then goes to many small layers; a guess.
+DATA_SETS = {
+    "imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
+    "cifar": ("cifar", 100, 50_000, "one chip", 0.05),
+    "cifar10": ("cifar", 10, 50_000, "one chip", 0.05),
+}
+# Chips, and the peak of each in bfloat16, operations a second, as the makers give it.
+MACHINES = {"a100": (8, 312e12), "tpu_v4": (4, 275e12)}
+BACKWARD = 3  # a training step's operations over those of the forward pass
+
+
+def read_tables():
+    """Returns all rows as dictionaries: `table`, `row`, `source`, and what each table prints.
+
+    Example:
+        >>> row = next(row for row in read_tables() if row['row'] == 'ResNet-50 + CutMix')
+        >>> row['table'], row['top1_err'], row['config']
+        ('3', 21.4, 'configs/imagenet.py:resnet50,cutmix')
+    """
+    return json.loads((FOLDER / "tables.json").read_text())["rows"]
+
+
+def read_networks():
+    """Returns `{(model, num_classes): {'image_side', 'params', 'flops'}}`.
+
+    Example:
+        >>> read_networks()['resnet50', 1000]['params']
+        25557032
+    """
+    networks = json.loads((FOLDER / "networks.json").read_text())
+    return {(network["model"], network["num_classes"]): network for network in networks}
+
+
+def list_recipes():
+    """Returns the rows that can be trained here, in the paper's order.
+
+    Returns:
+        Dictionaries with `table`, `row`, `config`, `params` (exactly, of our network),
+        `top1_error` and `top5_error` (the paper's, in percent; None where it prints none),
+        `from_original_paper` (whether the paper copied these from another), `epochs`, `flops`
+        (forward, one image), and an estimate of the time for each machine of `MACHINES`, such
+        as `a100_chips` and `a100_hours`.
+
+    Example:
+        >>> row = list_recipes()[-1]
+        >>> row['table'], row['row'], row['config'].partition(':')[2]
+        ('figure-3-right', 'layer 4 (layer3)', 'pyramidnet200,feature_cutmix_layer4')
+    """
+    networks = read_networks()
+    listed = []
+    for row in read_tables():
+        if "config" not in row:
+            continue
+        path, _, arg = row["config"].partition(":")
+        model, method = arg.split(",")
+        data_set = DATA_SETS[pathlib.Path(path).stem]
+        kind, num_classes, examples, _, _ = data_set
+        network = networks[model, num_classes]
+        epochs = read_method(method, model, kind).get("epochs", 300)
+        listed.append(
+            {
+                "table": row["table"],
+                "row": row["row"],
+                "config": row["config"],
+                "params": network["params"],
+                "top1_error": row["top1_err"],
+                "top5_error": row.get("top5_err"),
+                "from_original_paper": row.get("from_original_paper", False),
+                "epochs": epochs,
+                "flops": network["flops"],
+                **estimate(network["flops"] * examples * epochs, data_set),
+            }
+        )
+    return listed
+
+
+def estimate(forward_flops, data_set):
+    """The chips and hours of a run, from the operations of its forward passes."""
+    *_, layout, share = data_set
+    result = {}
+    for name, (chips, peak) in MACHINES.items():
+        used = chips if layout == "all chips" else 1
+        hours = BACKWARD * forward_flops / (used * peak * share) / 3600
+        result |= {f"{name}_chips": used, f"{name}_hours": round(hours, 1)}
+    return result
+
+
+def format_recipes(listed):
+    """Returns what `list_recipes` returns as text of at most 100 columns."""
+    lines, table = [], None
+    for row in listed:
+        if row["table"] != table:
+            table = row["table"]
+            name = table.replace("-", " ").capitalize() if table[0] == "f" else f"Table {table}"
+            lines += [
+                "",
+                f"{name:<48}{'params':>11}{'top-1':>8}{'top-5':>7}{'8 A100':>12}{'TPU v4-8':>12}",
+            ]
+        errors = [
+            "-" if row[key] is None else f"{row[key]:.2f}" for key in ("top1_error", "top5_error")
+        ]
+        times = (f"{row[f'{m}_chips']} x {row[f'{m}_hours']:.1f} h" for m in MACHINES)
+        a100, tpu = (f"{time:>12}" for time in times)
+        name = row["row"] + " *" * row["from_original_paper"]
+        lines += [
+            f"  {name:<46}{row['params']:>11,}{errors[0]:>8}{errors[1]:>7}{a100}{tpu}",
+            f"      {row['config']}",
+        ]
+    imagenet, cifar = (f"{DATA_SETS[name][-1]:.0%}" for name in ("imagenet", "cifar"))
+    return "\n".join(
+        [
+            "Each row of the paper that can be trained here: python main.py --config CONFIG",
+            "Errors in percent as the paper prints them (best epoch; CIFAR: mean of three runs).",
+            *lines,
+            "",
+            "* The paper copies this number from the original one, which trained otherwise.",
+            "",
+            "Chips x hours are an estimate, not a measurement: three forward passes' operations",
+            f"for each training image; on ImageNet at {imagenet} of the bfloat16 peak of all chips",
+            "(a v4-8 has 4), which is what published ResNet-50 throughput with large batches",
+            f"comes to; on CIFAR at a guessed {cifar} of the peak of one chip, since layers and",
+            "batches are small. Light networks wait for each layer, and take longer.",
+        ]
+    )
