@@ -98,7 +98,7 @@ def base_config():
         }
     )
 
-    config.dataset = "digits"  # 'digits', 'folder', or the name of a TFDS data set
+    config.dataset = "digits"  # 'digits', 'shapes', 'folder', or a name of TFDS
     config.data_dir = config_dict.placeholder(str)
     config.boxes_dir = config_dict.placeholder(str)  # ILSVRC's XML files, for localization
     config.source = "auto"  # 'resident' (in device memory), 'streaming' (tf.data), or 'auto'

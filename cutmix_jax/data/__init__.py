@@ -11,6 +11,7 @@ from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.prepared import open_prepared
 from cutmix_jax.data.records import ImageSet
 from cutmix_jax.data.settings import Settings, read_settings
+from cutmix_jax.data.shapes import open_shapes
 
 __all__ = ["Data", "Shards", "open_data"]
 
@@ -48,6 +49,8 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
         )
     if settings.dataset == "digits":
         data = _open_digits(settings, shards)
+    elif settings.dataset == "shapes":
+        data = open_shapes(settings, shards)
     else:
         data = _open_set(settings, shards)
     if data.color is not None and data.image_shape[2] != 3:

@@ -31,6 +31,8 @@ from cutmix_jax.data.records import (
     require,
 )
 
+# What is read without TFDS.
+OURS = ("digits", "shapes", "folder")
 # Their 'test' split carries no labels (-1).
 UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset", "places365_small")
 # Bytes of tfrecord files; looking through less is faster than keeping where the records lie.
@@ -116,7 +118,7 @@ def _parse(dataset: str) -> tuple[str, str | None, str | None]:
     match = re.fullmatch(r"([\w-]+)(?:/([^:]+))?(?::([\d.]+))?", dataset)
     if not match:
         raise UserError(
-            f"dataset={dataset!r} is no name of a data set: expected digits, folder, or "
+            f"dataset={dataset!r} is no name of a data set: expected digits, shapes, folder, or "
             "NAME[/CONFIG][:VERSION] of TFDS"
         )
     return match.groups()
@@ -264,10 +266,10 @@ def _prepare(dataset: str, root: pathlib.Path) -> None:
     known = tfds.list_builders(with_community_datasets=False)
     if name not in known:
         here = {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
-        near = difflib.get_close_matches(name, [*known, *here, "digits", "folder"], 3, 0.5)
+        near = difflib.get_close_matches(name, [*known, *here, *OURS], 3, 0.5)
         raise UserError(
-            f"dataset={name!r} is neither digits, nor folder, nor known to TFDS, nor prepared in "
-            f"{root}: " + (f"did you mean {', '.join(near)}?" if near else "check the name")
+            f"dataset={name!r} is neither {', nor '.join(OURS)}, nor known to TFDS, nor prepared "
+            f"in {root}: " + (f"did you mean {', '.join(near)}?" if near else "check the name")
         )
     remedy = (
         f'prepare it where there is a network (python -c "import tensorflow_datasets as tfds; '

@@ -1,0 +1,381 @@
+"""Shapes: pictures of coloured, textured shapes on cluttered grounds, drawn by NumPy.
+
+Each example is a function of (seed, index) alone. Its class is the form of the object: colour,
+texture, place, size and turn are drawn alike for all classes, and the ground holds scraps of every
+colour, so that nothing but the form tells the class, and nothing but the form tells the place.
+"""
+
+import dataclasses
+import functools
+import sys
+
+import numpy as np
+
+from cutmix_jax import UserError
+from cutmix_jax.data import cache, resident
+from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.settings import Settings
+
+CLASS_NAMES = (
+    "disc",
+    "ring",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "heart",
+    "crescent",
+    "arrow",
+    "hourglass",
+)
+COLORS = {
+    "red": (205, 50, 45),
+    "orange": (235, 140, 40),
+    "yellow": (230, 210, 70),
+    "green": (60, 155, 70),
+    "cyan": (70, 185, 195),
+    "blue": (55, 85, 190),
+    "purple": (140, 70, 170),
+    "pink": (235, 140, 180),
+    "brown": (120, 80, 50),
+    "gray": (130, 130, 130),
+}
+TEXTURES = ("plain", "striped", "dotted", "chequered")
+# Part of what is kept on disk: raise it when an example comes out otherwise.
+VERSION = 1
+SEEDS = {"train": 0, "test": 1}
+DEFAULT_SIZE, SMALLEST_SIZE = 64, 16
+TRAIN_EXAMPLES, TEST_EXAMPLES = 10_000, 2_000
+
+_NAMES, _RGB = tuple(COLORS), np.array(list(COLORS.values()), np.float32)
+RADIUS = (0.15, 0.34)  # of an object, in sides of the image
+TURN = 30.0  # degrees to either side
+JITTER = 25.0  # of a colour's channels, on [0, 255]
+SCRAPS = (5, 11)
+GRID = 5  # coarse squares a side of the ground's shading
+TRIES = 20  # to place a further object beside the others
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One picture and all that is known of it.
+
+    Attributes:
+      image: uint8 [size, size, 3].
+      label: class of the first object, which no other one is larger than.
+      labels: int32 [n], the class of each object.
+      boxes: float32 [n, 4], (top, left, bottom, right) in shares of the side, half-open, tight.
+      mask: uint8 [size, size], 0 for the ground and k for the k-th object.
+      caption: one sentence.
+    """
+
+    image: np.ndarray
+    label: int
+    labels: np.ndarray
+    boxes: np.ndarray
+    mask: np.ndarray
+    caption: str
+
+
+def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: int = 1) -> Example:
+    """Draws one picture, a function of the arguments alone.
+
+    Args:
+      seed: which sequence of pictures; train and test have one each.
+      index: which picture of it.
+      size: side in pixels, at least 16.
+      max_objects: 1 to so many objects, none of which hides another.
+
+    Returns:
+      An `Example`.
+
+    Raises:
+      UserError: the size is too small for the forms to be told apart.
+
+    Example:
+      >>> example = draw_example(seed=0, index=0)
+      >>> example.image.shape, CLASS_NAMES[example.label], example.caption
+      ((64, 64, 3), 'triangle', 'A striped red triangle on a purple ground.')
+    """
+    check_size(size)
+    # RandomState, because NumPy has frozen its streams; those of Generator may change.
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, index))))
+    grounds = random.permutation(len(COLORS))
+    image = _draw_ground(random, size, _RGB[grounds[0]])
+    mask = np.zeros((size, size), np.uint8)
+    labels, boxes, phrases = [], [], []
+    radii = np.sort(random.uniform(*RADIUS, random.randint(1, max_objects + 1)))[::-1]
+    for radius in radii:
+        label = random.randint(len(CLASS_NAMES))
+        place = _find_place(random, radius, boxes)
+        if place is None:
+            continue
+        color = grounds[random.randint(1, len(grounds))]  # another than that of the ground
+        texture = random.randint(len(TEXTURES))
+        box = _draw_object(
+            random, image, mask, len(boxes) + 1, place, radius, label, color, texture
+        )
+        labels.append(label)
+        boxes.append(box)
+        adjectives = [TEXTURES[texture]] * (texture > 0) + [_NAMES[color]]
+        phrases.append(_with_article(" ".join([*adjectives, CLASS_NAMES[label]])))
+    listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
+    caption = f"{listed} on {_with_article(f'{_NAMES[grounds[0]]} ground')}."
+    return Example(
+        image=np.clip(image + 0.5, 0, 255).astype(np.uint8),
+        label=labels[0],
+        labels=np.asarray(labels, np.int32),
+        boxes=np.asarray(boxes, np.float32),
+        mask=mask,
+        caption=caption[0].upper() + caption[1:],
+    )
+
+
+def check_size(size: int) -> None:
+    """Refuses pictures too small to show a form."""
+    if size < SMALLEST_SIZE:
+        raise UserError(
+            f"image_size={size} is too small for dataset=shapes, whose forms are told apart from "
+            f"{SMALLEST_SIZE} pixels on: use a larger --config.image_size"
+        )
+
+
+def open_shapes(settings: Settings, shards: Shards) -> Data:
+    """Pictures with one object, held in device memory."""
+    if settings.source == "streaming" or settings.min_area is not None:
+        raise UserError(
+            "shapes is always resident, but streaming or a random-resized crop was asked for: use "
+            "--config.source=auto without augment.min_area"
+        )
+    if settings.test_split not in (None, "test", "held_out"):
+        raise UserError(f"shapes has no split {settings.test_split!r}, only test and train")
+    size = settings.image_size or DEFAULT_SIZE
+    check_size(size)
+    wanted = settings.train_examples or TRAIN_EXAMPLES - settings.held_out
+    counts = {"train": wanted + settings.held_out, "test": TEST_EXAMPLES}
+    mib = sum(counts.values()) * size * size * 3 / 2**20
+    if mib > settings.resident_limit_mib:
+        raise UserError(
+            f"shapes takes {mib:,.1f} MiB in device memory, more than resident_limit_mib="
+            f"{settings.resident_limit_mib}: use fewer by --config.train_examples=N, or raise "
+            "--config.resident_limit_mib"
+        )
+    arrays = read_arrays(size, counts)
+    return resident.open_resident(
+        settings,
+        arrays,
+        CLASS_NAMES,
+        shards,
+        "shapes",
+        lambda split, i: arrays[split]["boxes"][i],
+    )
+
+
+def read_arrays(size: int, counts: dict[str, int]) -> dict:
+    """`{'train': {'image', 'label', 'boxes'}, 'test': ...}`, drawn or from the cache."""
+
+    def make() -> dict[str, np.ndarray]:
+        print(f"Drawing {sum(counts.values()):,} shapes, once.", file=sys.stderr, flush=True)
+        flat = {}
+        for split, count in counts.items():
+            drawn = [draw_example(SEEDS[split], i, size) for i in range(count)]
+            flat[f"{split}/image"] = np.stack([example.image for example in drawn])
+            flat[f"{split}/label"] = np.array([example.label for example in drawn], np.int32)
+            flat[f"{split}/boxes"] = np.stack([example.boxes for example in drawn])
+        return flat
+
+    flat = cache.load_or_make("shapes", f"{VERSION} {size} {counts}", make)
+    return {
+        split: {key: flat[f"{split}/{key}"] for key in ("image", "label", "boxes")}
+        for split in counts
+    }
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@functools.cache
+def _pixels(size: int) -> np.ndarray:
+    """float32 [2, size, size]: y and x of the pixels' centres, in sides of the image."""
+    return (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
+
+
+def _draw_ground(random, size: int, color: np.ndarray) -> np.ndarray:
+    """float32 [size, size, 3]: uneven shading in one colour, and scraps in all of them."""
+    shading = random.uniform(-1, 1, (GRID, GRID, 1)).astype(np.float32) * 45
+    shading = shading + random.uniform(-1, 1, (GRID, GRID, 3)).astype(np.float32) * 15
+    image = _enlarge(shading, size) + (color + _jitter(random))
+    for _ in range(random.randint(*SCRAPS)):
+        # Long and thin, or small, so that none passes for an object.
+        half = np.array([random.uniform(0.015, 0.05), random.uniform(0.06, 0.2)])
+        center = random.uniform(0, 1, 2)
+        reach = half[1] * 1.1
+        window, pixels = _window(size, center, reach)
+        y, x = np.abs(_turned(pixels, center, random.uniform(0, 360)))
+        round_ends = random.randint(2)
+        distance = (
+            (np.hypot(y / half[0], x / half[1]) - 1) * half[0]
+            if round_ends
+            else np.maximum(y - half[0], x - half[1])
+        )
+        _paint(image, window, distance, _RGB[random.randint(len(COLORS))] + _jitter(random))
+    return image + random.normal(0, 6, image.shape).astype(np.float32)
+
+
+def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
+    """[size, size, C] of [g, g, C], bilinear."""
+    place = np.linspace(0, len(grid) - 1, size, dtype=np.float32)
+    low = np.minimum(place.astype(int), len(grid) - 2)
+    share = (place - low)[:, None, None]
+    rows = grid[low] * (1 - share) + grid[low + 1] * share
+    share = share.reshape(1, -1, 1)
+    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+
+
+def _jitter(random) -> np.ndarray:
+    return random.uniform(-JITTER, JITTER, 3).astype(np.float32)
+
+
+def _window(size: int, center, reach: float):
+    """(slices, pixels [2, h, w]) of the part of the image within `reach` of `center`."""
+    low = np.clip(np.floor((center - reach) * size), 0, size).astype(int)
+    high = np.clip(np.ceil((center + reach) * size) + 1, 0, size).astype(int)
+    window = (slice(low[0], high[0]), slice(low[1], high[1]))
+    return window, _pixels(size)[(slice(None), *window)]
+
+
+def _turned(pixels: np.ndarray, center, degrees: float) -> np.ndarray:
+    """[2, h, w]: y (down) and x of the pixels as seen from a turned `center`."""
+    y, x = pixels[0] - np.float32(center[0]), pixels[1] - np.float32(center[1])
+    c, s = np.float32(np.cos(np.radians(degrees))), np.float32(np.sin(np.radians(degrees)))
+    return np.stack([c * y - s * x, s * y + c * x])
+
+
+def _paint(image: np.ndarray, window, distance: np.ndarray, color) -> np.ndarray:
+    """Paints where `distance` (in sides of the image) is negative, with a soft edge of a pixel."""
+    cover = np.clip(0.5 - distance * len(image), 0, 1).astype(np.float32)
+    part = image[window]
+    part += cover[..., None] * (color - part)
+    return cover >= 0.5
+
+
+def _find_place(random, radius: float, boxes: list):
+    """A centre (y, x), whose object lies within the image and overlaps no other; or None."""
+    for _ in range(TRIES):
+        center = random.uniform(radius, 1 - radius, 2)
+        low, high = center - radius, center + radius
+        if all((high < box[:2]).any() or (low > box[2:]).any() for box in boxes):
+            return center
+    return None
+
+
+def _draw_object(random, image, mask, number, center, radius, label, color, texture):
+    """Draws one object; returns its box in shares of the side."""
+    size = len(image)
+    window, pixels = _window(size, center, radius * 1.05)
+    place = _turned(pixels, center, random.uniform(-TURN, TURN)) / np.float32(radius)
+    distance = FORMS[CLASS_NAMES[label]](*place) * np.float32(radius)
+    paint = _RGB[color] + _jitter(random)
+    # The second tone is darker or lighter, whichever is farther from the first.
+    other = paint * 0.45 if paint.mean() > 110 else paint * 0.5 + 115
+    pattern = _pattern(random, TEXTURES[texture], place, radius * size)
+    painted = _paint(image, window, distance, paint + pattern[..., None] * (other - paint))
+    mask[window][painted] = number
+    rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
+    top, left = window[0].start, window[1].start
+    corners = (top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1)
+    return np.asarray(corners, np.float32) / np.float32(size)
+
+
+def _pattern(random, texture: str, place: np.ndarray, pixels: float) -> np.ndarray:
+    """float32 [h, w], 1 where the second tone of a texture is."""
+    # Waves across the object, but no finer than four pixels.
+    waves = min(random.uniform(1.6, 3.0), pixels / 2)
+    y, x = np.sin(place * np.float32(np.pi * waves) + random.uniform(0, 6, (2, 1, 1)))
+    wave = {
+        "plain": -1.0 + 0 * y,
+        "striped": y,
+        "dotted": y * x - 0.3,
+        "chequered": y * x,
+    }[texture]
+    return (wave > 0).astype(np.float32)
+
+
+# Forms: y (down) and x in radii of the object -> a signed distance to the edge, or about that,
+# negative inside. All of them lie within the unit disc.
+
+
+def _polygon(y, x, corners):
+    """Distance to the edges, with the sign of the even-odd rule."""
+    nearest, inside = np.full(y.shape, 9.0, np.float32), np.zeros(y.shape, bool)
+    for (y0, x0), (y1, x1) in zip(corners, [*corners[1:], corners[0]], strict=True):
+        dy, dx = y1 - y0, x1 - x0
+        along = np.clip(((y - y0) * dy + (x - x0) * dx) / (dy * dy + dx * dx), 0, 1)
+        nearest = np.minimum(nearest, (y - y0 - along * dy) ** 2 + (x - x0 - along * dx) ** 2)
+        if dy:
+            inside ^= ((y < y0) != (y < y1)) & (x < x0 + (y - y0) * (dx / dy))
+    return np.where(inside, -1, 1) * np.sqrt(nearest)
+
+
+def _around(*spokes):
+    """Corners (y, x) from (degrees clockwise from the top, radius)."""
+    return [(-r * np.cos(np.radians(a)), r * np.sin(np.radians(a))) for a, r in spokes]
+
+
+def _disc(y, x):
+    return np.hypot(y, x) - 0.9
+
+
+def _ring(y, x):
+    return np.abs(np.hypot(y, x) - 0.73) - 0.22
+
+
+def _square(y, x):
+    return np.maximum(np.abs(y), np.abs(x)) - 0.7
+
+
+def _cross(y, x):
+    y, x = np.abs(y), np.abs(x)
+    return np.minimum(np.maximum(y - 0.95, x - 0.28), np.maximum(y - 0.28, x - 0.95))
+
+
+def _heart(y, x):
+    x = np.abs(x)
+    lobes = np.hypot(y + 0.3, x - 0.42) - 0.48
+    point = np.maximum((x * 0.8 + y * 0.62 - 0.56), -0.3 - y)
+    return np.minimum(lobes, point)
+
+
+def _crescent(y, x):
+    return np.maximum(np.hypot(y, x) - 0.95, 0.72 - np.hypot(y + 0.1, x - 0.5))
+
+
+FORMS = {
+    "disc": _disc,
+    "ring": _ring,
+    "square": _square,
+    "triangle": functools.partial(_polygon, corners=_around((0, 0.98), (120, 0.98), (240, 0.98))),
+    "star": functools.partial(
+        _polygon, corners=_around(*((36 * i, 0.42 if i % 2 else 0.98) for i in range(10)))
+    ),
+    "cross": _cross,
+    "heart": _heart,
+    "crescent": _crescent,
+    "arrow": functools.partial(
+        _polygon,
+        corners=[
+            (-0.95, 0),
+            (-0.05, 0.7),
+            (-0.05, 0.26),
+            (0.9, 0.26),
+            (0.9, -0.26),
+            (-0.05, -0.26),
+            (-0.05, -0.7),
+        ],
+    ),
+    "hourglass": functools.partial(
+        _polygon,
+        corners=[(-0.75, -0.62), (-0.75, 0.62), (0, 0.08), (0.75, 0.62), (0.75, -0.62), (0, -0.08)],
+    ),
+}
