@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from cutmix_jax import UserError
-from cutmix_jax.data import boxes, cache, records, resident
+from cutmix_jax.data import boxes, cache, records, resident, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.prepared import open_prepared
@@ -141,6 +141,8 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
         root = _existing(data_dir)
     else:
         root = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):
+        return tiny_imagenet.open_tree(tree, test_split)
     return open_prepared(dataset, root, test_split)
 
 

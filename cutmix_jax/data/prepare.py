@@ -1,0 +1,48 @@
+"""Prepares our sets for TFDS: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
+
+import argparse
+import pathlib
+import sys
+
+from cutmix_jax import UserError
+from cutmix_jax.data import records
+
+NAMES = ("tiny_imagenet", "shapes", "shapes/single", "shapes/several")
+
+
+def main(words=None):
+    """Reads the command line, prepares the set, and prints where it is."""
+    parser = argparse.ArgumentParser(prog="python -m cutmix_jax.data.prepare", description=__doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--data_dir", required=True, help="folder of TFDS data sets to write into")
+    parser.add_argument("--source", help="of tiny_imagenet: the unpacked folder tiny-imagenet-200")
+    parser.add_argument("--examples", type=int, help="at most so many a split")
+    flags = parser.parse_args(words)
+    try:
+        print(prepare(flags.name, flags.data_dir, flags.source, flags.examples))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def prepare(name: str, data_dir: str, source: str | None = None, examples: int | None = None):
+    """Writes the set `name` below `data_dir`, and returns its folder."""
+    records.require("tensorflow_datasets", f"preparing {name}", "pip install tensorflow-datasets")
+    records.import_tensorflow()
+    import tensorflow_datasets as tfds
+
+    from cutmix_jax.data import builders
+
+    options = {"data_dir": str(pathlib.Path(data_dir).expanduser())}
+    if name == "tiny_imagenet":
+        builder = builders.TinyImagenet(source=source, **options)
+    else:
+        builder = builders.Shapes(config=name.partition("/")[2] or "single", **options)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(max_examples_per_split=examples)
+    )
+    return builder.data_dir
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Tiny-ImageNet as it is distributed: the folder tiny-imagenet-200, with a box for each image.
+
+    wnids.txt  words.txt
+    train/CLASS/images/*.JPEG        train/CLASS/CLASS_boxes.txt    FILE x0 y0 x1 y1
+    val/images/*.JPEG                val/val_annotations.txt        FILE CLASS x0 y0 x1 y1
+
+Corners are inclusive pixels. Classes are sorted by their WordNet id.
+"""
+
+import functools
+import os
+import pathlib
+
+import numpy as np
+
+from cutmix_jax import UserError
+from cutmix_jax.data import cache
+from cutmix_jax.data.records import ImageSet, Split, choose_split
+
+SIDE = 64
+FOLDER = "tiny-imagenet-200"
+
+
+def find_tree(root: pathlib.Path) -> pathlib.Path | None:
+    """The official folder, if it is `root` or lies in it."""
+    for folder in (root, root / FOLDER):
+        if (folder / "wnids.txt").is_file() and (folder / "train").is_dir():
+            return folder
+    return None
+
+
+def open_tree(root: pathlib.Path, test_split: str | None) -> ImageSet:
+    """The official folder as a set of encoded images."""
+    classes = tuple(sorted(_read(root / "wnids.txt").split()))
+    splits = {"train": _train(root, classes)}
+    if test_split != "held_out":
+        choose_split(("train", "validation"), test_split, ("validation",), str(root))
+        splits["test"] = _validation(root, classes)
+    paths = [split.name(i) for split in splits.values() for i in range(split.count)]
+    return ImageSet(
+        name="tiny_imagenet-tree",
+        class_names=classes,
+        shape=(SIDE, SIDE, 3),
+        splits=splits,
+        fingerprint=lambda: "\n".join(cache.stats(paths)),
+    )
+
+
+def read_words(root: pathlib.Path) -> dict[str, str]:
+    """WordNet id -> English words."""
+    lines = _read(root / "words.txt").splitlines()
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+
+def _train(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        folder = root / "train" / name / "images"
+        found = sorted(folder.glob("*.JPEG")) if folder.is_dir() else []
+        if not found:
+            raise UserError(
+                f"{folder} holds no *.JPEG, but {name} is listed in wnids.txt: unpack "
+                f"{FOLDER}.zip again, or take the line out"
+            )
+        files += map(str, found)
+        labels += [label] * len(found)
+
+    @functools.cache
+    def boxes_of(name: str) -> dict[str, list[str]]:
+        return _table(root / "train" / name / f"{name}_boxes.txt", 5)
+
+    def box(i: int) -> np.ndarray:
+        name = classes[labels[i]]
+        return _box(boxes_of(name), root / "train" / name / f"{name}_boxes.txt", files[i])
+
+    return _split(files, labels, box)
+
+
+def _validation(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
+    path = root / "val" / "val_annotations.txt"
+    table = _table(path, 6)
+    number = {name: label for label, name in enumerate(classes)}
+    rows = sorted(item for item in table.items() if item[1][0] in number)
+    if not rows:
+        raise UserError(f"{path} lists no image of the classes in wnids.txt: unpack it again")
+    files = [str(root / "val" / "images" / name) for name, _ in rows]
+    labels = [number[fields[0]] for _, fields in rows]
+    return _split(files, labels, lambda i: _box(table, path, files[i]))
+
+
+def _split(files: list[str], labels: list[int], box) -> Split:
+    return Split(
+        count=len(files),
+        read=lambda i: pathlib.Path(files[i]).read_bytes(),
+        labels=np.asarray(labels, np.int32),
+        name=files.__getitem__,
+        boxes=box,
+    )
+
+
+def _table(path: pathlib.Path, columns: int) -> dict[str, list[str]]:
+    """File name -> the other columns of a tab-separated file."""
+    rows = [line.split() for line in _read(path).splitlines() if line.strip()]
+    for row in rows:
+        if len(row) != columns or not all(field.isdecimal() for field in row[-4:]):
+            raise UserError(
+                f"{path} has the line {' '.join(row)!r}, but {columns} columns that end in four "
+                f"whole numbers are expected: unpack {FOLDER}.zip again"
+            )
+    return {row[0]: row[1:] for row in rows}
+
+
+def _box(table: dict[str, list[str]], path: pathlib.Path, file: str) -> np.ndarray:
+    """float32 [1, 4], half-open, in shares of the image."""
+    name = os.path.basename(file)
+    if name not in table:
+        raise UserError(f"{path} has no line for {name}: unpack {FOLDER}.zip again")
+    left, top, right, bottom = map(int, table[name][-4:])
+    return np.array([[top, left, bottom + 1, right + 1]], np.float32) / SIDE
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}), and belongs to the folder {FOLDER}: unpack "
+            f"{FOLDER}.zip again"
+        ) from error
