@@ -551,7 +551,7 @@ def _numpy_scalars():
 
 def _unreadable(path, error):
     """One sentence of what may be pages."""
-    if blocked := re.search(r"(?:GLOBAL|global:?) ([\w.]*\w)", str(error)):
+    if blocked := re.search(r"GLOBAL ([\w.]*\w)", str(error)):
         reason = (
             f"it would call {blocked[1]}, and only tensors and numbers are read: load it where "
             "you trust it, and save model.state_dict() alone"
