@@ -79,6 +79,7 @@ def base_config():
         }
     )
     config.init_from = config_dict.placeholder(str)  # workdir whose weights are the start
+    config.new_head = False  # True: the head starts anew, even where that of init_from fits
 
     # The parameters of `mix.create_mix`; None: the mix's own default.
     config.mix = config_dict.ConfigDict(
@@ -105,6 +106,7 @@ def base_config():
     config.resident_limit_mib = 2048
     config.image_size = config_dict.placeholder(int)  # None: as stored (resident)
     config.eval_resize = config_dict.placeholder(int)  # shorter side before the centre crop
+    config.square_resize = config_dict.placeholder(int)  # both sides before crops (streaming)
     config.train_examples = config_dict.placeholder(int)  # a fixed subset; None: all
     config.held_out = 0  # training examples kept back to choose the epoch on
     config.test_split = config_dict.placeholder(str)  # None: 'test', else 'validation'
@@ -121,6 +123,7 @@ def base_config():
     config.normalize = config_dict.ConfigDict({"mean": (0.5,), "std": (0.5,)})  # of [0, 1]
 
     config.learning_rate = 0.1
+    config.head_lr_factor = 1.0  # learning rate of the head (fc) over that of the rest
     config.schedule = "step"  # 'step' or 'cosine'
     config.lr_drops = (0.5, 0.75)  # shares of the epochs at which the rate falls (step)
     config.lr_factor = 0.1  # by this factor
@@ -385,6 +388,7 @@ _RULES = {
         "a finite number per channel",
     ),
     "learning_rate": _between(0.0),
+    "head_lr_factor": _between(0.0),
     "schedule": _one_of("step", "cosine"),
     "lr_drops": (
         lambda values: all(0 < value < 1 for value in values) and sorted(values) == list(values),

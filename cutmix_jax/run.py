@@ -231,7 +231,10 @@ def check_same_run(task, meta, workdir):
 
 
 def initialize_from(task, state, path):
-    """Takes over the weights of another run; a head of another shape stays as initialised."""
+    """Takes over the weights of another run; a head that does not fit stays as initialised.
+
+    So does one that fits, where the config asks for a new head.
+    """
     mapping = create_mapping(task.config.mapping)
     found, _, notes = read_weights(path, mapping, name="config.init_from")
     given = flax.traverse_util.flatten_dict(jax.device_get(found["weights"]), sep="/")
@@ -250,6 +253,8 @@ def initialize_from(task, state, path):
             f"{', '.join([name for name in unfit if name not in head][:5])} differ; set "
             "config.model to the network that was saved."
         )
+    if task.config.new_head:
+        head = sorted(name for name in wanted if name.split("/")[1] == "fc")
     fitted = {name: wanted[name] if name in head else given[name] for name in wanted}
     weights = flax.traverse_util.unflatten_dict(fitted, sep="/")
     state = state.replace(**weights)
@@ -257,7 +262,8 @@ def initialize_from(task, state, path):
         state = state.replace(ema=jax.tree.map(np.copy, weights))
     notes = [*notes, f"Starting from the weights of {path}."]
     if head:
-        notes.append(f"Its head does not fit and is initialised anew: {', '.join(head)}.")
+        why = "is not taken" if task.config.new_head else "does not fit"
+        notes.append(f"Its head {why} and is initialised anew: {', '.join(head)}.")
     return state, notes
 
 
@@ -290,6 +296,7 @@ def describe(task, state):
     options = {
         f"warm-up of {config.warmup_epochs:g} epochs": config.warmup_epochs,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
+        f"learning rate of the head x {config.head_lr_factor:g}": config.head_lr_factor != 1,
         f"gradients of {config.accumulate} parts a step": config.accumulate > 1,
         f"stochastic depth, the last block dropped with probability {config.stochastic_depth:g}, "
         "earlier ones less in proportion": config.stochastic_depth,

@@ -105,10 +105,7 @@ def create_task(config, mapping=None):
         sides=sides,
         mapping=mapping,
         schedule=schedule,
-        optimizer=optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
-        ),
+        optimizer=create_optimizer(config, schedule),
     )
 
 
@@ -160,6 +157,23 @@ def create_schedule(config, steps_per_epoch):
         return steps
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
     return lambda count: jnp.minimum(rise(count), steps(count))
+
+
+def create_optimizer(config, schedule):
+    """SGD with momentum and coupled weight decay, the head's updates times `head_lr_factor`."""
+
+    def scale_head(updates, params):
+        del params
+        return updates | {"fc": jax.tree.map(lambda x: config.head_lr_factor * x, updates["fc"])}
+
+    steps = [
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+    ]
+    if config.head_lr_factor != 1:
+        # What SGD gives is proportional to the rate, so this is a rate of its own.
+        steps.append(optax.stateless(scale_head))
+    return optax.chain(*steps)
 
 
 def create_state(task):

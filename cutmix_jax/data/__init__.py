@@ -22,7 +22,7 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     """Opens the data set that the configuration names.
 
     `source='auto'` holds a set in device memory where its images are all of one size, this size
-    is the `image_size` asked for (if any), no random-resized crop is asked for, and the whole
+    is the `image_size` asked for (if any), no crop of larger images is asked for, and the whole
     takes at most `resident_limit_mib`; it streams the others. Under `source='resident'` images
     are resized to `image_size`.
 
@@ -62,10 +62,10 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
 
 
 def _open_digits(settings: Settings, shards: Shards) -> Data:
-    if settings.source == "streaming" or settings.min_area is not None:
+    if settings.source == "streaming" or settings.streaming_only:
         raise UserError(
-            "digits is always resident, but streaming or a random-resized crop was asked for: "
-            "use --config.source=auto without augment.min_area"
+            "digits is always resident, but streaming or a crop of larger images was asked for: "
+            "use --config.source=auto without augment.min_area and square_resize"
         )
     if settings.test_split not in (None, "test", "held_out"):
         raise UserError(f"digits has no split {settings.test_split!r}, only test and train")
@@ -106,7 +106,7 @@ def _with_xml_boxes(image_set: ImageSet, folder: str) -> ImageSet:
 def _is_resident(settings: Settings, image_set: ImageSet) -> bool:
     """Whether the set is to be held on the device; see `open_data`."""
     demanded = settings.source == "resident"
-    if settings.source == "streaming" or settings.min_area is not None:
+    if settings.source == "streaming" or settings.streaming_only:
         return False
     shape, by_file = image_set.shape, image_set.shape[0] is None
     if by_file:

@@ -13,7 +13,8 @@ class Settings:
     """Configuration of the data sources; None means unset.
 
     The crop of training images follows from what is set: `min_area` asks for a random-resized
-    crop (streaming only); otherwise images are padded by `pad` and cropped back.
+    crop, `square_resize` for a random crop of what is resized to a square (both are streaming
+    only); otherwise images are padded by `pad` and cropped back.
     """
 
     batch_size: int
@@ -27,6 +28,7 @@ class Settings:
     held_out: int = 0
     test_split: str | None = None
     eval_resize: int | None = None
+    square_resize: int | None = None
     boxes_dir: str | None = None
     pad: int = 0
     flip: bool = False
@@ -34,6 +36,11 @@ class Settings:
     max_area: float = 1.0
     color_jitter: float = 0.0
     lighting: float = 0.0
+
+    @property
+    def streaming_only(self) -> bool:
+        """Whether training images are cropped from larger ones."""
+        return self.min_area is not None or self.square_resize is not None
 
 
 AUGMENT_KEYS = ("pad", "flip", "min_area", "max_area", "color_jitter", "lighting")
@@ -47,6 +54,7 @@ LOWEST = {
     "train_examples": 1,
     "held_out": 0,
     "eval_resize": 1,
+    "square_resize": 1,
     "pad": 0,
     "min_area": 0,
     "max_area": 0,
@@ -92,6 +100,17 @@ def _check(settings: Settings) -> None:
         raise UserError(
             f"augment.pad={settings.pad} and augment.min_area={area} are both set, but an image "
             "is cropped in one way only: set augment.pad=0 for the random-resized crop"
+        )
+    square = settings.square_resize
+    if square is not None and (settings.pad or area is not None or settings.eval_resize):
+        raise UserError(
+            f"square_resize={square} is set beside augment.pad, augment.min_area or eval_resize, "
+            "but an image is resized and cropped in one way only: unset the others"
+        )
+    if square is not None and settings.source == "resident":
+        raise UserError(
+            f"square_resize={square} crops from larger images, which source=resident does not "
+            "have: use --config.source=streaming"
         )
     if area is not None and settings.source == "resident":
         raise UserError(

@@ -41,8 +41,11 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
     counts = {name: len(index) for name, (_, index) in indices.items()}
     size = settings.batch_size
     resize = _resize(settings, image_set, shape)
-    prepare_eval = functools.partial(_decode_for_eval, shape=shape, resize=resize)
+    square = settings.square_resize is not None
+    prepare_eval = functools.partial(_decode_for_eval, shape=shape, resize=resize, square=square)
     prepare_train = prepare_eval
+    if square:
+        prepare_train = functools.partial(_decode_square_and_crop, shape=shape, resize=resize)
     if settings.min_area is not None:
         area = (settings.min_area, settings.max_area)
         prepare_train = functools.partial(_decode_and_crop, shape=shape, area=area)
@@ -51,7 +54,8 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         split = image_set.splits[name]
         resized, offset = shape[:2], (0, 0)
         if resize is not None:
-            resized, offset = central_crop(*records.stored_size(split, i), shape, resize, min)
+            size = records.stored_size(split, i)
+            resized, offset = central_crop(*size, shape, resize, square, min)
         return boxes.in_pixels(split.boxes(i), resized, offset, shape)
 
     def stream(name, positions, mask, prepare, seed):
@@ -113,20 +117,21 @@ def _shape(settings: Settings, image_set: records.ImageSet) -> tuple[int, int, i
     height, width, channels = image_set.shape
     if settings.image_size:
         return settings.image_size, settings.image_size, channels
-    if height is None or settings.min_area is not None:
+    if height is None or settings.streaming_only:
         return DEFAULT_SIZE, DEFAULT_SIZE, channels
     return height, width, channels
 
 
 def _resize(settings: Settings, image_set: records.ImageSet, shape) -> int | None:
-    """The shorter side before the central crop; None where images already have their size."""
-    if settings.min_area is None:
+    """The shorter side before the crop; None where images already have their size."""
+    if not settings.streaming_only:
         return None if image_set.shape == shape else shape[0]
-    resize = settings.eval_resize or round(shape[0] * DEFAULT_RESIZE)
+    key = "eval_resize" if settings.square_resize is None else "square_resize"
+    resize = getattr(settings, key) or round(shape[0] * DEFAULT_RESIZE)
     if resize < shape[0]:
         raise UserError(
-            f"eval_resize={resize} is smaller than image_size={shape[0]}, which is cut out of "
-            "it: use a larger --config.eval_resize"
+            f"{key}={resize} is smaller than image_size={shape[0]}, which is cut out of "
+            f"it: use a larger --config.{key}"
         )
     return resize
 
@@ -227,24 +232,45 @@ def _decode_and_crop(encoded, channels: int, seed, *, shape, area):
     return _resized(_decode(encoded, channels, box), shape)
 
 
-def _decode_for_eval(encoded, channels: int, seed, *, shape, resize: int | None):
-    """The image with its shorter side resized to `resize`, and the central `shape` of it."""
+def _decode_square_and_crop(encoded, channels: int, seed, *, shape, resize: int):
+    """The image resized to a square, whatever its aspect, and a random `shape` of it."""
+    import tensorflow as tf
+
+    image = _resized(_decode_whole(encoded, channels), (resize, resize))
+    height, width = shape[:2]
+    draws = tf.random.stateless_uniform((2,), seed)
+    top = tf.cast(draws[0] * (resize - height + 1), tf.int32)
+    left = tf.cast(draws[1] * (resize - width + 1), tf.int32)
+    return tf.ensure_shape(image[top : top + height, left : left + width], shape)
+
+
+def _decode_for_eval(encoded, channels: int, seed, *, shape, resize: int | None, square: bool):
+    """The image resized as `central_crop` says, and the central `shape` of it."""
     import tensorflow as tf
 
     del seed
-    image = _decode(encoded, channels, lambda height, width: (0, 0, height, width))
+    image = _decode_whole(encoded, channels)
     if resize is None:
         return tf.ensure_shape(image, shape)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    resized, (top, left) = central_crop(height, width, shape, resize, tf.minimum)
+    resized, (top, left) = central_crop(height, width, shape, resize, square, tf.minimum)
     image = _resized(image, resized)
     return tf.ensure_shape(image[top : top + shape[0], left : left + shape[1]], shape)
 
 
-def central_crop(height, width, shape, resize: int, minimum: Callable):
-    """((height, width) of the resized image, (top, left) of the crop), for integers or tensors."""
+def _decode_whole(encoded, channels: int):
+    return _decode(encoded, channels, lambda height, width: (0, 0, height, width))
+
+
+def central_crop(height, width, shape, resize: int, square: bool, minimum: Callable):
+    """((height, width) of the resized image, (top, left) of the crop), for integers or tensors.
+
+    `resize` is the shorter side, or both where the image becomes a square.
+    """
     shorter = minimum(height, width)
     resized = (resize * height // shorter, resize * width // shorter)
+    if square:
+        resized = (resize, resize)
     return resized, (_half(resized[0] - shape[0]), _half(resized[1] - shape[1]))
 
 
