@@ -38,7 +38,7 @@ TORCH = ("copy, PyTorch", "torchvision v2", "timm + copy", "kornia")
 def ours(images, labels, classes):
     """This library; its one calls are jitted."""
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    keys = iter(jax.random.split(jax.random.key(0), 10_000))
+    keys = iter(list(jax.random.split(jax.random.key(0), 10_000)))  # not split while timed
     copy = jax.jit(jnp.copy)
 
     def call(function, **options):

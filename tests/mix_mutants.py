@@ -157,8 +157,8 @@ MUTANTS = {
     ),
     "lambda of another distribution": (
         "sample.py",
-        "jax.random.exponential(size_key, shape, jnp.float32) / alpha",
-        "jax.random.exponential(size_key, shape, jnp.float32) / (1.05 * alpha)",
+        "-jnp.log1p(-size) / alpha",
+        "-jnp.log1p(-size) / (1.05 * alpha)",
         "test_mix_draws.py::test_lambda_before_clipping_is_beta",
     ),
     "a side per square root, whatever their number": (
@@ -166,5 +166,23 @@ MUTANTS = {
         "(1 - lam) ** (1 / len(sides))",
         "jnp.sqrt(1 - lam)",
         "test_mix_draws.py::test_side_exponent_by_the_number_of_sides",
+    ),
+    "the normal centre is half as wide": (
+        "sample.py",
+        "math.sqrt(2) * lax.erf_inv(",
+        "0.5 * math.sqrt(2) * lax.erf_inv(",
+        "test_mix_draws.py::test_center_gaussian",
+    ),
+    "equal words fall by their index": (
+        "sample.py",
+        "flip = words[0]",
+        "flip = jnp.uint32(0)",
+        "test_mix_draws.py::test_equal_words_of_the_permutation_fall_in_either_order",
+    ),
+    "the permutation leans to one end": (
+        "sample.py",
+        "words = jax.random.bits(key, (size,), jnp.uint32)",
+        "words = jax.random.bits(key, (size,), jnp.uint32) >> lax.iota(jnp.uint32, size) // 2",
+        "test_mix_draws.py::test_all_permutations_are_as_frequent",
     ),
 }

@@ -49,10 +49,10 @@ def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste=
         >>> labels = jnp.array([0, 1, 2, 3])
         >>> images, labels, plan = mix.cutmix(jax.random.key(1), images, labels, num_classes=4)
         >>> labels
-        Array([[0.64746094, 0.        , 0.        , 0.35253906],
-               [0.        , 0.64746094, 0.35253906, 0.        ],
-               [0.35253906, 0.        , 0.64746094, 0.        ],
-               [0.        , 0.35253906, 0.        , 0.64746094]], dtype=float32)
+        Array([[0.8388672 , 0.        , 0.        , 0.16113281],
+               [0.        , 0.8388672 , 0.16113281, 0.        ],
+               [0.16113281, 0.        , 0.8388672 , 0.        ],
+               [0.        , 0.16113281, 0.        , 0.8388672 ]], dtype=float32)
 
     Reference:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
@@ -89,8 +89,8 @@ def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **optio
         >>> images, labels, plan = mix.mixup(
         ...     jax.random.key(1), images, jnp.array([0, 1]), num_classes=2, partner='reverse')
         >>> images[:, 0, 0, 0], labels
-        (Array([0.7329451 , 0.26705492], dtype=float32), Array([[0.26705492, 0.7329451 ],
-               [0.7329451 , 0.26705492]], dtype=float32))
+        (Array([0.3883282, 0.6116718], dtype=float32), Array([[0.6116718, 0.3883282],
+               [0.3883282, 0.6116718]], dtype=float32))
 
     Reference:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
@@ -122,10 +122,10 @@ def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
         >>> from cutmix_jax import mix
         >>> images, plan = mix.cutout(jax.random.key(1), jnp.ones((2, 4, 4, 1)), size=2)
         >>> images[1, :, :, 0]
-        Array([[0., 0., 1., 1.],
-               [0., 0., 1., 1.],
+        Array([[1., 1., 1., 1.],
                [1., 1., 1., 1.],
-               [1., 1., 1., 1.]], dtype=float32)
+               [1., 0., 0., 1.],
+               [1., 0., 0., 1.]], dtype=float32)
 
     Reference:
         DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",

@@ -29,7 +29,7 @@ def mix_labels(plan, labels, num_classes=None):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from cutmix_jax import mix
-        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> plan = mix.sample_cutmix(jax.random.key(91), 2, (4, 4), partner='reverse')
         >>> mix.mix_labels(plan, jnp.array([0, 2]), num_classes=3)
         Array([[0.75, 0.  , 0.25],
                [0.25, 0.  , 0.75]], dtype=float32)
@@ -56,7 +56,7 @@ def mix_values(plan, values):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from cutmix_jax import mix
-        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> plan = mix.sample_cutmix(jax.random.key(91), 2, (4, 4), partner='reverse')
         >>> mix.mix_values(plan, jnp.array([1.0, 0.0]))
         Array([0.75, 0.25], dtype=float32)
     """
@@ -99,7 +99,7 @@ def mix_losses(plan, loss_fn, labels):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from cutmix_jax import mix
-        >>> plan = mix.sample_cutmix(jax.random.key(3), 2, (4, 4), partner='reverse')
+        >>> plan = mix.sample_cutmix(jax.random.key(91), 2, (4, 4), partner='reverse')
         >>> log_probs = jax.nn.log_softmax(jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
         >>> def loss_fn(labels):
         ...     return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]

@@ -85,7 +85,7 @@ def share(plan):
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_cutout(jax.random.key(0), 2, (32, 32), size=16)
         >>> mix.share(plan), plan.lam
-        (Array([0.828125 , 0.8359375], dtype=float32), Array([1.], dtype=float32))
+        (Array([0.8359375, 0.9121094], dtype=float32), Array([1.], dtype=float32))
     """
     outside = kept_share(plan.box, plan.sides)
     return outside if plan.ratio is None else outside * plan.ratio
@@ -129,7 +129,7 @@ def choose(key, first, second, *, switch_prob=0.5, scope="batch", axis_name=None
         >>> mixup = mix.sample_mixup(mixup_key, 4, (32, 32))
         >>> plan = mix.choose(choice_key, cutmix, mixup, switch_prob=0.5)
         >>> plan.box[0].tolist(), plan.ratio
-        ([[0, 15], [13, 32]], Array([1.], dtype=float32))
+        ([[14, 0], [32, 25]], Array([1.], dtype=float32))
     """
     switch_prob = check.number("switch_prob", switch_prob, 0, 1)
     for name in ("sides", "layer", "across"):

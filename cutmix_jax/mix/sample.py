@@ -12,18 +12,17 @@ from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import Plan, kept_share, on_device, switched
 
 
-def symmetric_beta(key, alpha, shape):
-    r"""Draws from Beta(alpha, alpha) in closed form.
+def symmetric_beta(size, side, alpha):
+    r"""Returns Beta(alpha, alpha) from two uniform numbers in closed form.
 
-    With E exponential and V uniform, t = (exp(E / alpha) - 1) cos^2(2 pi V) gives the deviation
-    from one half, sqrt(t / (1 + t)) / 2, to the side that the cosine's sign says. Rejection, as in
+    With E = -log(1 - size), t = (exp(E / alpha) - 1) cos^2(2 pi side) gives the deviation from one
+    half, sqrt(t / (1 + t)) / 2, to the side that the cosine's sign says. Rejection, as in
     `jax.random.beta`, is a loop that takes five times as long to compile.
 
     Reference: Devroye, "Random variate generation in one line of code", 1996.
     """
-    size_key, side_key = jax.random.split(key)
-    cosine = jnp.cos(2 * jnp.pi * jax.random.uniform(side_key, shape, jnp.float32))
-    t = jnp.expm1(jax.random.exponential(size_key, shape, jnp.float32) / alpha) * cosine**2
+    cosine = jnp.cos(2 * jnp.pi * side)
+    t = jnp.expm1(-jnp.log1p(-size) / alpha) * cosine**2
     smaller = jnp.where(jnp.isinf(t), 0.0, 0.5 / ((1 + t) * (1 + jnp.sqrt(t / (1 + t)))))
     return jnp.where(cosine < 0, smaller, 1 - smaller)
 
@@ -35,33 +34,31 @@ BOXES = {
 }
 
 
-def _uniform(key, length, side, sigma):
-    return side * jax.random.uniform(key, length.shape, jnp.float32)
+def _uniform(where, length, side, sigma):
+    return side * where
 
 
-def _gaussian(key, length, side, sigma):
-    centre = side * (0.5 + sigma * jax.random.normal(key, length.shape, jnp.float32))
-    return jnp.clip(centre, 0, side - 1)
+def _gaussian(where, length, side, sigma):
+    deviations = math.sqrt(2) * lax.erf_inv(2 * jnp.maximum(where, 2**-24) - 1)
+    return jnp.clip(side * (0.5 + sigma * deviations), 0, side - 1)
 
 
-def _inside(key, length, side, sigma):
+def _inside(where, length, side, sigma):
     # Half a pixel below the whole corner, where all rounding rules take it down to the corner.
-    corners = side - length + 1
-    low = jnp.floor(corners * jax.random.uniform(key, length.shape, jnp.float32))
-    return low + length / 2
+    return jnp.floor((side - length + 1) * where) + length / 2
 
 
-# placement=: where the centre of the box falls.
+# placement=: where the centre of the box falls, from a uniform number per side.
 PLACEMENTS = {"uniform": _uniform, "gaussian": _gaussian, "inside": _inside}
 
 
-def draw_boxes(key, lengths, sides, *, rule, placement, sigma):
+def boxes_at(where, lengths, sides, *, rule, placement, sigma):
     """Returns int32 `[N, 2, n]` boxes of about `lengths` `[N, n]`, clipped at the border."""
     whole, on_grid = check.choice("box", rule, BOXES)
     place = check.choice("placement", placement, PLACEMENTS)
     side = jnp.asarray(sides, jnp.float32)
     length = whole(lengths)
-    low = jnp.floor(on_grid(place(key, length, side, sigma)) - length / 2 + 0.5)
+    low = jnp.floor(on_grid(place(where, length, side, sigma)) - length / 2 + 0.5)
     return jnp.clip(jnp.stack([low, low + length], axis=1), 0, side).astype(jnp.int32)
 
 
@@ -88,7 +85,18 @@ LABELS = {
 
 
 def _permutation(key, size):
-    return jax.random.permutation(key, size)
+    """Sorts random words whose lowest bits are the index: one sort of one operand is fast on CPU.
+
+    Words that are equal but for the index fall in either order with the same probability, as all
+    indices are flipped by one random word. Larger batches have too many of them.
+    """
+    if size > 1024:
+        return jax.random.permutation(key, size)
+    words = jax.random.bits(key, (size,), jnp.uint32)
+    low = jnp.uint32((1 << (size - 1).bit_length()) - 1)
+    flip = words[0]  # whose lowest bits are free
+    words = (words & ~low) | ((lax.iota(jnp.uint32, size) ^ flip) & low)
+    return (lax.sort(words, is_stable=False) ^ flip) & low
 
 
 def _reverse(key, size):
@@ -100,7 +108,7 @@ def _rotate(key, size):
 
 
 def _matching(key, size):
-    order = jax.random.permutation(key, size)
+    order = _permutation(key, size)
     neighbour = jnp.minimum(jnp.arange(size) ^ 1, size - 1)  # the odd one out has itself
     return jnp.zeros(size, order.dtype).at[order].set(order[neighbour])
 
@@ -118,8 +126,8 @@ SCOPES = {
 }
 
 
-def assign(key, batch_size, *, scope, partner, axis_name, across_devices):
-    """Returns each example's partner, a key for the draws, their number, and each example's."""
+def assign(key, count, batch_size, *, scope, partner, axis_name, across_devices):
+    """Returns each example's partner, and uniform numbers, `[1 or B, count]`."""
     draw_of = check.choice("scope", scope, SCOPES)
     table = MUTUAL_PARTNERS if scope == "pair" else PARTNERS
     draw_partners = check.choice(f"scope='{scope}': partner", partner, table)
@@ -136,10 +144,11 @@ def assign(key, batch_size, *, scope, partner, axis_name, across_devices):
         partner_key = on_device(partner_key, axis_name)
     if scope == "device" or (scope != "batch" and not across_devices):
         draw_key = on_device(draw_key, axis_name)
-    partners = draw_partners(partner_key, size).astype(jnp.int32)[own]
-    if draw_of is None:
-        return partners, draw_key, 1, jnp.zeros(1, jnp.int32)
-    return partners, draw_key, size, draw_of(own, partners)
+    partners = draw_partners(partner_key, size).astype(jnp.int32)
+    partners = partners[own] if across_devices else partners
+    # All numbers by one call: on CPU each is a loop, as long for a few numbers as for hundreds.
+    numbers = jax.random.uniform(draw_key, (1 if draw_of is None else size, count), jnp.float32)
+    return partners, numbers if draw_of is None else numbers[draw_of(own, partners)]
 
 
 # The numbers that may be traced, with their bounds.
@@ -235,10 +244,10 @@ def sample_cutmix(
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_cutmix(jax.random.key(1), batch_size=4, sides=(32, 32))
         >>> plan.box[0].tolist(), plan.lam
-        ([[13, 0], [32, 19]], Array([0.64746094], dtype=float32))
+        ([[0, 0], [15, 11]], Array([0.8388672], dtype=float32))
         >>> plan = mix.sample_cutmix(jax.random.key(1), 4, (32, 32), scope='image', size=16)
         >>> plan.lam
-        Array([0.8222656, 0.78125  , 0.796875 , 0.8125   ], dtype=float32)
+        Array([0.8857422, 0.75     , 0.859375 , 0.796875 ], dtype=float32)
 
     Reference:
         Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
@@ -271,28 +280,26 @@ def _draw_cutmix(
     key, numbers, *, batch_size, sides, size, box, placement, label, correct_lam, **whom
 ):
     weigh = check.choice("label", label, LABELS)
-    partners, draw_key, draws, draw = assign(key, batch_size, **whom)
-    lam_key, box_key, prob_key = jax.random.split(draw_key, 3)
+    partners, uniform = assign(key, 3 + len(sides), batch_size, **whom)
     side = jnp.asarray(sides, jnp.float32)
     if size is None:
-        lam = symmetric_beta(lam_key, numbers["alpha"], (draws, 1))
+        lam = symmetric_beta(uniform[:, 1:2], uniform[:, 2:3], numbers["alpha"])
         ratios = jnp.clip((1 - lam) ** (1 / len(sides)), numbers["min_ratio"], numbers["max_ratio"])
         lengths = side * ratios
     else:
-        lengths = jnp.broadcast_to(box_lengths(size, sides), (draws, len(sides)))
-    boxes = draw_boxes(
-        box_key, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"]
+        lengths = jnp.broadcast_to(box_lengths(size, sides), uniform[:, 3:].shape)
+    boxes = boxes_at(
+        uniform[:, 3:], lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"]
     )
     kept = kept_share(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
-    mixed = jax.random.uniform(prob_key, (draws,), jnp.float32) < numbers["prob"]
     plan = Plan(
         partner=partners,
-        box=boxes[draw],
-        lam=weigh(kept)[draw],
+        box=boxes,
+        lam=weigh(kept),
         sides=sides,
         across=whom["axis_name"] if whom["across_devices"] else None,
     )
-    return switched(plan, mixed[draw])
+    return switched(plan, uniform[:, 0] < numbers["prob"])
 
 
 def sample_mixup(
@@ -336,7 +343,7 @@ def sample_mixup(
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_mixup(jax.random.key(1), batch_size=4, sides=(32, 32), alpha=0.2)
         >>> plan.ratio, plan.lam
-        (Array([0.07735544], dtype=float32), Array([0.07735544], dtype=float32))
+        (Array([0.7849761], dtype=float32), Array([0.7849761], dtype=float32))
 
     Reference:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
@@ -355,11 +362,9 @@ def sample_mixup(
 
 @partial(jax.jit, inline=True, static_argnames=BATCH_OPTIONS)
 def _draw_mixup(key, numbers, *, batch_size, sides, **whom):
-    partners, draw_key, draws, draw = assign(key, batch_size, **whom)
-    lam_key, prob_key = jax.random.split(draw_key)
-    lam = symmetric_beta(lam_key, numbers["alpha"], (draws,))
-    mixed = jax.random.uniform(prob_key, (draws,), jnp.float32) < numbers["prob"]
-    lam = jnp.where(mixed, lam, 1.0)[draw]
+    partners, uniform = assign(key, 3, batch_size, **whom)
+    lam = symmetric_beta(uniform[:, 1], uniform[:, 2], numbers["alpha"])
+    lam = jnp.where(uniform[:, 0] < numbers["prob"], lam, 1.0)
     return Plan(
         partner=partners,
         box=jnp.zeros((1, 2, len(sides)), jnp.int32),
@@ -419,12 +424,12 @@ def sample_cutout(
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_cutout(jax.random.key(1), 2, (6, 6), size=2)
         >>> mix.apply(plan, jnp.ones((2, 6, 6), jnp.uint8))[0]
-        Array([[1, 1, 1, 1, 1, 1],
+        Array([[0, 1, 1, 1, 1, 1],
+               [0, 1, 1, 1, 1, 1],
                [1, 1, 1, 1, 1, 1],
                [1, 1, 1, 1, 1, 1],
                [1, 1, 1, 1, 1, 1],
-               [0, 0, 1, 1, 1, 1],
-               [0, 0, 1, 1, 1, 1]], dtype=uint8)
+               [1, 1, 1, 1, 1, 1]], dtype=uint8)
 
     Reference:
         DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
