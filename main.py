@@ -30,6 +30,9 @@ JSON = flags.DEFINE_bool("json", False, "Whether --mode list prints JSON.")
 CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Which checkpoint to evaluate."
 )
+EVALS = flags.DEFINE_string(
+    "evals", None, "What to evaluate beside the errors: NAME,NAME,... or all (--mode evaluate)."
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a TPU pod slice or cluster, found by JAX."
 )
@@ -57,13 +60,15 @@ def main(argv):
     elif PROCESSES.value is not None or PROCESS.value is not None:
         raise UserError("--processes and --process need --coordinator HOST:PORT, of process 0.")
     workdir = WORKDIR.value or default_workdir()
+    if EVALS.value is not None and MODE.value != "evaluate":
+        raise UserError("--evals needs --mode evaluate, which measures what has been trained.")
     if MODE.value == "train":
         run.train(CONFIG.value, workdir)
     else:
         # A workdir alone is enough: its checkpoints carry their config, which may be overridden.
         config = CONFIG.value if given("config(?!\\.)") or not WORKDIR.value else None
         overrides = config_flags.get_override_values(flags.FLAGS["config"])
-        run.evaluate(config, workdir, CHECKPOINT.value, overrides=overrides)
+        run.evaluate(config, workdir, CHECKPOINT.value, overrides=overrides, evals=EVALS.value)
 
 
 def join_processes(jax):

@@ -99,8 +99,10 @@ def train(config, workdir, stream=None):
             reporter.close()
 
 
-def evaluate(config, workdir, which="latest", stream=None, overrides=None):
+def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals=None):
     """Measures a checkpoint of `workdir` on the test split (and the held-out one, if any).
+
+    With `evals` it runs those instead, and writes ``evals/NAME.json`` with tables and figures.
 
     Args:
       config: the config the run was trained with; None takes it from the checkpoint.
@@ -108,13 +110,21 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None):
       which: 'latest' or 'best'.
       stream: where the result is told; standard output by default.
       overrides: ``{'KEY': value}`` for the checkpoint's own config.
+      evals: None, or names such as 'fgsm,ood', or 'all'.
 
     Returns:
-      ``{'checkpoint': step, 'test_loss': ..., 'test_top1_error': ..., 'test_top5_error': ...}``.
+      ``{'checkpoint': step, 'test_loss': ..., 'test_top1_error': ..., 'test_top5_error': ...}``,
+      or ``{name: values}`` of `evals`.
 
     Raises:
-      UserError: there is no whole checkpoint, or it is of another config.
+      UserError: there is no whole checkpoint, it is of another config, or an evaluation does not
+        exist or apply.
     """
+    names = ()
+    if evals is not None:
+        from cutmix_jax import evals as evals_lib  # its libraries take a second
+
+        names = evals_lib.check_names(evals)
     missing = UserError(
         f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or name "
         "another with --workdir."
@@ -141,13 +151,19 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None):
         step, weights = int(state.step), state.evaluated()
     elif new := meta["weights"]["new"]:
         notes = [*notes, f"The {', '.join(new)} of these weights are as initialised, not trained."]
-    arrays = task.mapping.replicate(task.data.arrays)
-    _, mapped_eval_step = train_lib.map_steps(task)
-    means = train_lib.evaluate(task, mapped_eval_step, weights, arrays)
-    result = {"checkpoint": step, **means}
-    if jax.process_index() == 0:
-        for note in notes:
-            print(note, file=sys.stderr)
+    primary = jax.process_index() == 0
+    for note in notes if primary else ():
+        print(note, file=sys.stderr)
+    if names:
+        subject = evals_lib.create_subject(task, weights, config.evals.split)
+        every = "all" in evals.replace(" ", "").split(",")
+        result = evals_lib.run_evals(subject, names, pathlib.Path(workdir), step, every)
+    else:
+        arrays = task.mapping.replicate(task.data.arrays)
+        _, mapped_eval_step = train_lib.map_steps(task)
+        means = train_lib.evaluate(task, mapped_eval_step, weights, arrays)
+        result = {"checkpoint": step, **means}
+    if primary:
         print(json.dumps(result, indent=2), file=stream, flush=True)
     return result
 

@@ -12,7 +12,7 @@ import tqdm
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import train
+from cutmix_jax import UserError, train
 from cutmix_jax.data import Shards, batches
 from cutmix_jax.parallel import AXIS
 
@@ -196,7 +196,17 @@ class Subject:
 
 
 def create_subject(task, weights, split="test", quiet=False):
-    """A `Subject`, with the arrays of its split on all devices."""
+    """A `Subject`, with the arrays of its split on all devices.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    splits = sorted(task.data.examples.keys() - {"train"})
+    if split not in splits:
+        raise UserError(
+            f"config.evals.split is {split!r}, and one of {', '.join(map(repr, splits))} was "
+            "expected; --config.held_out=N gives a run a held-out split."
+        )
     arrays = task.mapping.replicate(task.data.arrays[split])
     return Subject(task, weights, arrays, split, quiet)
 
