@@ -273,7 +273,10 @@ def read_weights(workdir, mapping, which="latest", name=None):
 
 
 class Interruption:
-    """Notices SIGTERM and Ctrl-C while it is entered, so that a run can save before it ends."""
+    """Notices SIGTERM and Ctrl-C while it is entered, so that a run can save before it ends.
+
+    Of two that are entered one within the other, the outer one learns what the inner one did.
+    """
 
     def __init__(self):
         self.asked = False
@@ -289,6 +292,9 @@ class Interruption:
     def __exit__(self, *_):
         for name, handler in self.before.items():
             signal.signal(name, handler)
+            outer = getattr(handler, "__self__", None)
+            if self.asked and isinstance(outer, Interruption):
+                outer.asked = True
 
     def _ask(self, name, _):
         self.asked = True

@@ -1,0 +1,338 @@
+"""Runs several recipes with several seeds, and sets their errors side by side.
+
+    python -m cutmix_jax.sweep --recipes configs/cifar.py:resnet110,baseline \\
+        configs/cifar.py:resnet110,cutmix --seeds 3 --workdir runs/table6
+
+Each run has its folder in the workdir, and is what `main.py` would train there: a finished one is
+skipped, an interrupted one goes on. `--worker 0/4` to `3/4`, each a process on a device of its own
+(`CUDA_VISIBLE_DEVICES`) or a machine that mounts the workdir, share the runs among them. Whoever
+finishes a run writes the table: `sweep.md` and `sweep.json`.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import gc
+import pathlib
+import re
+import statistics
+import sys
+
+from absl import logging
+
+from cutmix_jax import UserError
+from cutmix_jax import config as config_lib
+from cutmix_jax.command_line import fail, guard, read_config, run_name
+
+# The epochs whose errors are compared, by their key in results.json, as they are told.
+CHOICES = {
+    "top1_error_last": "last epoch",
+    "top1_error_held_out": "held-out choice",
+    "top1_error_best": "best on test",
+}
+TABLE_NOTE = (
+    "Top-1 errors in %, mean ± sample deviation over the seeds. Gain: the error of the baseline of "
+    "the same seed minus this one, over the seeds that both have finished; positive is better. "
+    "'Best on test' is chosen on the test split, as the paper does, and so flatters."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one sentence."""
+
+    def error(self, message):
+        fail(f"{message} (see --help).", 2)
+
+
+def parse(arguments):
+    """The flags, and the overrides of all configs among them."""
+    parser = Parser(
+        prog="python -m cutmix_jax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="--config.KEY=VALUE overrides a key of every config.",
+    )
+    parser.add_argument("--recipes", nargs="+", required=True, help="FILE:MODEL,METHOD of each")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds each (3)")
+    parser.add_argument("--seed_from", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--workdir", required=True, help="folder of all runs and of the table")
+    parser.add_argument("--worker", default="0/1", help="I/N: this one of N workers, from 0")
+    parser.add_argument(
+        "--baseline",
+        help="one of the recipes, which the others are compared with; by default the one of the "
+        "same file and model whose method is 'baseline'",
+    )
+    flags, overrides = parser.parse_known_args(arguments)
+    unknown = [word for word in overrides if re.match("-", word) and "--config." not in word]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is no flag: overrides are written --config.KEY=VALUE")
+    if any(re.match(r"--?config\.seed\b", word) for word in overrides):
+        parser.error("seeds are given by --seeds and --seed_from, and not by --config.seed")
+    if flags.seeds < 1 or flags.seed_from < 0:
+        parser.error("--seeds is a number of at least 1, and --seed_from of at least 0")
+    worker = re.fullmatch(r"(\d+)/(\d+)", flags.worker)
+    if not worker or int(worker[1]) >= int(worker[2]):
+        parser.error(f"--worker is {flags.worker!r}, and I/N with I from 0 to N-1 was expected")
+    flags.worker = tuple(map(int, worker.groups()))
+    return flags, overrides
+
+
+def plan_runs(recipes, seeds, overrides, workdir):
+    """Every run of the sweep, seed by seed, so that pairs are complete early.
+
+    Returns:
+      A list of dictionaries with `recipe`, `seed`, `folder` and `config`.
+
+    Raises:
+      UserError: a recipe cannot be read, or two of them are the same.
+    """
+    configs, seen = {}, []
+    for recipe in recipes:
+        configs[recipe] = read_config(recipe, overrides)
+        name, plain = run_name(recipe, 0), config_lib.to_plain(configs[recipe])
+        for other, its_name, its_plain in seen:
+            if name == its_name or plain == its_plain:
+                raise UserError(
+                    f"The recipes {other!r} and {recipe!r} are the same run, or would share a "
+                    "folder: name each once."
+                )
+        seen.append((recipe, name, plain))
+    runs = []
+    for seed in seeds:
+        for recipe in recipes:
+            config = configs[recipe].copy_and_resolve_references()
+            config.seed = seed
+            folder = pathlib.Path(workdir) / run_name(recipe, seed)
+            runs.append({"recipe": recipe, "seed": seed, "folder": folder, "config": config})
+    return runs
+
+
+def choose_baselines(recipes, baseline=None):
+    """The recipe that each is compared with, or None.
+
+    Raises:
+      UserError: `baseline` is none of the recipes.
+
+    Example:
+      >>> choose_baselines(['a.py:resnet20,baseline', 'a.py:resnet20,cutmix', 'a.py:net,mixup'])
+      {'a.py:resnet20,cutmix': 'a.py:resnet20,baseline'}
+    """
+    if baseline and baseline not in recipes:
+        raise UserError(
+            f"--baseline is {baseline!r}, which is none of the recipes: give one of "
+            f"{', '.join(recipes)}."
+        )
+    found = {}
+    for recipe in recipes:
+        plain = baseline or f"{recipe.partition(',')[0]},baseline"
+        if plain in recipes and plain != recipe:
+            found[recipe] = plain
+    return found
+
+
+def finished_results(run):
+    """What a run has found, if it is finished and of this config."""
+    from cutmix_jax.run import read_json
+
+    results = read_json(run["folder"] / "results.json")
+    if not isinstance(results, dict) or "config" not in results:
+        return None
+    if config_lib.differences(config_lib.to_plain(run["config"]), results["config"]):
+        return None
+    return results
+
+
+def summarize(runs, baselines):
+    """Means and deviations of what is finished.
+
+    Args:
+      runs: from `plan_runs`.
+      baselines: from `choose_baselines`.
+
+    Returns:
+      ``{'recipes': [...], 'unfinished': [folder, ...]}``. A recipe's entry has `recipe`, `params`,
+      `seeds`, `baseline`, and for each key of `CHOICES` that its runs have, `mean`, `deviation`
+      (None for one seed), `values` by seed, and `gain` over the baseline, of the same form. All
+      are shares, not percent.
+    """
+    found = {(run["recipe"], run["seed"]): finished_results(run) for run in runs}
+    recipes = []
+    for recipe in dict.fromkeys(run["recipe"] for run in runs):
+        done = {seed: r for (name, seed), r in found.items() if name == recipe and r}
+        plain = {
+            seed: r for (name, seed), r in found.items() if name == baselines.get(recipe) and r
+        }
+        entry = {
+            "recipe": recipe,
+            "params": next((r["params"] for r in done.values()), None),
+            "seeds": sorted(done),
+            "baseline": baselines.get(recipe),
+        }
+        for key in CHOICES:
+            values = {seed: r[key] for seed, r in done.items() if key in r}
+            gains = {s: plain[s][key] - values[s] for s in values if key in plain.get(s, {})}
+            if values:
+                entry[key] = _moments(values) | {"gain": _moments(gains) if gains else None}
+        recipes.append(entry)
+    unfinished = [str(r["folder"].name) for r in runs if not found[r["recipe"], r["seed"]]]
+    return {"recipes": recipes, "unfinished": unfinished}
+
+
+def _moments(values):
+    """Mean and sample deviation of values by seed."""
+    numbers = list(values.values())
+    return {
+        "mean": statistics.fmean(numbers),
+        "deviation": statistics.stdev(numbers) if len(numbers) > 1 else None,
+        "values": {str(seed): value for seed, value in sorted(values.items())},
+    }
+
+
+def format_table(summary):
+    """The summary as Markdown."""
+    lines = ["# Sweep", "", TABLE_NOTE, ""]
+    keys = [key for key in CHOICES if any(key in entry for entry in summary["recipes"])]
+    titles = ["recipe", "seeds", *(f"{CHOICES[key]} | gain" for key in keys)]
+    lines += ["| " + " | ".join(titles) + " |", "|---" * (2 + 2 * len(keys)) + "|"]
+    for entry in summary["recipes"]:
+        cells = [entry["recipe"], str(len(entry["seeds"]))]
+        for key in keys:
+            moments = entry.get(key)
+            gain = moments and moments["gain"]
+            cells += [_percent(moments), _percent(gain, counted=True)]
+        lines.append("| " + " | ".join(cells) + " |")
+    if summary["unfinished"]:
+        lines += ["", "Not finished: " + ", ".join(summary["unfinished"]) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(moments, counted=False):
+    """Mean ± deviation, in percent; of a gain also the number of pairs."""
+    if not moments:
+        return "–"
+    text = f"{100 * moments['mean']:.2f}"
+    if moments["deviation"] is not None:
+        text += f" ± {100 * moments['deviation']:.2f}"
+    return text + (f" ({len(moments['values'])})" if counted else "")
+
+
+@contextlib.contextmanager
+def table_lock(workdir):
+    """Lets one worker at a time read what is finished and write the table of it."""
+    with (workdir / "sweep.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def write_table(runs, baselines, workdir):
+    """Writes `sweep.md` and `sweep.json` from what is finished, and returns the summary."""
+    from cutmix_jax.run import write_json
+
+    with table_lock(workdir):
+        summary = summarize(runs, baselines)
+        write_json(workdir / "sweep.json", summary)
+        temporary = workdir / "sweep.md.tmp"
+        temporary.write_text(format_table(summary), encoding="utf-8")
+        temporary.replace(workdir / "sweep.md")
+    return summary
+
+
+def train_all(runs, interruption, after_each):
+    """Trains the runs that are not finished, one after the other, in this process.
+
+    A process for each would cost its start and gain nothing: what a run has compiled is dropped
+    when it ends, and the memory of its arrays serves the next.
+
+    Returns:
+      What was refused or went wrong, a sentence for each such run.
+    """
+    import jax
+
+    from cutmix_jax import run as run_lib
+
+    failures = []
+    for number, run in enumerate(runs, 1):
+        name = run["folder"].name
+        if interruption.asked:
+            break
+        if finished_results(run):
+            print(f"[{number}/{len(runs)}] {name}: finished before", flush=True)
+            continue
+        print(f"[{number}/{len(runs)}] {name}", flush=True)
+        try:
+            results = run_lib.train(run["config"], run["folder"])
+        except UserError as error:  # the other runs may be well
+            failures.append(f"{name}: {error}")
+            print(f"error: {failures[-1]}", file=sys.stderr, flush=True)
+            results = None
+        else:
+            if results is None:
+                break
+        jax.clear_caches()
+        gc.collect()
+        if results:
+            after_each()
+    return failures
+
+
+def check_runs(runs):
+    """Builds what each recipe describes, so that the last of them is not refused after days."""
+    from cutmix_jax.train import create_task
+
+    for recipe, run in {run["recipe"]: run for run in runs}.items():
+        try:
+            create_task(run["config"])
+        except UserError as error:
+            raise UserError(f"{recipe}: {error}") from error
+
+
+def main(arguments):
+    """Runs this worker's share, prints the table, and returns the exit status."""
+    flags, overrides = parse(arguments)
+    recipes, seeds = flags.recipes, range(flags.seed_from, flags.seed_from + flags.seeds)
+    workdir = pathlib.Path(flags.workdir).absolute()
+    try:
+        runs = plan_runs(recipes, seeds, overrides, workdir)
+        baselines = choose_baselines(recipes, flags.baseline)
+    except UserError as error:
+        fail(error, 2)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "sweep.lock").open("a").close()
+    except OSError as error:
+        raise UserError(
+            f"The workdir {str(workdir)!r} cannot be written ({error.strerror}): give another one "
+            "with --workdir."
+        ) from error
+
+    from cutmix_jax import host
+    from cutmix_jax.checkpoint import Interruption
+
+    host.keep_freed_memory()
+    index, workers = flags.worker
+    mine = runs[index::workers]
+    with Interruption() as interruption:
+        check_runs([run for run in mine if not finished_results(run)])
+        failures = train_all(mine, interruption, lambda: write_table(runs, baselines, workdir))
+        summary = write_table(runs, baselines, workdir)
+    print(
+        f"\n{format_table(summary)}\nWritten to {workdir / 'sweep.md'} and sweep.json.", flush=True
+    )
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(mine)} runs failed, as told above: the same command tries "
+            "them again, and skips what is finished."
+        )
+    left = [run for run in mine if run["folder"].name in summary["unfinished"]]
+    if left:
+        print(
+            f"Interrupted and saved; {len(left)} of {len(mine)} runs are left: start the same "
+            "command again to go on."
+        )
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    sys.exit(guard(main, sys.argv[1:]))

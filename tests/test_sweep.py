@@ -1,0 +1,229 @@
+"""Sweeps: every run once, whatever interrupts them, and a table that NumPy agrees with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cutmix_jax import UserError, run, sweep
+from cutmix_jax.checkpoint import Interruption
+from cutmix_jax.config import to_plain
+from tests.commands import REPOSITORY, SMALL, environment
+
+DIGITS = f"{REPOSITORY}/configs/digits.py"
+BASELINE, CUTMIX = f"{DIGITS}:resnet8,baseline", f"{DIGITS}:resnet8,cutmix"
+# By recipe and seed: errors of the last and of the best epoch.
+ERRORS = {
+    (BASELINE, 0): (0.25, 0.22),
+    (BASELINE, 1): (0.21, 0.21),
+    (BASELINE, 2): (0.30, 0.24),
+    (CUTMIX, 0): (0.20, 0.19),
+    (CUTMIX, 1): (0.22, 0.18),
+    (CUTMIX, 2): (0.19, 0.17),
+}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Lets `run.train` take no time; the list of the folders it was called for."""
+    calls = []
+
+    def train(config, folder):
+        calls.append(folder.name)
+        recipe = BASELINE if config.mix.name == "none" else CUTMIX
+        last, best = ERRORS[recipe, config.seed]
+        results = {"config": to_plain(config), "params": 7}
+        results |= {"top1_error_last": last, "top1_error_best": best}
+        folder.mkdir(parents=True)
+        run.write_json(folder / "results.json", results)
+        return results
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(sweep, "check_runs", lambda runs: None)
+    return calls
+
+
+def arguments(workdir, *more, recipes=(BASELINE, CUTMIX)):
+    return ["--recipes", *recipes, f"--workdir={workdir}", *SMALL[1:], *more]
+
+
+def test_the_table_is_what_numpy_says(tmp_path, trained, capsys):
+    assert sweep.main(arguments(tmp_path)) == 0
+    assert len(trained) == 6
+    baseline, cutmix = json.loads((tmp_path / "sweep.json").read_text())["recipes"]
+    for i, key in enumerate(("top1_error_last", "top1_error_best")):
+        plain, mixed = (
+            np.array([ERRORS[name, seed][i] for seed in range(3)]) for name in (BASELINE, CUTMIX)
+        )
+        np.testing.assert_allclose(baseline[key]["mean"], plain.mean())
+        np.testing.assert_allclose(cutmix[key]["deviation"], mixed.std(ddof=1))
+        np.testing.assert_allclose(cutmix[key]["gain"]["mean"], (plain - mixed).mean())
+        np.testing.assert_allclose(cutmix[key]["gain"]["deviation"], (plain - mixed).std(ddof=1))
+    assert baseline["top1_error_last"]["gain"] is None
+    assert cutmix["baseline"] == BASELINE
+    table = (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    assert f"| {CUTMIX} | 3 | 20.33 ± 1.53 | 5.00 ± 6.00 (3) | 18.00 ± 1.00 |" in table
+    assert "held-out" not in table
+    assert table in capsys.readouterr().out
+
+
+def test_gains_are_of_the_seeds_that_both_have(tmp_path, trained):
+    sweep.main(arguments(tmp_path, recipes=[CUTMIX]))
+    sweep.main(arguments(tmp_path, "--seeds=1", "--seed_from=2", recipes=[BASELINE]))
+    flags, overrides = sweep.parse(arguments(tmp_path))
+    runs = sweep.plan_runs(flags.recipes, range(3), overrides, tmp_path)
+    summary = sweep.summarize(runs, sweep.choose_baselines(flags.recipes))
+    gain = summary["recipes"][1]["top1_error_last"]["gain"]
+    assert gain["values"] == {"2": pytest.approx(0.30 - 0.19)}
+    assert gain["deviation"] is None
+    assert summary["unfinished"] == [f"digits-resnet8,baseline-seed{seed}" for seed in (0, 1)]
+    text = sweep.format_table(summary)
+    assert "11.00 (1)" in text
+    assert "Not finished: digits-resnet8,baseline-seed0, digits-resnet8,baseline-seed1." in text
+
+
+def test_workers_share_the_runs_and_the_last_writes_the_whole_table(tmp_path, trained, capsys):
+    for worker in range(4):
+        before = len(trained)
+        assert sweep.main(arguments(tmp_path, f"--worker={worker}/4")) == 0
+        assert len(trained) - before == (2 if worker < 2 else 1)
+    assert sorted(trained) == sorted({*trained})
+    assert json.loads((tmp_path / "sweep.json").read_text())["unfinished"] == []
+    sweep.main(arguments(tmp_path))
+    assert len(trained) == 6
+    assert capsys.readouterr().out.count("finished before") == 6
+
+
+def test_results_of_another_config_are_not_taken_for_these(tmp_path, trained):
+    sweep.main(arguments(tmp_path, "--seeds=1"))
+    flags, overrides = sweep.parse(arguments(tmp_path, "--config.learning_rate=0.2"))
+    for planned in sweep.plan_runs(flags.recipes, range(1), overrides, tmp_path):
+        assert sweep.finished_results(planned) is None
+
+
+def test_one_run_that_fails_does_not_stop_the_others(tmp_path, trained, monkeypatch, capsys):
+    train = run.train
+
+    def fails_once(config, folder):
+        if "baseline-seed0" in folder.name:
+            raise UserError("The training loss is not finite.")
+        return train(config, folder)
+
+    monkeypatch.setattr(run, "train", fails_once)
+    with pytest.raises(UserError, match=r"1 of 6 runs failed"):
+        sweep.main(arguments(tmp_path))
+    assert len(trained) == 5
+    assert "baseline-seed0: The training loss is not finite." in capsys.readouterr().err
+    assert "Not finished: digits-resnet8,baseline-seed0." in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monkeypatch, capsys):
+    train = run.train
+
+    def told_at_the_end(config, folder):
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(config, folder)
+
+    monkeypatch.setattr(run, "train", told_at_the_end)
+    assert sweep.main(arguments(tmp_path)) == 1
+    assert len(trained) == 1
+    assert re.search(r"5 of 6 runs are left: start the same command", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--config.lerning_rate=1"], r"no config key 'lerning_rate' .*'learning_rate'"),
+        (["--config.epochs=many"], r"epochs=many"),
+        (["--config.seed=3"], r"seeds are given by --seeds"),
+        (["--seeds=0"], r"--seeds is a number of at least 1"),
+        (["--seeds=two"], r"--seeds: invalid int value"),
+        (["--worker=4/4"], r"--worker is '4/4', and I/N"),
+        (["--worker=first"], r"--worker is 'first', and I/N"),
+        (["--wrker=0/1"], r"'--wrker=0/1' is no flag"),
+        (["--baseline=x"], r"--baseline is 'x', which is none of the recipes"),
+        (["--recipes", CUTMIX, CUTMIX], r"are the same run"),
+        (["--recipes", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
+        (["--recipes", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
+        (["--recipes", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_status_2(tmp_path, capsys, more, told):
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(arguments(tmp_path / "new", *more))
+    assert stop.value.code == 2
+    assert re.fullmatch(rf"error: .*{told}.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_workdir_that_cannot_be_written_and_a_recipe_that_cannot_run_are_told_first(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"workdir .* cannot be written"):
+        sweep.main(arguments(tmp_path / "file" / "sweep"))
+    recipes = [BASELINE.replace("resnet8", "resnet20"), f"{DIGITS}:resnet21,cutmix"]
+    with pytest.raises(UserError, match=r"resnet21,cutmix: There is no model 'resnet21'"):
+        sweep.main(arguments(tmp_path / "sweep", recipes=recipes))
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["sweep.lock"]
+
+
+def start(workdir):
+    command = [sys.executable, "-m", "cutmix_jax.sweep", *arguments(workdir, "--seeds=1")]
+    command += ["--config.epochs=12", "--config.mix.prob=0.5", "--recipes", CUTMIX]
+    command += [CUTMIX.replace("cutmix", "mixup")]
+    return subprocess.Popen(
+        command,
+        env=environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def signal_when_saved(process, folder, number):
+    """Sends the signal once the run has a checkpoint, and returns what the process said."""
+    while not any(path.name.isdecimal() for path in folder.glob("checkpoints/*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.communicate(timeout=120)[0]
+
+
+def test_a_sweep_goes_on_after_sigterm_and_after_kill(tmp_path):
+    first, second = (tmp_path / f"digits-resnet8,{name}-seed0" for name in ("cutmix", "mixup"))
+    process = start(tmp_path)
+    out = signal_when_saved(process, first, signal.SIGTERM)
+    assert process.returncode == 1
+    assert "2 of 2 runs are left: start the same command again to go on." in out
+    assert json.loads((tmp_path / "sweep.json").read_text())["unfinished"] == [
+        first.name,
+        second.name,
+    ]
+    process = start(tmp_path)
+    signal_when_saved(process, second, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert (first / "results.json").exists()
+    assert not (second / "results.json").exists()
+
+    process = start(tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert f"[1/2] {first.name}: finished before" in out
+    assert "Going on from step" in out
+    for folder in (first, second):
+        epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()]
+        assert epochs == list(range(1, 13))
+    summary = json.loads((tmp_path / "sweep.json").read_text())
+    errors = [entry["top1_error_last"]["mean"] for entry in summary["recipes"]]
+    found = [
+        run.read_json(folder / "results.json")["top1_error_last"] for folder in (first, second)
+    ]
+    assert errors == found
+    assert summary["unfinished"] == []
