@@ -1,14 +1,23 @@
 """MODEL,METHOD in words: each sets what the paper says, and nonsense is refused."""
 
+import dataclasses
+import functools
 import inspect
+import math
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 
-from cutmix_jax import UserError, recipes
+from cutmix_jax import UserError, paper, recipes, train
 from cutmix_jax.config import base_config, check_config, create_mix, from_plain, to_plain
+from cutmix_jax.data import resident
+from cutmix_jax.data.settings import read_settings
 from cutmix_jax.mix import recipe
+from cutmix_jax.models import create_model
+from cutmix_jax.parallel import create_mapping
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -139,3 +148,118 @@ def test_examples_in_docstrings():
     failed, tried = doctest.testmod(recipes)
     assert (failed, tried > 5) == (0, True)
     assert not re.search(r"import jax\b", inspect.getsource(recipes))
+
+
+# The networks of the paper's rows: exact trainable parameters, by network and classes, computed
+# from the authors' and torchvision's definitions; GE by formula.
+PARAMS = {
+    ("resnet50", 1000): 25_557_032,
+    ("resnet101", 1000): 44_549_160,
+    ("resnet152", 1000): 60_192_808,
+    ("resnext101_32x4d", 1000): 44_177_704,
+    ("se_resnet50", 1000): 28_088_024,
+    ("se_resnet101", 1000): 49_326_872,
+    ("ge_resnet50", 1000): 33_637_592,
+    ("ge_resnet101", 1000): 58_323_224,
+    ("resnet110", 100): 1_170_868,
+    ("pyramidnet110", 100): 1_725_300,
+    ("pyramidnet200", 100): 26_844_952,
+    ("pyramidnet200", 10): 26_752_702,
+}
+CLASSES = {"imagenet2012": 1000, "cifar100": 100, "cifar10": 10}
+LISTED = paper.list_recipes()
+
+
+def open_nothing(config, shards):
+    """The data set that a config names, as far as its shapes: no image is read."""
+    settings = read_settings(config)
+    side = config.image_size or 32
+    images = np.broadcast_to(np.uint8(0), (config.batch_size, side, side, 3))
+    labels = np.zeros(config.batch_size, np.int32)
+    arrays = {split: {"image": images, "label": labels} for split in ("train", "test")}
+    names = tuple(map(str, range(CLASSES[config.dataset])))
+    settings = dataclasses.replace(settings, image_size=None)
+    return resident.open_resident(settings, arrays, names, shards, config.dataset)
+
+
+@functools.cache
+def trace_step(path_and_arg):
+    """Traces a training step of a recipe, and returns its task and the shapes of its state."""
+    config = read(path_and_arg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "open_data", open_nothing)
+        task = train.create_task(config, create_mapping("pmap", local_devices=1))
+    before = jax.eval_shape(lambda: train.create_state(task))
+    xs = next(train.group(task.data.train_batches(0), 1))
+    step = task.mapping.map(functools.partial(train.train_steps, task))
+    arrays = jax.eval_shape(lambda: task.data.arrays["train"])
+    after, counters = jax.eval_shape(step, before, arrays, xs)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in (before, after)]
+    assert shapes[0] == shapes[1]
+    assert counters["loss"].total.shape == (1,)
+    return task, before
+
+
+def check_row(row):
+    """A row of the list trains, with as many parameters as it says."""
+    task, state = trace_step(row["config"])
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    assert count == row["params"] == PARAMS[task.config.model, task.data.num_classes]
+    assert task.config.epochs == row["epochs"]
+
+
+def test_the_networks_of_the_list_are_those_of_the_paper():
+    networks = {key: network["params"] for key, network in paper.read_networks().items()}
+    assert networks == PARAMS
+    for row in LISTED:
+        printed = next(
+            known["params_m"]
+            for known in paper.read_tables()
+            if (known["table"], known["row"]) == (row["table"], row["row"])
+        )
+        # To a digit: some of the paper's are truncated, or count running statistics too.
+        assert abs(row["params"] / 1e6 - printed) < 0.16, row
+
+
+@pytest.mark.parametrize("config", sorted({row["config"] for row in LISTED}))
+def test_every_row_has_a_config_that_can_be_used(config):
+    check_config(read(config))
+
+
+# One of each family of networks; all rows are traced by the slow tests.
+QUICK = [
+    "configs/cifar.py:resnet110,cutmix",
+    "configs/imagenet.py:resnet50,feature_cutmix",
+    "configs/imagenet.py:resnet50,drop_block",
+    "configs/imagenet.py:se_resnet50,baseline",
+    "configs/imagenet.py:ge_resnet50,baseline",
+    "configs/cifar.py:pyramidnet110,cutmix",
+]
+
+
+@pytest.mark.parametrize("config", QUICK)
+def test_a_step_of_a_row_traces(config):
+    check_row(next(row for row in LISTED if row["config"] == config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", LISTED, ids=lambda row: f"{row['table']}-{row['row']}")
+def test_a_step_of_every_row_traces(row):
+    check_row(row)
+
+
+@pytest.mark.parametrize(
+    ("model", "num_classes"),
+    [
+        pytest.param(*key, marks=[] if key[0] in ("resnet50", "resnet110") else pytest.mark.slow)
+        for key in PARAMS
+    ],
+)
+def test_operations_of_the_list_are_those_that_xla_counts(model, num_classes):
+    network = paper.read_networks()[model, num_classes]
+    side = network["image_side"]
+    net = create_model(model, num_classes)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
+    lowered = jax.jit(lambda v, x: net.apply(v, x, train=False)).lower(variables, images)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(network["flops"], rel=0.01)
