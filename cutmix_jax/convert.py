@@ -98,12 +98,13 @@ def torch_name(path):
     return f"{name}.{LEAVES[leaf]}"
 
 
-def to_torch(variables, steps=0):
+def to_torch(variables, steps=0, dtype=np.float32):
     """Turns variables into PyTorch's `state_dict`, of NumPy arrays.
 
     Args:
       variables: ``{'params', 'batch_stats'}``, as of `model.init`.
       steps: training steps taken, which PyTorch's BatchNorm counts in `num_batches_tracked`.
+      dtype: of the weights.
 
     Returns:
       ``{name: array}``: contiguous, float32 but for the counters, which are int64. Convolutions are
@@ -119,7 +120,7 @@ def to_torch(variables, steps=0):
     """
     arrays = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
-        name, leaf = torch_name(path), np.asarray(leaf, np.float32)
+        name, leaf = torch_name(path), np.asarray(leaf, dtype)
         arrays[name] = np.array(leaf.transpose(TRANSPOSED[leaf.ndim]), order="C")
         if path[-1] == "var":
             arrays[name.replace("running_var", "num_batches_tracked")] = np.array(steps, np.int64)

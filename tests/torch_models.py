@@ -58,11 +58,13 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """torchvision's ResNet, ResNeXt, timm's SE-ResNet; of three stages, the authors' for CIFAR."""
 
-    def __init__(self, sizes, classes=10, *, bottleneck=True, groups=1, share=None, se=False):
+    def __init__(
+        self, sizes, classes=10, *, bottleneck=True, groups=1, share=None, se=False, channels=3
+    ):
         super().__init__()
         large = len(sizes) == 4
         width = features = 64 if large else 16
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False) if large else conv(3, width, 3)
+        self.conv1 = conv(channels, width, *((7, 2) if large else (3,)))
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         self.stages = []
@@ -116,10 +118,10 @@ class PyramidBlock(nn.Module):
 class PyramidNet(nn.Module):
     """The authors' PyramidNet for CIFAR."""
 
-    def __init__(self, depth, alpha, classes=10, *, bottleneck=True):
+    def __init__(self, depth, alpha, classes=10, *, bottleneck=True, channels=3):
         super().__init__()
         blocks = (depth - 2) // (9 if bottleneck else 6)
-        self.conv1, self.bn1 = conv(3, 16, 3), nn.BatchNorm2d(16)
+        self.conv1, self.bn1 = conv(channels, 16, 3), nn.BatchNorm2d(16)
         features, width = 16, 16.0
         for stage in range(3):
             layer = nn.Sequential()
