@@ -171,7 +171,7 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     listed = json.loads(run_list("--json"))
     rows = collections.Counter(row["table"] for row in listed)
     expected = {"3": 13, "4": 6, "5": 15, "6": 4, "7": 5, "8": 7}
-    assert rows == expected | {"figure-3-left": 6, "figure-3-right": 5}
+    assert rows == expected | {"figure-3-left": 6, "figure-3-right": 5, "9": 16}
     known = {(row["table"], row["row"]): row for row in listed}
     cutmix = known["3", "ResNet-50 + CutMix"]
     assert cutmix["config"] == "configs/imagenet.py:resnet50,cutmix"
@@ -182,6 +182,13 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     assert known["7", "Baseline"]["top5_error"] is None
     assert known["figure-3-right", "layer 4 (layer3)"]["top1_error"] is None
     assert known["3", "ResNet-50 + DropBlock"]["epochs"] == 270
+    found = known["9", "VGG-GAP + CutMix, CUB-200-2011"]
+    assert found["config"] == "configs/wsol.py:vgg16_gap,cutmix,cub"
+    assert (found["loc_acc"], found["top1_error"], found["epochs"]) == (52.53, None, 600)
+    # Maps of 14x14 in the last stage take half as much again; the head has 200 classes.
+    birds, plain = known["9", "ResNet-50 + CAM, CUB-200-2011"], cutmix
+    assert 1.4 < birds["flops"] / plain["flops"] < 1.6
+    assert plain["params"] - birds["params"] == 800 * 2049
 
 
 def test_the_list_for_reading_fits_100_columns_and_names_every_config():

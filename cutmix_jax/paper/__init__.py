@@ -13,15 +13,20 @@ from cutmix_jax.recipes import read_method
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
-# By the config file of a row: the kind of its recipes, classes, training images, and how a run of
-# it is laid out: whether over all chips, and which share of their peak it is taken to reach.
+# By the config file of a row, and the data that its argument names: the kind of its recipes,
+# classes, training images, and how a run of it is laid out: whether over all chips, and which
+# share of their peak it is taken to reach.
 # ImageNet: what the 16,600 images/s that others publish for ResNet-50 on 8 A100 come to.
 # CIFAR: a batch of 64 fits one chip, whose time then goes to many small layers; a guess.
 DATA_SETS = {
     "imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
     "cifar": ("cifar", 100, 50_000, "one chip", 0.05),
     "cifar10": ("cifar", 10, 50_000, "one chip", 0.05),
+    "wsol,cub": ("imagenet", 200, 5_994, "one chip", 0.16),
+    "wsol,imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
 }
+EPOCHS = {"wsol,cub": 600, "wsol,imagenet": 20}  # where they are not 300
+LOCALIZATION = {"cub_loc_acc": "CUB-200-2011", "imagenet_loc_acc": "ImageNet"}
 # Chips, and the peak of each in bfloat16, operations a second, as the makers give it.
 MACHINES = {"a100": (8, 312e12), "tpu_v4": (4, 275e12)}
 BACKWARD = 3  # a training step's operations over those of the forward pass
@@ -39,14 +44,17 @@ def read_tables():
 
 
 def read_networks():
-    """Returns `{(model, num_classes): {'image_side', 'params', 'flops'}}`.
+    """Returns `{(model, num_classes, last_stride): {'image_side', 'params', 'flops'}}`.
 
     Example:
-        >>> read_networks()['resnet50', 1000]['params']
+        >>> read_networks()['resnet50', 1000, 2]['params']
         25557032
     """
     networks = json.loads((FOLDER / "networks.json").read_text())
-    return {(network["model"], network["num_classes"]): network for network in networks}
+    return {
+        (network["model"], network["num_classes"], network.get("last_stride", 2)): network
+        for network in networks
+    }
 
 
 def list_recipes():
@@ -54,7 +62,8 @@ def list_recipes():
 
     Returns:
         Dictionaries with `table`, `row`, `config`, `params` (exactly, of our network),
-        `top1_error` and `top5_error` (the paper's, in percent; None where it prints none),
+        `top1_error`, `top5_error` and `loc_acc` (the paper's, in percent; None where it prints
+        none),
         `from_original_paper` (whether the paper copied these from another), `epochs`, `flops`
         (forward, one image), and an estimate of the time for each machine of `MACHINES`, such
         as `a100_chips` and `a100_hours`.
@@ -62,27 +71,28 @@ def list_recipes():
     Example:
         >>> row = list_recipes()[-1]
         >>> row['table'], row['row'], row['config'].partition(':')[2]
-        ('figure-3-right', 'layer 4 (layer3)', 'pyramidnet200,feature_cutmix_layer4')
+        ('9', 'ResNet-50 + CutMix, ImageNet', 'resnet50,cutmix,imagenet')
     """
     networks = read_networks()
     listed = []
-    for row in read_tables():
-        if "config" not in row:
-            continue
-        path, _, arg = row["config"].partition(":")
-        model, method = arg.split(",")
-        data_set = DATA_SETS[pathlib.Path(path).stem]
+    for row, key, config in _trainable():
+        path, _, arg = config.partition(":")
+        model, method, *data = arg.split(",")
+        name = ",".join([pathlib.Path(path).stem, *data])
+        data_set = DATA_SETS[name]
         kind, num_classes, examples, _, _ = data_set
-        network = networks[model, num_classes]
-        epochs = read_method(method, model, kind).get("epochs", 300)
+        last_stride = 1 if key in LOCALIZATION and model == "resnet50" else 2
+        network = networks[model, num_classes, last_stride]
+        epochs = read_method(method, model, kind).get("epochs", EPOCHS.get(name, 300))
         listed.append(
             {
                 "table": row["table"],
-                "row": row["row"],
-                "config": row["config"],
+                "row": row["row"] + (f", {LOCALIZATION[key]}" if key in LOCALIZATION else ""),
+                "config": config,
                 "params": network["params"],
-                "top1_error": row["top1_err"],
+                "top1_error": row.get("top1_err"),
                 "top5_error": row.get("top5_err"),
+                "loc_acc": row[key] if key in LOCALIZATION else None,
                 "from_original_paper": row.get("from_original_paper", False),
                 "epochs": epochs,
                 "flops": network["flops"],
@@ -90,6 +100,15 @@ def list_recipes():
             }
         )
     return listed
+
+
+def _trainable():
+    """(row, the key of its number, the config that trains it)."""
+    for row in read_tables():
+        if "config" in row:
+            yield row, "top1_err", row["config"]
+        for key, config in row.get("configs", {}).items():
+            yield row, key, config
 
 
 def estimate(forward_flops, data_set):
@@ -110,13 +129,15 @@ def format_recipes(listed):
         if row["table"] != table:
             table = row["table"]
             name = table.replace("-", " ").capitalize() if table[0] == "f" else f"Table {table}"
+            first, second = ("loc acc", "") if row["loc_acc"] else ("top-1", "top-5")
             lines += [
                 "",
-                f"{name:<48}{'params':>11}{'top-1':>8}{'top-5':>7}{'8 A100':>12}{'TPU v4-8':>12}",
+                f"{name:<48}{'params':>11}{first:>8}{second:>7}{'8 A100':>12}{'TPU v4-8':>12}",
             ]
-        errors = [
-            "-" if row[key] is None else f"{row[key]:.2f}" for key in ("top1_error", "top5_error")
-        ]
+        numbers = (row["loc_acc"] or row["top1_error"], row["top5_error"])
+        errors = ["-" if number is None else f"{number:.2f}" for number in numbers]
+        if row["loc_acc"]:
+            errors[1] = ""
         times = (f"{row[f'{m}_chips']} x {row[f'{m}_hours']:.1f} h" for m in MACHINES)
         a100, tpu = (f"{time:>12}" for time in times)
         name = row["row"] + " *" * row["from_original_paper"]
@@ -129,6 +150,7 @@ def format_recipes(listed):
         [
             "Each row of the paper that can be trained here: python main.py --config CONFIG",
             "Errors in percent as the paper prints them (best epoch; CIFAR: mean of three runs).",
+            "Table 9: localization accuracy in percent; give --config.init_from=WORKDIR.",
             *lines,
             "",
             "* The paper copies this number from the original one, which trained otherwise.",
