@@ -1,5 +1,6 @@
 """Residual networks: exact parameter counts, and the same numbers as PyTorch's."""
 
+import functools
 import math
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from cutmix_jax.models import create_model
+from cutmix_jax.models.layers import GatherExcite, SqueezeExcite
 from cutmix_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from tests.models.reference import assert_same_numbers, count, images_of, shapes_of
 
 PARAMETERS = [
     ("resnet20", 10, 272_474),
@@ -40,6 +43,17 @@ PARAMETERS = [
     ("resnet101", 10, 42_520_650),
     ("resnet101", 100, 42_705_060),
     ("resnet101", 1000, 44_549_160),
+    ("resnext101_32x4d", 10, 42_149_194),
+    ("resnext101_32x4d", 100, 42_333_604),
+    ("resnext101_32x4d", 1000, 44_177_704),
+    ("se_resnet50", 10, 26_059_514),
+    ("se_resnet50", 100, 26_243_924),
+    ("se_resnet50", 1000, 28_088_024),
+    ("se_resnet101", 10, 47_298_362),
+    ("se_resnet101", 100, 47_482_772),
+    ("se_resnet101", 1000, 49_326_872),
+    ("ge_resnet50", 1000, 33_637_592),
+    ("ge_resnet101", 1000, 58_323_224),
     ("resnet152", 10, 58_164_298),
     ("resnet152", 100, 58_348_708),
     ("resnet152", 1000, 60_192_808),
@@ -63,20 +77,38 @@ SMALL = {
         {"stage_sizes": (1, 1, 2, 1), "block": BottleneckBlock, "width": 4, "large_stem": True},
         (70, 65),
     ),
+    "ResNeXt": (
+        {
+            "stage_sizes": (1, 2),
+            "block": BottleneckBlock,
+            "width": 16,
+            "large_stem": False,
+            "groups": 4,
+            "base_width": 8,
+        },
+        (12, 9),
+    ),
+    "SE": (
+        {
+            "stage_sizes": (1, 2),
+            "block": BottleneckBlock,
+            "width": 8,
+            "large_stem": False,
+            "attention": functools.partial(SqueezeExcite, name="se"),
+        },
+        (9, 12),
+    ),
+    "GE": (
+        {
+            "stage_sizes": (1, 2),
+            "block": BottleneckBlock,
+            "width": 8,
+            "large_stem": False,
+            "attention": functools.partial(GatherExcite, name="ge"),
+        },
+        (8, 12),
+    ),
 }
-
-
-def images_of(side, batch=4, seed=0):
-    height, width = side
-    return np.random.default_rng(seed).normal(size=(batch, height, width, 3)).astype(np.float32)
-
-
-def shapes_of(model, side=32):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +122,8 @@ class TestParameters:
     # The head is the only layer that the number of classes changes, so one trace serves them all.
     @pytest.mark.parametrize("name", sorted({name for name, _, _ in PARAMETERS}))
     def test_counts_are_exact(self, name):
-        shapes = shapes_of(create_model(name, 7), 64)["params"]
+        side = 224 if name.startswith("ge") else 64
+        shapes = shapes_of(create_model(name, 7), side)["params"]
         body = count({k: v for k, v in shapes.items() if k != "fc"})
         features = shapes["fc"]["kernel"].shape[0]
         rows = {k: n for net, k, n in PARAMETERS if net == name}
@@ -319,28 +352,58 @@ class TestNormAxis:
         assert model.apply(variables, jnp.zeros((2, 8, 8, 3))).shape == (2, 5)
 
 
-def torch_resnet(torch, stage_sizes, block, width, large_stem, num_classes):
+def torch_resnet(
+    torch,
+    side,
+    stage_sizes,
+    block,
+    width,
+    large_stem,
+    num_classes,
+    groups=1,
+    base_width=64,
+    attention=None,
+):
     """The same network in PyTorch, with torchvision's names."""
     nn = torch.nn
     expansion = block.expansion
 
+    class Attention(nn.Module):
+        """SE, or GE (theta plus) for maps of `side`."""
+
+        def __init__(self, features, side):
+            super().__init__()
+            self.gather = attention.func is GatherExcite
+            if self.gather:
+                self.conv1 = nn.Conv2d(features, features, side, groups=features, bias=False)
+                self.bn1 = nn.BatchNorm2d(features)
+            self.fc1 = nn.Conv2d(features, features // 16, 1)
+            self.fc2 = nn.Conv2d(features // 16, features, 1)
+
+        def forward(self, x):
+            y = self.bn1(self.conv1(x)) if self.gather else x.mean((2, 3), keepdim=True)
+            return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(y))))
+
     class Block(nn.Module):
-        def __init__(self, channels, planes, stride):
+        def __init__(self, channels, planes, stride, side):
             super().__init__()
             features = planes * expansion
             if expansion == 1:
-                layers = [(channels, planes, 3, stride), (planes, planes, 3, 1)]
+                layers = [(channels, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
             else:
+                inner = groups * (planes * base_width // 64)
                 layers = [
-                    (channels, planes, 1, 1),
-                    (planes, planes, 3, stride),
-                    (planes, features, 1, 1),
+                    (channels, inner, 1, 1, 1),
+                    (inner, inner, 3, stride, groups),
+                    (inner, features, 1, 1, 1),
                 ]
             self.depth = len(layers)
-            for i, (inputs, outputs, side, step) in enumerate(layers, 1):
-                convolution = nn.Conv2d(inputs, outputs, side, step, side // 2, bias=False)
+            for i, (inputs, outputs, k, step, parts) in enumerate(layers, 1):
+                convolution = nn.Conv2d(inputs, outputs, k, step, k // 2, groups=parts, bias=False)
                 self.add_module(f"conv{i}", convolution)
                 self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
+            if attention:
+                self.add_module(attention.keywords["name"], Attention(features, side))
             self.downsample = None
             if stride != 1 or channels != features:
                 projection = nn.Conv2d(channels, features, 1, stride, bias=False)
@@ -351,6 +414,8 @@ def torch_resnet(torch, stage_sizes, block, width, large_stem, num_classes):
             for i in range(1, self.depth + 1):
                 y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
                 y = torch.relu(y) if i < self.depth else y
+            if attention:
+                y = self.get_submodule(attention.keywords["name"])(y)
             return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
     class Net(nn.Module):
@@ -360,12 +425,13 @@ def torch_resnet(torch, stage_sizes, block, width, large_stem, num_classes):
             self.conv1 = nn.Conv2d(3, width, *stem, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
             self.pool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
-            channels, self.stages = width, []
+            channels, self.stages, sides = width, [], side
             for stage, blocks in enumerate(stage_sizes, 1):
                 planes, layers = width * 2 ** (stage - 1), []
                 for index in range(blocks):
                     stride = 2 if stage > 1 and index == 0 else 1
-                    layers.append(Block(channels, planes, stride))
+                    sides = tuple(-(-n // stride) for n in sides)
+                    layers.append(Block(channels, planes, stride, sides))
                     channels = planes * expansion
                 self.add_module(f"layer{stage}", nn.Sequential(*layers))
             self.fc = nn.Linear(channels, num_classes)
@@ -379,89 +445,9 @@ def torch_resnet(torch, stage_sizes, block, width, large_stem, num_classes):
     return Net()
 
 
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean"}
-
-
-def torch_state(variables):
-    """Our variables, or gradients, under PyTorch's names and in its layouts."""
-    state = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        *modules, last = [entry.key for entry in path][1:]
-        modules = [
-            name.replace("_", ".")
-            if name.startswith("layer")
-            else {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}.get(
-                name, name
-            )
-            for name in modules
-        ]
-        leaf = np.asarray(leaf)
-        if last == "kernel":
-            leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
-        name = {**LEAVES, "var": "running_var"}[last]
-        state[".".join([*modules, name])] = leaf
-    return state
-
-
-def random_variables(model, images, seed=0):
-    """Scales, shifts and statistics away from 0 and 1, where a wrong one would go unseen."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-        spread = math.sqrt(2 / math.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.2
-        return rng.normal(0, spread, leaf.shape).astype(np.float32)
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 @pytest.mark.parametrize("net", SMALL)
 def test_same_numbers_as_pytorch(net):
-    """Logits in evaluation; logits, running statistics and gradients in training."""
     torch = pytest.importorskip("torch", reason="PyTorch, the numeric reference, is missing")
-    torch.set_num_threads(1)
     fields, side = SMALL[net]
     model = ResNet(num_classes=7, **fields)
-    images = images_of(side)
-    variables = random_variables(model, images)
-    reference = torch_resnet(torch, num_classes=7, **fields)
-    before = torch_state(variables)
-    missing, unexpected = reference.load_state_dict(
-        {name: torch.tensor(leaf) for name, leaf in before.items()}, strict=False
-    )
-    assert not unexpected
-    assert all(name.endswith("num_batches_tracked") for name in missing)
-    inputs = torch.tensor(images.transpose(0, 3, 1, 2))
-    weights = np.random.default_rng(1).normal(size=(4, 7)).astype(np.float32)
-
-    def loss(params):
-        logits, state = model.apply(
-            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-        )
-        return (logits * weights).sum(), (logits, state)
-
-    logits = jax.jit(model.apply)(variables, images)
-    expected = reference.eval()(inputs).detach().numpy()
-    assert np.std(expected) > 0.01
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-    grads, (logits, state) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    outputs = reference.train()(inputs)
-    (outputs * torch.tensor(weights)).sum().backward()
-    np.testing.assert_allclose(logits, outputs.detach().numpy(), rtol=1e-3, atol=1e-3)
-
-    expected = {name: leaf.numpy() for name, leaf in reference.state_dict().items()}
-    for name, leaf in torch_state(state).items():
-        # PyTorch keeps n/(n-1) times the batch variance, here up to 24/23, at a weight of 0.1.
-        tolerance = 0.02 if name.endswith("var") else 1e-3
-        np.testing.assert_allclose(leaf, expected[name], rtol=tolerance, atol=1e-3, err_msg=name)
-        assert np.abs(leaf - before[name]).max() > 1e-3, name
-
-    expected = {name: leaf.grad.numpy() for name, leaf in reference.named_parameters()}
-    ours = torch_state({"params": grads})
-    assert ours.keys() == expected.keys()
-    for name, leaf in ours.items():
-        error = np.linalg.norm(leaf - expected[name])
-        assert error <= 1e-3 * np.linalg.norm(expected[name]) + 1e-4, name
+    assert_same_numbers(model, torch_resnet(torch, side, num_classes=7, **fields), side)
