@@ -100,20 +100,16 @@ def contour_boxes(heat, thresholds):
     height, width = heat.shape
     gray = (heat * 255).astype(np.uint8)
     levels = (np.asarray(thresholds) * gray.max()).astype(int)
-    above = gray > levels[:, None, None]
-    outer, _ = ndimage.label(above, CORNERS)
-    found = ndimage.find_objects(outer)
+    regions, _ = ndimage.label(gray > levels[:, None, None], CORNERS)
+    found = ndimage.find_objects(regions)
     boxes = [(rows.start, columns.start, rows.stop, columns.stop) for _, rows, columns in found]
     planes = [plane.start for plane, _, _ in found]
-    areas = list(polygon_areas(outer, len(found)))
-    # Holes: what is not above and cannot be left by edges; the border runs one pixel outside.
-    below, _ = ndimage.label(~above, EDGES)
-    for plane, rows, columns in ndimage.find_objects(below):
-        top, left, bottom, right = rows.start, columns.start, rows.stop, columns.stop
-        if top > 0 and left > 0 and bottom < height and right < width:
-            boxes.append((top - 1, left - 1, bottom + 1, right + 1))
-            planes.append(plane.start)
-            areas.append(-1.0)  # always smaller than the contour around it
+    # The border around a hole runs in the region, one pixel outside of the hole.
+    holes = find_holes(regions)
+    for _, (plane, rows, columns) in holes:
+        boxes.append((rows.start - 1, columns.start - 1, rows.stop + 1, columns.stop + 1))
+        planes.append(plane.start)
+    areas = [*polygon_areas(regions, holes, len(found)), *[-1.0] * len(holes)]
     for plane in set(range(len(levels))) - set(planes):
         boxes.append((0, 0, 0, 0))
         planes.append(plane)
@@ -126,34 +122,44 @@ def contour_boxes(heat, thresholds):
     return boxes, planes, largest
 
 
-def polygon_areas(labels, count):
+def find_holes(regions):
+    """``(mask within its slices, slices)`` of all that is in no region and enclosed by one."""
+    height, width = regions.shape[1:]
+    around, _ = ndimage.label(regions == 0, EDGES)
+    return [
+        (around[place] == number, place)
+        for number, place in enumerate(ndimage.find_objects(around), 1)
+        if place[1].start > 0
+        and place[2].start > 0
+        and place[1].stop < height
+        and place[2].stop < width
+    ]
+
+
+def polygon_areas(regions, holes, count):
     """Areas of the polygons through the pixel centres along each region's outer border.
 
     Between four pixel centres that are all within the border lies an area of 1, between three of
     them of a half. Holes belong to what is within.
     """
-    filled = labels.copy()
-    background, _ = ndimage.label(labels == 0, EDGES)
-    height, width = labels.shape[1:]
-    for number, place in enumerate(ndimage.find_objects(background), 1):
-        _, rows, columns = place
-        if rows.start > 0 and columns.start > 0 and rows.stop < height and columns.stop < width:
-            # What lies left of the hole's first pixel is the region around it.
-            plane, row = place[0].start, rows.start
-            column = columns.start + int((background[plane, row, columns] == number).argmax())
-            hole = background[place] == number
-            filled[place][hole] = filled[plane, row, column - 1]
-    corners = [filled[:, i : height - 1 + i, j : width - 1 + j] for i in (0, 1) for j in (0, 1)]
+    filled = regions.copy()
+    for hole, place in holes:
+        # What lies left of a hole's first pixel is the region around it.
+        plane, row = place[0].start, place[1].start
+        column = place[2].start + int(hole[0, 0].argmax())
+        filled[place][hole] = filled[plane, row, column - 1]
+    height, width = regions.shape[1:]
+    a, b, c, d = (filled[:, i : height - 1 + i, j : width - 1 + j] for i in (0, 1) for j in (0, 1))
+    ab, ac, ad, bd, cd = a == b, a == c, a == d, b == d, c == d
     areas = np.zeros(count + 1)
-    for number in range(4):
-        for rest in ((0, 1, 2, 3), tuple(i for i in range(4) if i != number)):
-            if len(rest) == 4 and number:
-                continue
-            first = corners[rest[0]]
-            same = np.logical_and.reduce([corners[i] == first for i in rest[1:]])
-            if len(rest) == 3:
-                same = same & (corners[number] != first)
-            areas += np.bincount(first[same], minlength=count + 1) * (1 if len(rest) == 4 else 0.5)
+    for first, mask, area in (
+        (a, ab & ac & ad, 1.0),
+        (a, ab & ac & ~ad, 0.5),
+        (a, ab & ad & ~ac, 0.5),
+        (a, ac & ad & ~ab, 0.5),
+        (b, bd & cd & ~ad, 0.5),
+    ):
+        areas += area * np.bincount(first[mask], minlength=count + 1)
     return areas[1:]
 
 

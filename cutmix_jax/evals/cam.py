@@ -59,7 +59,9 @@ def activation_maps(features, kernel, classes, sides):
     maps = jnp.einsum("bhwd,bd->bhw", features, weights)
     maps = jax.image.resize(maps, (len(maps), *sides), "bicubic")
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 0)
+    # Of a map without relief the upsampling leaves rounding errors, which are not to be enlarged.
+    relief = high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    return jnp.where(relief, (maps - low) / jnp.where(relief, high - low, 1), 0)
 
 
 def class_maps(subject, weights, batch, of="label"):

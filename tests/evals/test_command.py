@@ -1,0 +1,86 @@
+"""`--mode evaluate --evals ...` as its user sees it."""
+
+import csv
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from cutmix_jax import UserError, evals, run
+from tests.commands import SMALL, run_main, small_config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    done = run_main(f"--workdir={folder}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def evaluate(workdir, *arguments):
+    return run_main(f"--workdir={workdir}", "--mode=evaluate", *arguments)
+
+
+def test_all_evaluations_and_the_second_time_without_computing(workdir):
+    quick = ["--config.evals.fgsm.eps=(8.0,)", "--config.evals.fgsm.pgd_steps=2"]
+    done = evaluate(workdir, "--evals=all", *quick)
+    assert done.returncode == 0, done.stderr
+    assert "localization is left out: localization needs the true boxes" in done.stderr
+    told = json.loads(done.stdout)
+    assert told.keys() == evals.EVALS.keys() - {"localization"}
+    for name, values in told.items():
+        place = workdir / "evals"
+        assert json.loads((place / f"{name}.json").read_text()) == values
+        assert values["checkpoint"] == 10
+        assert values["examples"] == 297
+        assert values["seconds"] > 0
+        assert not any(isinstance(value, dict | list) for value in values.values())
+        with (place / f"{name}.csv").open() as file:
+            assert list(csv.DictReader(file))
+        pictures = list(place.glob(f"{name}*.png"))
+        assert pictures
+        for picture in pictures:
+            with Image.open(picture) as image:
+                assert min(image.size) > 200
+
+    again = evaluate(workdir, "--evals=all", *quick)
+    assert json.loads(again.stdout) == told
+    assert again.stderr.count("as measured before") == len(told)
+    # Other options of one evaluation leave the others alone.
+    other = evaluate(workdir, "--evals=occlusion,ood", *quick, "--config.evals.occlusion.steps=2")
+    assert "ood: as measured before" in other.stderr
+    assert "occlusion: 297 images" in other.stderr
+    assert json.loads(other.stdout)["occlusion"].keys() == told["occlusion"].keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("fgms", r"no evaluation 'fgms' \(the nearest is 'fgsm'\)"),
+        (",", r"--evals names none.*or all"),
+        ("classification,localization", r"Localization needs the true boxes.*digits has none"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_anything_is_measured(workdir, names, told):
+    before = sorted((workdir / "evals").iterdir()) if (workdir / "evals").exists() else None
+    with pytest.raises(UserError, match=told):
+        run.evaluate(small_config(), workdir, evals=names)
+    if before is not None:
+        assert sorted((workdir / "evals").iterdir()) == before
+
+
+def test_evaluations_need_a_checkpoint_and_the_mode(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+        run.evaluate(None, tmp_path, evals="all")
+    done = run_main(f"--workdir={tmp_path}", "--evals=all")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: --evals needs --mode evaluate.*\n", done.stderr)
+
+
+def test_names_are_checked_in_order():
+    assert evals.check_names("ood, fgsm,ood") == ["ood", "fgsm"]
+    assert evals.check_names("all") == list(evals.EVALS)
+    with pytest.raises(UserError, match="nearest is 'occlusion'"):
+        evals.check_names("oclusion")
