@@ -1,5 +1,6 @@
 """The training step and its loop: what they compute does not depend on how they are run."""
 
+import dataclasses
 import re
 
 import chex
@@ -78,6 +79,70 @@ def test_shards_of_the_state_stay_equal_with_batch_norm_per_device():
         assert len(others) == 7
         for other in others:
             np.testing.assert_array_equal(first, other)
+
+
+DROPS = {
+    "shake_drop": 0.5,
+    "drop_block.rate": 0.2,
+    "drop_block.size": 2,
+    "drop_block.stages": (2,),
+    "drop_block.schedule": "linear",
+    "mix.name": "cutmix",
+}
+
+
+def test_regularisers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
+    monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
+    task = train.create_task(small_config(**DROPS))
+    chex.clear_trace_counter()
+    state, _ = take_steps(task, 3)
+    for leaf in jax.tree.leaves(state):
+        first, *others = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+
+
+def test_what_is_dropped_is_a_function_of_seed_step_device_and_part(monkeypatch):
+    """The key that the model is given, on each of two devices, for each of two parts."""
+
+    def keys(step, **overrides):
+        config = small_config(accumulate=2, **DROPS, **overrides)
+        task, seen = train.create_task(config, create_mapping("pmap", 2)), []
+
+        class Model:
+            def apply(self, variables, images, *, rngs, progress, **_):
+                seen.append((jax.random.key_data(rngs["drop"]), progress))
+                scale = variables["params"]["fc"]["bias"].sum()
+                return scale * jnp.ones((len(images), 10)), {}
+
+        def gather(state, arrays, xs):
+            seen.clear()
+            train.train_step(fake, state, arrays, xs)
+            return lax.all_gather(tuple(seen), AXIS)
+
+        fake = dataclasses.replace(task, model=Model())
+        state = train.create_state(task).replace(step=jnp.int32(step), batch_stats={})
+        xs = task.mapping.shard(next(iter(task.data.train_batches(0))))
+        arrays = task.mapping.replicate(task.data.arrays["train"])
+        monkeypatch.setattr(lax, "scan", unrolled)
+        found = jax.device_get(task.mapping.map(gather)(task.mapping.replicate(state), arrays, xs))
+        assert {float(p) for _, progress in found for p in progress} == {np.float32(step / 10)}
+        return {tuple(key) for parts, _ in found for key in parts}
+
+    first = keys(3)
+    assert len(first) == 4
+    assert keys(3) == first
+    assert not first & keys(4)
+    assert not first & keys(3, seed=1)
+
+
+def unrolled(body, carry, xs, **_):
+    """`lax.scan` as a Python loop."""
+    results = []
+    for i in range(jax.tree.leaves(xs)[0].shape[0]):
+        carry, result = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        results.append(result)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
 def test_batch_statistics_are_those_of_each_device_unless_asked():
@@ -266,6 +331,20 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_rate():
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(UserError, match=r"batch_size is 60, which 8 devices.*multiple of 8"):
         train.create_task(small_config(batch_size=60))
+
+
+def test_a_batch_that_the_groups_cannot_share_is_refused():
+    with pytest.raises(UserError, match=r"norm\.groups=3 cannot share.*multiple of 24"):
+        train.create_task(small_config(**{"norm.groups": 3}))
+
+
+def test_squares_larger_than_the_map_are_refused_before_training():
+    with pytest.raises(UserError, match=r"side of 4.*map of 2 x 2.*config\.drop_block\.size"):
+        train.create_task(
+            small_config(
+                **{"drop_block.rate": 0.1, "drop_block.size": 4, "drop_block.stages": (3,)}
+            )
+        )
 
 
 def test_feature_maps_are_mixed_inside_the_model():
