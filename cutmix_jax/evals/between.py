@@ -107,6 +107,8 @@ def draw(lams, mixup, sides, cutmix):
             "probability of neither": [mean["prob"] for mean in part],
         }
         figures.curves(axis, x, lines, xlabel, "%" if x is lams else "")
+    top = max(value for mean in mixup + cutmix for value in mean.values())
+    axes[0].set_ylim(0, min(102, 105 * top + 1))
     return figure
 
 

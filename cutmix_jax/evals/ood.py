@@ -251,11 +251,9 @@ def separation(inside, outside):
 
 def draw(inside, scores):
     """Histograms of the scores, one panel a set."""
-    columns = min(3, len(scores))
+    columns = 2 if len(scores) == 4 else min(3, len(scores))
     lines = -(-len(scores) // columns)
-    figure, axes = figures.new_figure(
-        3.2 * columns, 2.5 * lines, lines, columns, squeeze=False, sharex=True
-    )
+    figure, axes = figures.new_figure(3.2 * columns, 2.5 * lines, lines, columns, squeeze=False)
     bins = np.linspace(0, 1, 31)
     for axis in axes.ravel()[len(scores) :]:
         axis.set_axis_off()
@@ -264,6 +262,7 @@ def draw(inside, scores):
             weights = np.full(len(part), 100 / len(part))
             axis.hist(part, bins, weights=weights, color=color, alpha=0.55, label=label)
         axis.set_title(name if len(name) < 30 else "…" + name[-29:], fontsize=9, parse_math=False)
+        axis.set_xlim(0, 1)
         figures.plain(axis)
     axes[0, 0].legend(frameon=False, fontsize=8)
     axes[0, 0].set_ylabel("images (%)")
