@@ -11,11 +11,9 @@ averaged weights where the run has them. .safetensors needs no PyTorch.
 """
 
 import argparse
-import ast
 import collections
-import contextlib
 import dataclasses
-import importlib.util
+import importlib
 import pathlib
 import re
 import shutil
@@ -25,8 +23,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-import cutmix_jax
-from cutmix_jax import UserError
+from cutmix_jax import UserError, command_line
 from cutmix_jax import config as config_lib
 from cutmix_jax.checkpoint import Checkpoints, read_weights, workdir_lock
 from cutmix_jax.models import create_model
@@ -241,7 +238,7 @@ def infer_model(arrays, source="the file"):
     return name + f"x{factor}" * (factor > 1)
 
 
-def import_weights(path, workdir, model=None, config=None, overrides=None, overwrite=False):
+def import_weights(path, workdir, model=None, config=None, overrides=(), overwrite=False):
     """Writes a checkpoint of the weights in `path`, for `--mode evaluate` and `init_from`.
 
     Args:
@@ -249,7 +246,7 @@ def import_weights(path, workdir, model=None, config=None, overrides=None, overw
       workdir: folder to write; it must not hold a run.
       model: as for `from_torch`.
       config: 'FILE' or 'FILE:ARG' that describes how to evaluate; None: by the number of classes.
-      overrides: ``{'KEY': value}`` for it.
+      overrides: words ``--config.KEY=VALUE`` for it.
       overwrite: replace weights that were converted into `workdir` before.
 
     Returns:
@@ -261,7 +258,7 @@ def import_weights(path, workdir, model=None, config=None, overrides=None, overw
     path = pathlib.Path(path)
     arrays, notes = read_arrays(path)
     converted = from_torch(arrays, model, path.name)
-    config = _create_config(converted, config, overrides or {}, path)
+    config = _create_config(converted, config, overrides, path)
     with workdir_lock(workdir) as folder:
         mapping = create_mapping("pmap", 1)
         _make_room(folder, mapping, overwrite)
@@ -432,48 +429,27 @@ def _initialise(net, channels, modules):
     return {tuple(name.split("/")): leaf for name, leaf in leaves.items()}
 
 
-def _create_config(converted, spec, overrides, path):
+def _create_config(converted, name, overrides, path):
     """The config that describes how to evaluate the weights."""
-    if spec is None:
-        if (converted.num_classes, converted.channels) not in DATA:
+    chosen = [f"--config.model={converted.model}"]
+    if name is None:
+        kind = converted.num_classes, converted.channels
+        if kind not in DATA:
             raise UserError(
-                f"{path.name} tells {converted.num_classes} classes in images of "
-                f"{converted.channels} channels, which no data set of ours has: say how to "
-                f"evaluate it, as in --config configs/imagenet.py:{converted.model},baseline "
-                "--config.dataset=NAME."
+                f"{path.name} tells {kind[0]} classes in images of {kind[1]} channels, which no "
+                "data set of ours has: say how to evaluate it, as in --config "
+                f"configs/imagenet.py:{converted.model},baseline --config.dataset=NAME."
             )
-        name, dataset = DATA[converted.num_classes, converted.channels]
-        configs = pathlib.Path(cutmix_jax.__file__).parent.parent / "configs"
-        spec = f"{configs / name}.py:{converted.model},baseline"
-        overrides = {"dataset": dataset} | overrides
-    config = load_config(spec, {"model": converted.model} | overrides)
+        stem, dataset = DATA[kind]
+        name = f"{command_line.ROOT / 'configs' / stem}.py:{converted.model},baseline"
+        chosen.append(f"--config.dataset={dataset}")
+    config = command_line.read_config(name, [*chosen, *overrides])
     if config.model != converted.model:
         raise UserError(
             f"config.model is {config.model!r}, and the weights are those of {converted.model}: "
             "name the network with --model alone."
         )
     config_lib.check_config(config)
-    return config
-
-
-def load_config(spec, overrides):
-    """The config of 'FILE' or 'FILE:ARG', as main.py's --config takes it, with overrides."""
-    path, _, arg = str(spec).partition(":")
-    try:
-        loaded = importlib.util.spec_from_file_location("config", path)
-        module = importlib.util.module_from_spec(loaded)
-        loaded.loader.exec_module(module)
-    except (OSError, AttributeError) as error:
-        raise UserError(f"--config: {path} is no config file: give one of configs/.") from error
-    config = module.get_config(arg or None)
-    keys = config_lib.flatten(config.to_dict())
-    for key, value in overrides.items():
-        if key not in keys:
-            raise UserError(f"There is no config key {key!r} ({config_lib.nearest(key, keys)}).")
-        try:
-            config.update_from_flattened_dict({key: value})
-        except TypeError as error:
-            raise UserError(f"config.{key} cannot be {value!r}: {error}.") from error
     return config
 
 
@@ -569,19 +545,6 @@ def _some(names, limit=6):
     return ", ".join(names[:limit]) + rest
 
 
-def _parse_overrides(words):
-    """``--config.KEY=VALUE`` as a dictionary."""
-    overrides = {}
-    for word in words:
-        match = re.fullmatch(r"--?config\.([\w.]+)=(.*)", word)
-        if not match:
-            raise UserError(f"{word!r} is no flag: see python -m cutmix_jax.convert --help.")
-        overrides[match[1]] = match[2]
-        with contextlib.suppress(ValueError, SyntaxError):
-            overrides[match[1]] = ast.literal_eval(match[2])
-    return overrides
-
-
 def main(arguments=None):
     """Reads flags, converts, and says what was made and how to use it."""
     parser = argparse.ArgumentParser(
@@ -601,11 +564,12 @@ def main(arguments=None):
     parser.add_argument("--overwrite", action="store_true", help="replace what was converted")
     flags, rest = parser.parse_known_args(arguments)
     try:
-        overrides = _parse_overrides(rest)
         if pathlib.Path(flags.source).is_dir():
+            if rest:
+                raise UserError(f"{rest[0]!r} is for weights that come in: leave it out.")
             _tell_export(flags)
         else:
-            _tell_import(flags, overrides)
+            _tell_import(flags, rest)
     except (UserError, OSError) as error:
         print(f"cutmix_jax.convert: {error}", file=sys.stderr)
         return 1

@@ -368,7 +368,7 @@ class TestWorkdirs:
             state = torch.load(path, weights_only=True)
             assert all(tensor.is_contiguous() for tensor in state.values())
 
-        overrides = {"image_size": 8, "train_examples": 320}
+        overrides = ["--config.image_size=8", "--config.train_examples=320"]
         converted = convert.import_weights(path, back, overrides=overrides)
         assert (converted.model, converted.channels) == ("resnet8", 1)
         with Checkpoints(back, create_mapping("pmap", 1), read_only=True) as checkpoints:
@@ -415,7 +415,7 @@ class TestWorkdirs:
         with pytest.raises(UserError, match=r"1000 classes in images of 1 channels.*--config"):
             convert.import_weights(path, back)
         safetensors.save_file(arrays, path)
-        convert.import_weights(path, back, overrides={"image_size": 16})
+        convert.import_weights(path, back, overrides=["--config.image_size=16"])
         assert measure(back)["test_loss"] == pytest.approx(np.log(10), abs=0.1)
 
     def test_nothing_is_overwritten_unasked(self, workdir, tmp_path):
@@ -440,10 +440,11 @@ class TestWorkdirs:
         assert f"--workdir={back} --mode=evaluate" in capsys.readouterr().out
         for words, message in (
             ([path, "--output", back, "--config.no=8"], "no config key 'no'"),
-            ([path, "--output", back, "--nothing"], "'--nothing' is no flag"),
+            ([path, "--output", back, "--nothing"], "nothing"),
             ([path, "--output", back, "--config.model=resnet20"], "config.model is 'resnet20'"),
-            ([path, "--output", back, "--config", "no.py:x"], "no.py is no config file"),
+            ([path, "--output", back, "--config", "no.py:x"], "no.py"),
             ([path, "--output", f"{back}.pth"], "give a folder"),
+            ([folder, "--output", path, "--config.seed=1"], "for weights that come in"),
             ([folder, "--output", f"{back}.onnx"], "ends in .pth or .safetensors"),
             ([str(tmp_path), "--output", f"{back}.pth"], "holds no checkpoint"),
         ):
