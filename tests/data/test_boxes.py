@@ -78,6 +78,7 @@ def images_of(data, split):
             "objects/bbox",
             {"image_size": 33, "eval_resize": 40, "augment": {"min_area": 0.5}},
         ),
+        ("streaming", any_size, "bbox", {"image_size": 33, "square_resize": 40}),
     ],
 )
 def test_boxes_follow_the_images(rectangles, source, sizes, box_key, config):

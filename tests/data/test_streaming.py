@@ -176,6 +176,30 @@ def test_evaluation_of_real_photographs_equals_pillow(tfds_dir):
         assert xs["label"][0, i] == label
 
 
+def test_squares_are_resized_without_aspect_and_cropped_at_random(photo_folder):
+    """Each training image is a window of Pillow's square; evaluation has the central one."""
+    config = photo_config(photo_folder, image_size=33, square_resize=38, augment={})
+    data = open_data(config)
+    sets = find_set("folder", str(photo_folder), None).splits
+    corners = set()
+    for name, batches in (("train", data.train_batches(0)), ("test", data.eval_batches("test"))):
+        for xs in batches:
+            for image, i in zip(xs["image"][0][xs["mask"][0]], xs["index"][0], strict=False):
+                picture = Image.open(io.BytesIO(sets[name].read(int(i)))).convert("RGB")
+                square = np.asarray(picture.resize((38, 38), Image.Resampling.BILINEAR), int)
+                windows = np.lib.stride_tricks.sliding_window_view(square, (33, 33), (0, 1))
+                error = np.abs(np.moveaxis(windows, 2, 4) - image).max((2, 3, 4))
+                assert error.min() <= 2
+                corner = np.unravel_index(error.argmin(), error.shape)
+                if name == "train":
+                    corners.add(corner)
+                else:
+                    assert corner == (2, 2)
+    assert len(corners) > 12
+    assert {0, 5} <= {int(place) for corner in corners for place in corner}
+    assert not np.array_equal(*(next(data.train_batches(e))["image"] for e in (0, 1)))
+
+
 def boxes(height, width, count=3000, area=(0.08, 1.0)):
     """int [count, 4] of random-resized boxes."""
 
