@@ -30,7 +30,16 @@ def test_config_table_has_every_key():
     table = README.split("## Config")[1].split("## ")[0]
     told = set(re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (.*?) \|", table, re.M))))
     assert told <= KEYS.keys()
-    assert {key for key in KEYS if not key.startswith("mix.")} <= told
+    assert {key for key in KEYS if not key.startswith(("mix.", "evals."))} <= told
+
+
+def test_options_of_the_evaluations_are_on_their_page():
+    page = (ROOT / "docs/evaluations.md").read_text()
+    for key in KEYS:
+        if key.startswith("evals."):
+            assert re.search(rf"\b{key.split('.')[-1]}\b", page), key
+    for key in re.findall(r"--config\.([\w.]+)", page):
+        assert key in {*KEYS, "evals.NAME.KEY"}, key
 
 
 def test_commands_name_what_exists():
@@ -43,7 +52,9 @@ def test_commands_name_what_exists():
         assert parse_arg(arg, "resnet20")[0] in NETS
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/evaluations.md"]
+)
 def test_links_lead_somewhere(page):
     path = ROOT / page
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
