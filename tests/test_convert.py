@@ -164,6 +164,12 @@ class TestFiles:
             assert notes == []
             assert_same(convert.from_torch(found).variables, arrays)
 
+    def test_localisation_resnets_are_told_of(self, resnet20, tmp_path):
+        """Their weights do not tell the stride of the last stage."""
+        path = tmp_path / "last.pth.tar"
+        torch.save({"architecture": "resnet50", "state_dict": resnet20[0].state_dict()}, path)
+        assert "--config.last_stride=1" in convert.read_arrays(path)[1][0]
+
     def test_half_precision_is_read(self, resnet20, tmp_path):
         from safetensors.torch import save_file
 
