@@ -157,8 +157,19 @@ def summarize(runs, baselines):
       are shares, not percent.
     """
     found = {(run["recipe"], run["seed"]): finished_results(run) for run in runs}
+    unfinished = [str(r["folder"].name) for r in runs if not found[r["recipe"], r["seed"]]]
+    return {"recipes": compare(found, baselines), "unfinished": unfinished}
+
+
+def compare(found, baselines):
+    """The entries of `summarize`, from results that are read already.
+
+    Args:
+      found: ``{(recipe, seed): results}``, with None for what is not finished.
+      baselines: from `choose_baselines`.
+    """
     recipes = []
-    for recipe in dict.fromkeys(run["recipe"] for run in runs):
+    for recipe in dict.fromkeys(recipe for recipe, _ in found):
         done = {seed: r for (name, seed), r in found.items() if name == recipe and r}
         plain = {
             seed: r for (name, seed), r in found.items() if name == baselines.get(recipe) and r
@@ -173,13 +184,12 @@ def summarize(runs, baselines):
             values = {seed: r[key] for seed, r in done.items() if key in r}
             gains = {s: plain[s][key] - values[s] for s in values if key in plain.get(s, {})}
             if values:
-                entry[key] = _moments(values) | {"gain": _moments(gains) if gains else None}
+                entry[key] = moments(values) | {"gain": moments(gains) if gains else None}
         recipes.append(entry)
-    unfinished = [str(r["folder"].name) for r in runs if not found[r["recipe"], r["seed"]]]
-    return {"recipes": recipes, "unfinished": unfinished}
+    return recipes
 
 
-def _moments(values):
+def moments(values):
     """Mean and sample deviation of values by seed."""
     numbers = list(values.values())
     return {
@@ -198,23 +208,23 @@ def format_table(summary):
     for entry in summary["recipes"]:
         cells = [entry["recipe"], str(len(entry["seeds"]))]
         for key in keys:
-            moments = entry.get(key)
-            gain = moments and moments["gain"]
-            cells += [_percent(moments), _percent(gain, counted=True)]
+            errors = entry.get(key)
+            gain = errors and errors["gain"]
+            cells += [percent(errors), percent(gain, counted=True)]
         lines.append("| " + " | ".join(cells) + " |")
     if summary["unfinished"]:
         lines += ["", "Not finished: " + ", ".join(summary["unfinished"]) + "."]
     return "\n".join(lines) + "\n"
 
 
-def _percent(moments, counted=False):
-    """Mean ± deviation, in percent; of a gain also the number of pairs."""
-    if not moments:
+def percent(found, counted=False):
+    """Mean ± deviation of what `moments` found, in percent; of a gain also the number of pairs."""
+    if not found:
         return "–"
-    text = f"{100 * moments['mean']:.2f}"
-    if moments["deviation"] is not None:
-        text += f" ± {100 * moments['deviation']:.2f}"
-    return text + (f" ({len(moments['values'])})" if counted else "")
+    text = f"{100 * found['mean']:.2f}"
+    if found["deviation"] is not None:
+        text += f" ± {100 * found['deviation']:.2f}"
+    return text + (f" ({len(found['values'])})" if counted else "")
 
 
 @contextlib.contextmanager
