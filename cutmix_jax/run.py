@@ -137,6 +137,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
             config = config_lib.from_plain(checkpoints.read_meta(which)["config"])
             config.update_from_flattened_dict(overrides or {})
         task = train_lib.create_task(config)
+        checkpoints.mapping = task.mapping  # the run's own, which its config names
         # Converted weights are of no run, and any data may measure them.
         found = checkpoints.restore(
             partial(abstract_saved, task),
