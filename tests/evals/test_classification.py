@@ -41,6 +41,12 @@ def test_calibration_is_the_mean_gap_of_the_bins(bins):
     assert classification.calibration(confidence, right, bins)["ece"] == pytest.approx(expected)
 
 
+def test_a_confidence_at_an_edge_is_in_the_bin_below():
+    confidence = np.array([0.0, 0.25, 0.5, 0.51, 1.0])
+    found = classification.calibration(confidence, np.ones(5, bool), 4)
+    assert found["examples"].tolist() == [2, 1, 1, 1]
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_evaluation_repeats_what_training_measures(make_subject, devices):
     subject = make_subject(devices=devices)
