@@ -146,8 +146,8 @@ def assign(key, count, batch_size, *, scope, partner, axis_name, across_devices)
         draw_key = on_device(draw_key, axis_name)
     partners = draw_partners(partner_key, size).astype(jnp.int32)
     partners = partners[own] if across_devices else partners
-    # All numbers by one call, as each call is a loop on CPU; not by one with the partners' words, as
-    # keys of kind rbg ignore all but the first under vmap, and devices would draw the same partners.
+    # All numbers by one call, as each call is a loop on CPU; not by one with the partners' words,
+    # as under vmap keys of kind rbg ignore all but the first: devices would draw the same partners.
     numbers = jax.random.uniform(draw_key, (1 if draw_of is None else size, count), jnp.float32)
     return partners, numbers if draw_of is None else numbers[draw_of(own, partners)]
 
