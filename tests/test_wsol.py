@@ -1,5 +1,7 @@
 """Training for localization: its recipes, the head's own rate, and a head that starts anew."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from configs import wsol
 from cutmix_jax import UserError, run, train
 from cutmix_jax.config import check_config
 from cutmix_jax.parallel import create_mapping
+from tests.commands import run_main
 from tests.test_train import small_config
 
 
@@ -91,3 +94,16 @@ def test_a_head_that_fits_starts_anew_where_asked(tasks, monkeypatch):
         state.params["conv1"]["kernel"], given["params"]["conv1"]["kernel"]
     )
     assert "head is not taken" in notes[-1]
+
+
+@pytest.mark.slow
+def test_a_network_that_tells_shapes_apart_finds_them(tmp_path):
+    """Minutes of training; the best box in the centre, which knows no image, is far behind."""
+    arguments = (f"--workdir={tmp_path}", "--config.train_examples=5000")
+    done = run_main("--config=configs/shapes.py:resnet8x2,baseline", *arguments, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    done = run_main(f"--workdir={tmp_path}", "--mode=evaluate", "--evals=localization")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "evals" / "localization.json").read_text())
+    assert found["top1_error"] < 0.6
+    assert found["max_box_acc"] > found["center_box_gt_known_loc_acc"] + 0.15

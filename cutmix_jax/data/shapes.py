@@ -1,8 +1,8 @@
 """Shapes: pictures of coloured, textured shapes on cluttered grounds, drawn by NumPy.
 
 Each example is a function of (seed, index) alone. Its class is the form of the object: colour,
-texture, place, size and turn are drawn alike for all classes, and the ground holds scraps of every
-colour, so that nothing but the form tells the class, and nothing but the form tells the place.
+texture, place, size and turn are drawn alike for all classes, so that nothing but the form tells
+the class. The ground holds scraps of every colour, so that colour does not tell the place either.
 """
 
 import dataclasses
@@ -48,10 +48,11 @@ DEFAULT_SIZE, SMALLEST_SIZE = 64, 16
 TRAIN_EXAMPLES, TEST_EXAMPLES = 10_000, 2_000
 
 _NAMES, _RGB = tuple(COLORS), np.array(list(COLORS.values()), np.float32)
-RADIUS = (0.15, 0.34)  # of an object, in sides of the image
-TURN = 30.0  # degrees to either side
-JITTER = 25.0  # of a colour's channels, on [0, 255]
-SCRAPS = (5, 11)
+RADIUS = (0.2, 0.38)  # of an object, in sides of the image
+TURN = 20.0  # degrees to either side
+JITTER = 20.0  # of a colour's channels, on [0, 255]
+SCRAPS = (2, 6)
+MUTED, GRAY = 0.5, 150.0  # grounds are mixed with gray: objects stand out, as most do
 GRID = 5  # coarse squares a side of the ground's shading
 TRIES = 20  # to place a further object beside the others
 
@@ -95,7 +96,7 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
     Example:
       >>> example = draw_example(seed=0, index=0)
       >>> example.image.shape, CLASS_NAMES[example.label], example.caption
-      ((64, 64, 3), 'triangle', 'A striped red triangle on a purple ground.')
+      ((64, 64, 3), 'hourglass', 'A dotted gray hourglass on a purple ground.')
     """
     check_size(size)
     # RandomState, because NumPy has frozen its streams; those of Generator may change.
@@ -104,7 +105,8 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
     image = _draw_ground(random, size, _RGB[grounds[0]])
     mask = np.zeros((size, size), np.uint8)
     labels, boxes, phrases = [], [], []
-    radii = np.sort(random.uniform(*RADIUS, random.randint(1, max_objects + 1)))[::-1]
+    count = random.randint(1, max_objects + 1)
+    radii = np.sort(random.uniform(*RADIUS, count))[::-1] / np.sqrt(count)
     for radius in radii:
         label = random.randint(len(CLASS_NAMES))
         place = _find_place(random, radius, boxes)
@@ -142,10 +144,10 @@ def check_size(size: int) -> None:
 
 def open_shapes(settings: Settings, shards: Shards) -> Data:
     """Pictures with one object, held in device memory."""
-    if settings.source == "streaming" or settings.min_area is not None:
+    if settings.source == "streaming" or settings.streaming_only:
         raise UserError(
-            "shapes is always resident, but streaming or a random-resized crop was asked for: use "
-            "--config.source=auto without augment.min_area"
+            "shapes is always resident, but streaming or a crop of larger images was asked for: "
+            "use --config.source=auto without augment.min_area and square_resize"
         )
     if settings.test_split not in (None, "test", "held_out"):
         raise UserError(f"shapes has no split {settings.test_split!r}, only test and train")
@@ -203,12 +205,13 @@ def _pixels(size: int) -> np.ndarray:
 
 def _draw_ground(random, size: int, color: np.ndarray) -> np.ndarray:
     """float32 [size, size, 3]: uneven shading in one colour, and scraps in all of them."""
-    shading = random.uniform(-1, 1, (GRID, GRID, 1)).astype(np.float32) * 45
-    shading = shading + random.uniform(-1, 1, (GRID, GRID, 3)).astype(np.float32) * 15
-    image = _enlarge(shading, size) + (color + _jitter(random))
+    shading = random.uniform(-1, 1, (GRID, GRID, 1)).astype(np.float32) * 30
+    shading = shading + random.uniform(-1, 1, (GRID, GRID, 3)).astype(np.float32) * 10
+    pale = MUTED * color + (1 - MUTED) * GRAY
+    image = _enlarge(shading, size) + (pale + _jitter(random))
     for _ in range(random.randint(*SCRAPS)):
         # Long and thin, or small, so that none passes for an object.
-        half = np.array([random.uniform(0.015, 0.05), random.uniform(0.06, 0.2)])
+        half = np.array([random.uniform(0.01, 0.035), random.uniform(0.05, 0.16)])
         center = random.uniform(0, 1, 2)
         reach = half[1] * 1.1
         window, pixels = _window(size, center, reach)
@@ -220,7 +223,7 @@ def _draw_ground(random, size: int, color: np.ndarray) -> np.ndarray:
             else np.maximum(y - half[0], x - half[1])
         )
         _paint(image, window, distance, _RGB[random.randint(len(COLORS))] + _jitter(random))
-    return image + random.normal(0, 6, image.shape).astype(np.float32)
+    return image + random.normal(0, 4, image.shape).astype(np.float32)
 
 
 def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
@@ -278,7 +281,7 @@ def _draw_object(random, image, mask, number, center, radius, label, color, text
     distance = FORMS[CLASS_NAMES[label]](*place) * np.float32(radius)
     paint = _RGB[color] + _jitter(random)
     # The second tone is darker or lighter, whichever is farther from the first.
-    other = paint * 0.45 if paint.mean() > 110 else paint * 0.5 + 115
+    other = paint * 0.65 if paint.mean() > 110 else paint * 0.7 + 75
     pattern = _pattern(random, TEXTURES[texture], place, radius * size)
     painted = _paint(image, window, distance, paint + pattern[..., None] * (other - paint))
     mask[window][painted] = number
