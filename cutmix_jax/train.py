@@ -95,7 +95,7 @@ def create_task(config, mapping=None):
     check_image_size(config.model, data.image_shape, config.last_stride)
     model = config_lib.create_model(config, data.num_classes, norm_axis=AXIS)
     mixing, sides = config_lib.create_mix(config), feature_sides(model, data.image_shape)
-    check_layers(config, mixing, sides)
+    check_mix(config, mixing, sides)
     schedule = create_schedule(config, data.steps_per_epoch)
     return Task(
         config=config,
@@ -122,8 +122,8 @@ def feature_sides(model, image_shape):
     return sides
 
 
-def check_layers(config, mixing, sides):
-    """Refuses to mix at feature maps that the model does not have, or across parts of a batch."""
+def check_mix(config, mixing, sides):
+    """Refuses to mix where there is no such feature map, across parts of a batch, or too large."""
     missing = [layer for layer in mixing.layers if layer not in sides]
     if missing:
         raise UserError(
@@ -135,6 +135,14 @@ def check_layers(config, mixing, sides):
             "config.accumulate divides the batch, and partners at feature maps may be in another "
             "part of it: set config.accumulate=1, or mix at the image (config.mix.layers)."
         )
+
+    def sample(key):
+        return mixing.sample(key, config.batch_size, sides, progress=0.0, axis_name=AXIS)
+
+    try:
+        jax.eval_shape(jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2))
+    except ValueError as error:
+        raise UserError(f"config.mix does not suit images of {sides['image']}: {error}") from None
 
 
 def drop_epochs(config):

@@ -387,3 +387,8 @@ def test_mixing_where_the_model_has_no_map_is_refused():
         train.create_task(small_config(**{"mix.name": "cutmix", "mix.layers": (5,)}))
     with pytest.raises(UserError, match=r"accumulate=1"):
         train.create_task(small_config(**{"mix.name": "feature_cutmix", "accumulate": 2}))
+
+
+def test_a_box_larger_than_the_images_is_refused():
+    with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 is no box"):
+        train.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
