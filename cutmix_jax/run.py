@@ -17,6 +17,7 @@ from cutmix_jax import UserError, metrics, pictures
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, Interruption, read_weights, workdir_lock
+from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
 
 
@@ -305,7 +306,7 @@ def draw_start(task, state, arrays, folder, primary):
 def describe(task, state):
     """The recipe in words, the devices, the data and the parameters."""
     config, data, drop = task.config, task.data, task.config.drop_block
-    drops = ", ".join(map(str, train_lib.drop_epochs(config)))
+    drops = ", ".join(map(str, drop_epochs(config)))
     schedule = {
         "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
         "cosine": "falling to 0 along a cosine",

@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, metrics, mix
+from cutmix_jax import UserError, metrics, mix, optimizer
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import Shards, open_data
 from cutmix_jax.models import check_image_size
@@ -96,7 +96,7 @@ def create_task(config, mapping=None):
     model = config_lib.create_model(config, data.num_classes, norm_axis=AXIS)
     mixing, sides = config_lib.create_mix(config), feature_sides(model, data.image_shape)
     check_mix(config, mixing, sides)
-    schedule = create_schedule(config, data.steps_per_epoch)
+    schedule = optimizer.create_schedule(config, data.steps_per_epoch)
     return Task(
         config=config,
         data=data,
@@ -105,7 +105,7 @@ def create_task(config, mapping=None):
         sides=sides,
         mapping=mapping,
         schedule=schedule,
-        optimizer=create_optimizer(config, schedule),
+        optimizer=optimizer.create_optimizer(config, schedule),
     )
 
 
@@ -143,45 +143,6 @@ def check_mix(config, mixing, sides):
         jax.eval_shape(jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2))
     except ValueError as error:
         raise UserError(f"config.mix does not suit images of {sides['image']}: {error}") from None
-
-
-def drop_epochs(config):
-    """The epochs after which the rate of the 'step' schedule falls, within a run of any length."""
-    epochs = {max(1, round(share * config.epochs)) for share in config.lr_drops}
-    return sorted(epochs - {config.epochs})
-
-
-def create_schedule(config, steps_per_epoch):
-    """The learning rate as a function of the number of steps taken."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    total = config.epochs * steps_per_epoch
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total
-        )
-    drops = {epoch * steps_per_epoch: config.lr_factor for epoch in drop_epochs(config)}
-    steps = optax.piecewise_constant_schedule(config.learning_rate, drops)
-    if not warmup:
-        return steps
-    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    return lambda count: jnp.minimum(rise(count), steps(count))
-
-
-def create_optimizer(config, schedule):
-    """SGD with momentum and coupled weight decay, the head's updates times `head_lr_factor`."""
-
-    def scale_head(updates, params):
-        del params
-        return updates | {"fc": jax.tree.map(lambda x: config.head_lr_factor * x, updates["fc"])}
-
-    steps = [
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
-    ]
-    if config.head_lr_factor != 1:
-        # What SGD gives is proportional to the rate, so this is a rate of its own.
-        steps.append(optax.stateless(scale_head))
-    return optax.chain(*steps)
 
 
 def create_state(task):

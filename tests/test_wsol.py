@@ -9,6 +9,7 @@ import pytest
 from configs import wsol
 from cutmix_jax import UserError, run, train
 from cutmix_jax.config import check_config
+from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
 from tests.commands import run_main
 from tests.test_train import small_config
@@ -27,7 +28,7 @@ def test_recipes_are_those_of_the_appendix(arg, data, drops, rate):
     config = wsol.get_config(arg)
     check_config(config)
     assert config.dataset == data
-    assert train.drop_epochs(config) == drops
+    assert drop_epochs(config) == drops
     assert config.learning_rate == rate
     assert (config.square_resize, config.image_size) == (256, 224)
     assert (config.new_head, config.head_lr_factor) == (True, 10.0)

@@ -1,0 +1,24 @@
+"""The learning rate over the steps."""
+
+import pytest
+
+from cutmix_jax.optimizer import create_schedule
+from tests.test_train import small_config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        # The paper's ImageNet recipe: x 0.1 at the start of epochs 75, 150 and 225 of 300.
+        (
+            {"lr_drops": (0.25, 0.5, 0.75)},
+            {0: 0.1, 74.9: 0.1, 75: 0.01, 150: 1e-3, 225: 1e-4, 299: 1e-4},
+        ),
+        ({"schedule": "cosine"}, {0: 0.1, 150: 0.05, 300: 0.0}),
+        ({"warmup_epochs": 5.0}, {0: 0.0, 2.5: 0.05, 5: 0.1, 149: 0.1, 150: 0.01}),
+    ],
+)
+def test_the_learning_rate_at_chosen_epochs(overrides, rates):
+    schedule = create_schedule(small_config(epochs=300, **overrides), steps_per_epoch=10)
+    for epoch, rate in rates.items():
+        assert float(schedule(round(10 * epoch))) == pytest.approx(rate, rel=1e-5, abs=1e-8)
