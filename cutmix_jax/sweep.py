@@ -199,19 +199,26 @@ def moments(values):
     }
 
 
-def format_table(summary):
-    """The summary as Markdown."""
-    lines = ["# Sweep", "", TABLE_NOTE, ""]
-    keys = [key for key in CHOICES if any(key in entry for entry in summary["recipes"])]
-    titles = ["recipe", "seeds", *(f"{CHOICES[key]} | gain" for key in keys)]
-    lines += ["| " + " | ".join(titles) + " |", "|---" * (2 + 2 * len(keys)) + "|"]
-    for entry in summary["recipes"]:
+def table_cells(entries):
+    """The head of the table and its rows, from the entries of `summarize`."""
+    keys = [key for key in CHOICES if any(key in entry for entry in entries)]
+    head = ["recipe", "seeds", *(word for key in keys for word in (CHOICES[key], "gain"))]
+    rows = []
+    for entry in entries:
         cells = [entry["recipe"], str(len(entry["seeds"]))]
         for key in keys:
             errors = entry.get(key)
             gain = errors and errors["gain"]
             cells += [percent(errors), percent(gain, counted=True)]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    return head, rows
+
+
+def format_table(summary):
+    """The summary as Markdown."""
+    head, rows = table_cells(summary["recipes"])
+    lines = ["# Sweep", "", TABLE_NOTE, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     if summary["unfinished"]:
         lines += ["", "Not finished: " + ", ".join(summary["unfinished"]) + "."]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,64 @@
+"""`python -m cutmix_jax.report RUNS... --output DIR`."""
+
+import argparse
+import base64
+import pathlib
+import sys
+
+import jinja2
+
+from cutmix_jax import report
+from cutmix_jax.command_line import fail, guard
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one sentence."""
+
+    def error(self, message):
+        fail(f"{message} (see --help).", 2)
+
+
+def figures_of(sections):
+    """All figures, those of parts included."""
+    for section in sections:
+        yield from section.figures
+        yield from figures_of(section.parts)
+
+
+def main(arguments):
+    """Writes the page."""
+    parser = Parser(
+        prog="python -m cutmix_jax.report",
+        description=report.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="workdirs, or folders of them")
+    parser.add_argument("--output", default="report", help="folder of the page (report)")
+    flags = parser.parse_args(arguments)
+
+    from cutmix_jax.report.runs import read_runs
+    from cutmix_jax.report.sections import build, headline
+
+    runs = read_runs(flags.runs)
+    output = pathlib.Path(flags.output)
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    content = {"sections": build(runs), "headline": headline(runs)}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    for figure in figures_of(content["sections"]):
+        (output / "figures" / figure.name).write_bytes(figure.png)
+    for suffix in ("html", "md"):
+        page = environment.get_template(f"page.{suffix}").render(content)
+        (output / f"index.{suffix}").write_text(page, encoding="utf-8")
+    print(f"{len(runs)} runs: {output / 'index.html'}, {output / 'index.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main, sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""What workdirs hold: results, curves, evaluations; which of them belong together."""
+
+import csv
+import dataclasses
+import functools
+import json
+import pathlib
+
+from cutmix_jax import UserError
+from cutmix_jax.config import FREE_KEYS, flatten
+
+# The keys that make the method; runs that differ in nothing else (and their seed) are compared.
+REGULARIZERS = {
+    "stochastic_depth": "stochastic_depth",
+    "shake_drop": "shake_drop",
+    "drop_block.rate": "drop_block",
+    "label_smoothing": "label_smoothing",
+}
+METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir; `results` is None where it is unfinished, or holds converted weights."""
+
+    folder: pathlib.Path
+    results: dict | None
+    history: list
+    evals: dict  # {name: {'values': {...}, 'rows': [...]}}
+
+    @functools.cached_property
+    def config(self):
+        """Its config as {dotted key: value}; empty where it is not known."""
+        return flatten((self.results or {}).get("config", {}))
+
+    @property
+    def state(self):
+        """Whether it is finished, in words."""
+        if self.results:
+            return "finished"
+        if self.history:
+            return f"unfinished, {self.history[-1]['epoch']} epochs done"
+        return "weights without a training of ours"
+
+    def pictures(self):
+        """The PNG files of its workdir and its evaluations."""
+        return sorted(self.folder.glob("*.png")) + sorted(self.folder.glob("evals/*.png"))
+
+
+def read_runs(paths):
+    """Reads the runs in folders.
+
+    Args:
+      paths: workdirs, or folders with workdirs in them.
+
+    Raises:
+      UserError: there is no run in one of them, or a file of a run cannot be read.
+    """
+    found = {}
+    for path in map(pathlib.Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{str(path)!r} is no folder: give workdirs, or folders of them.")
+        marks = ("results.json", "metrics.jsonl", "evals/*.json")
+        folders = {
+            (mark.parent.parent if mark.parent.name == "evals" else mark.parent).resolve()
+            for pattern in marks
+            for mark in path.rglob(pattern)
+        }
+        if not folders:
+            raise UserError(
+                f"There is no run in {str(path)!r}: give a workdir of main.py, or a folder of "
+                "such workdirs."
+            )
+        found |= dict.fromkeys(sorted(folders))
+    return [read_run(folder) for folder in found]
+
+
+def read_run(folder):
+    """Reads one workdir."""
+    results, lines = folder / "results.json", folder / "metrics.jsonl"
+    evals = {}
+    for path in sorted(folder.glob("evals/*.json")):
+        values = parse(path, path.read_text())
+        table = path.with_suffix(".csv")
+        rows = list(csv.DictReader(table.open(newline=""))) if table.is_file() else []
+        evals[path.stem] = {"values": values, "rows": rows}
+    return Run(
+        folder=folder,
+        results=parse(results, results.read_text()) if results.is_file() else None,
+        history=[parse(lines, line) for line in lines.read_text().splitlines() if line]
+        if lines.is_file()
+        else [],
+        evals=evals,
+    )
+
+
+def parse(path, text):
+    """A JSON object, or the name of the file that holds none."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{str(path)!r} is no JSON ({error}): remove it, or leave its run out."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{str(path)!r} holds no JSON object: remove it, or leave its run out.")
+    return value
+
+
+def method(config):
+    """The words of a flat config's method.
+
+    Example:
+      >>> method({'mix.name': 'cutmix', 'shake_drop': 0.5})
+      'cutmix+shake_drop'
+      >>> method({'mix.name': 'none'})
+      'baseline'
+    """
+    words = [name for name in [config.get("mix.name", "none")] if name != "none"]
+    words += [word for key, word in REGULARIZERS.items() if config.get(key)]
+    return "+".join(words) or "baseline"
+
+
+def regime(config):
+    """All of a flat config but method and seed, to compare by."""
+    left_out = (*METHOD_SECTIONS, *FREE_KEYS, "seed", "evals")
+    return tuple(
+        (key, str(value))
+        for key, value in sorted(config.items())
+        if key.split(".")[0] not in left_out
+    )
+
+
+def details(config):
+    """The method's own parameters, in words."""
+    told = [
+        f"{key.removeprefix('mix.')}={value}"
+        for key, value in sorted(config.items())
+        if key.split(".")[0] in METHOD_SECTIONS
+        and key != "mix.name"
+        and value not in (None, 0, 0.0)
+    ]
+    return ", ".join(told)
+
+
+def group(runs):
+    """The finished runs by what they have in common.
+
+    Returns:
+      A list of ``{name of the method: {seed: run}}``. Two methods of the same words are told apart
+      by their parameters.
+    """
+    groups = {}
+    for run in runs:
+        if run.results and run.config:
+            groups.setdefault(regime(run.config), []).append(run)
+    named = []
+    for members in groups.values():
+        variants = {}
+        for run in members:
+            variants.setdefault(method(run.config), set()).add(details(run.config))
+        methods = {}
+        for run in members:
+            name = method(run.config)
+            if len(variants[name]) > 1:
+                name = f"{name} ({details(run.config)})"
+            methods.setdefault(name, {}).setdefault(run.config["seed"], run)
+        order = sorted(methods, key=lambda name: (name != "baseline", name))
+        named.append({name: methods[name] for name in order})
+    return named
+
+
+def describe(run):
+    """What a run trained on, for how long: what no number may be read without."""
+    if not run.config:
+        return run.state
+    config, results = run.config, run.results
+    side = f", {config['image_size']} px" if config.get("image_size") else ""
+    return (
+        f"{config['model']}, {config['dataset']} ({results['train_examples']:,} training images"
+        f"{side}), {results['epochs']} epochs, batch {config['batch_size']}"
+    )

@@ -1,0 +1,323 @@
+"""What the page says, as plain structures that both templates fill in."""
+
+import dataclasses
+
+from cutmix_jax import paper, sweep
+from cutmix_jax.command_line import read_config
+from cutmix_jax.config import differences, flatten, to_plain
+from cutmix_jax.report import drawings
+from cutmix_jax.report.runs import describe, group, method
+
+TITLES = {
+    "1": "Table 1: classification, localization and detection in short",
+    "2": "Table 2: what the methods do",
+    "3": "Table 3: ImageNet, ResNet-50",
+    "4": "Table 4: ImageNet, deeper networks",
+    "5": "Table 5: CIFAR-100, PyramidNet-200",
+    "6": "Table 6: CIFAR-100, lighter networks",
+    "7": "Table 7: CIFAR-10, PyramidNet-200",
+    "8": "Table 8: ablation of CutMix, CIFAR-100",
+    "figure-3-left": "Figure 3, left: the parameter alpha",
+    "figure-3-right": "Figure 3, right: the layer that is mixed",
+    "9": "Table 9: weakly supervised localization",
+    "10": "Table 10: transfer to detection and captioning",
+    "11": "Table 11: FGSM",
+    "12": "Table 12: out-of-distribution detection",
+    "A1": "Table A1: captioning in detail",
+    "A2": "Table A2: out-of-distribution detection in detail",
+}
+RERUNS = {
+    "3": ("README-imagenet", "issue-9"),
+    "5": ("README-cifar100", "issue-7"),
+    "6": ("issue-10",),
+    "9": ("README-transfer",),
+    "10": ("issue-13",),
+}
+HIDDEN = ("table", "row", "config", "configs", "source", "dataset", "model", "params_m", "note")
+# Of which evaluation, and which of its values, in percent.
+MEASURED = {
+    "9": (
+        "localization",
+        {
+            "top1_loc_acc": "top-1 loc acc",
+            "gt_known_loc_acc": "GT-known loc acc",
+            "max_box_acc_v2": "MaxBoxAccV2",
+            "center_box_gt_known_loc_acc": "centre box, GT-known",
+        },
+    ),
+    "11": (
+        "fgsm",
+        {
+            "clean_top1_error": "clean top-1 error",
+            "fgsm_8_top1_accuracy": "FGSM 8/255 top-1 acc",
+            "pgd_8_top1_accuracy": "PGD 8/255 top-1 acc",
+        },
+    ),
+    "12": (
+        "ood",
+        {
+            "mean_tnr_at_tpr95": "TNR at TPR 95",
+            "mean_auroc": "AUROC",
+            "mean_detection_accuracy": "detection acc",
+        },
+    ),
+}
+NOT_RUN = "not run"
+SMALL = "scaled down"
+
+
+@dataclasses.dataclass
+class Table:
+    """A header and rows of text."""
+
+    head: list
+    rows: list
+    title: str = ""
+
+
+@dataclasses.dataclass
+class Figure:
+    """A picture; `name` is its file's."""
+
+    name: str
+    caption: str
+    png: bytes
+
+    @property
+    def is_wide(self):
+        """Whether it wants the whole width of the page."""
+        width, height = (int.from_bytes(self.png[at : at + 4], "big") for at in (16, 20))
+        return width > 1.8 * height
+
+
+@dataclasses.dataclass
+class Section:
+    """A heading and what stands below it; `folded` ones are opened by the reader."""
+
+    title: str
+    texts: list = dataclasses.field(default_factory=list)
+    tables: list = dataclasses.field(default_factory=list)
+    figures: list = dataclasses.field(default_factory=list)
+    parts: list = dataclasses.field(default_factory=list)
+    folded: bool = False
+
+
+def build(runs):
+    """All sections, from the runs."""
+    groups = group(runs)
+    rows = {}
+    for row in paper.read_tables():
+        rows.setdefault(row["table"], []).append(row)
+    ours = [compare(methods, rows, number) for number, methods in enumerate(groups, 1)]
+    tables = [paper_table(name, rows, runs) for name in TITLES]
+    pages = [page(run, number) for number, run in enumerate(runs, 1)]
+    return [
+        Section("Our runs, compared", [] if ours else ["No run is finished."], parts=ours),
+        Section("Tables of the paper", [sweep.TABLE_NOTE], parts=tables),
+        Section("Each run", parts=pages),
+    ]
+
+
+def paper_errors(rows):
+    """{method: the paper's top-1 error} of PyramidNet-200 on CIFAR-100, of Tables 5 and 8."""
+    found = {}
+    for row in rows["5"] + rows["8"]:
+        config = flatten(to_plain(read_config(row["config"])))
+        found.setdefault(method(config), row["top1_err"])
+    return found
+
+
+def compare(methods, rows, number):
+    """The runs that differ in nothing but method and seed."""
+    results = {
+        (name, seed): run.results for name, seeds in methods.items() for seed, run in seeds.items()
+    }
+    plain = "baseline" if "baseline" in methods else None
+    baselines = {name: plain for name in methods if plain and name != plain}
+    head, cells = sweep.table_cells(sweep.compare(results, baselines))
+    known = paper_errors(rows)
+    first = {name: next(iter(seeds.values())) for name, seeds in methods.items()}
+    for row in cells:
+        error = known.get(method(first[row[0]].config))
+        row.append("–" if error is None else f"{error:.2f}")
+    head = ["method", *head[1:], "the paper's, PyramidNet-200 in full"]
+    one = next(iter(first.values()))
+    section = Section(
+        describe(one),
+        [
+            "Top-1 error in %, mean ± sample deviation over seeds; gain over the baseline of the "
+            "same seed (pairs). The last column is there for the order of the methods alone."
+        ],
+        [Table(head, cells)],
+    )
+    curve = drawings.errors(methods)
+    if curve:
+        caption = "Figure 2: test error over the epochs" + (
+            ", mean over seeds" if max(map(len, methods.values())) > 1 else ""
+        )
+        section.figures.append(Figure(f"group{number}_errors.png", caption, curve))
+    for caption, curve in drawings.CURVES.items():
+        drawn = drawings.overlay(methods, curve.name, curve.plots)
+        if drawn:
+            section.figures.append(Figure(f"group{number}_{curve.name}.png", caption, drawn))
+        else:
+            section.texts.append(f"{caption}: {NOT_RUN} (--mode evaluate --evals {curve.name}).")
+    for file, caption in (
+        ("cam_mixed.png", "Figure 1: maps of both classes on mixed images"),
+        ("cam.png", "Figure 4: maps and boxes"),
+        ("ood.png", "scores inside and outside"),
+    ):
+        for name, run in first.items():
+            if (run.folder / "evals" / file).is_file():
+                picture = (run.folder / "evals" / file).read_bytes()
+                where = f"group{number}_{len(section.figures)}_{file}"
+                section.figures.append(Figure(where, f"{caption}; {name}", picture))
+    return section
+
+
+def paper_table(name, rows, runs):
+    """A table of the paper, and what we have beside it."""
+    if name in ("figure-3-left", "figure-3-right") or "config" in rows[name][-1]:
+        table = trained(rows[name], runs)
+    else:
+        table = printed(rows[name])
+    section = Section(TITLES[name], tables=[table], folded=name in ("A1", "A2", "2"))
+    if any(row.get("from_original_paper") for row in rows[name]):
+        section.texts.append("* copied by the paper from the original one.")
+    for source in RERUNS.get(name, ()):
+        table = printed(rows[source])
+        table.title = f"From the authors: {rows[source][0]['source']}"
+        section.tables.append(table)
+    if name in MEASURED:
+        section.tables += measured(*MEASURED[name], runs)
+    elif name in ("1", "10", "A1"):
+        section.texts.append(f"Ours: {NOT_RUN}.")
+    elif name == "A2":
+        section.texts.append("Ours: the sets of each run are told below.")
+    return section
+
+
+def label(row):
+    """A row's name; starred where the paper copied it."""
+    return row["row"] + " *" * bool(row.get("from_original_paper"))
+
+
+def text(value):
+    """A cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def printed(rows):
+    """The paper's rows as they are."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = [k for k in keys if k not in HIDDEN and k != "from_original_paper" and "delta" not in k]
+    head = ["row", *(key.replace("_", " ") for key in keys)]
+    return Table(head, [[label(row), *(text(row.get(key)) for key in keys)] for row in rows])
+
+
+def trained(rows, runs):
+    """Rows with a config: the paper's errors, ours by the same config, ours scaled down."""
+    cells = []
+    for row in rows:
+        config = to_plain(read_config(row["config"]))
+        flat = flatten(config)
+        full, small = [], {}
+        for run in runs:
+            if not run.results or not run.config:
+                continue
+            told = [key for key, *_ in differences(config, run.results["config"]) if key != "seed"]
+            if not told:
+                full.append(run)
+            elif method(run.config) == method(flat) and run.config["dataset"] == flat["dataset"]:
+                small.setdefault(describe(run), []).append(run)
+        scaled = "; ".join(f"{errors(group)} ({words})" for words, group in small.items())
+        cells.append(
+            [
+                label(row),
+                text(row.get("top1_err")),
+                text(row.get("top5_err")),
+                f"{errors(full)} ({describe(full[0])})" if full else NOT_RUN,
+                scaled or "–",
+                row["config"],
+            ]
+        )
+    head = ["row", "paper, top-1", "top-5", "ours, in full: last / best", SMALL, "config"]
+    return Table(head, cells)
+
+
+def errors(runs):
+    """The last and the best error of runs that differ in their seeds."""
+    told = []
+    for key in ("top1_error_last", "top1_error_best"):
+        values = {run.config["seed"]: run.results[key] for run in runs}
+        told.append(sweep.percent(sweep.moments(values)))
+    return f"{' / '.join(told)}, {len(values)} seed{'s' * (len(values) != 1)}"
+
+
+def measured(evaluation, columns, runs):
+    """What an evaluation found on each run, in percent; and on each set of others."""
+    asked = [run for run in runs if evaluation in run.evals]
+    if not asked:
+        return [Table(["ours"], [[f"{NOT_RUN}: --mode evaluate --evals {evaluation}"]])]
+    grouped = {}
+    for run in asked:
+        grouped.setdefault((method(run.config), describe(run)), []).append(run)
+
+    def cell(members, key):
+        values = {n: r.evals[evaluation]["values"].get(key) for n, r in enumerate(members)}
+        values = {n: value for n, value in values.items() if value is not None}
+        return sweep.percent(sweep.moments(values)) if values else "–"
+
+    head = ["ours, in %", *columns.values(), "images", "of what"]
+    rows = [
+        [
+            name,
+            *(cell(members, key) for key in columns),
+            text(members[0].evals[evaluation]["values"].get("examples")),
+            f"{SMALL}: {words}",
+        ]
+        for (name, words), members in grouped.items()
+    ]
+    tables = [Table(head, rows)]
+    if evaluation == "ood":
+        sets = dict.fromkeys(row["set"] for run in asked for row in run.evals["ood"]["rows"])
+        head = ["AUROC by set, in %", *sets]
+        rows = [
+            [name, *(cell(members, f"{other}_auroc") for other in sets)]
+            for (name, _), members in grouped.items()
+        ]
+        tables.append(Table(head, rows))
+    return tables
+
+
+def page(run, number):
+    """One run, with all its numbers and pictures."""
+    section = Section(f"{run.folder.name}: {run.state}", [describe(run)], folded=True)
+    if run.results:
+        told = {key: value for key, value in run.results.items() if not isinstance(value, dict)}
+        section.tables.append(Table(["result", "value"], [[k, short(v)] for k, v in told.items()]))
+        config = [[key, short(value)] for key, value in run.config.items() if "evals" not in key]
+        section.tables.append(Table(["config", "value"], config))
+    for name, found in run.evals.items():
+        values = [[k, short(v)] for k, v in found["values"].items() if k != "digest"]
+        section.tables.append(Table([name, "value"], values))
+    for path in run.pictures():
+        section.figures.append(Figure(f"run{number}_{path.name}", path.stem, path.read_bytes()))
+    return section
+
+
+def short(value):
+    """A number with as many digits as are read."""
+    return f"{value:.4g}" if isinstance(value, float) else text(value)
+
+
+def headline(runs):
+    """What the page is made of, and how to read it."""
+    finished = [run for run in runs if run.results]
+    return (
+        f"{len(runs)} runs, {len(finished)} of them finished. "
+        "Each number of ours stands beside the data, network and epochs it comes from; "
+        f"what is '{SMALL}' cannot be compared with the paper's numbers, only among itself."
+    )

@@ -1,0 +1,192 @@
+"""One page of what was run: in words and numbers, in a real browser, and of broken runs."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+
+from cutmix_jax.command_line import read_config
+from cutmix_jax.config import to_plain
+from cutmix_jax.report.__main__ import main
+from cutmix_jax.report.runs import group, method, read_runs
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+def write_run(folder, recipe, error, seed=0, **changes):
+    """A workdir as main.py leaves it, of a training that was not made."""
+    overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+    config = to_plain(read_config(recipe, [*overrides, f"--config.seed={seed}"]))
+    folder.mkdir(parents=True)
+    results = {
+        "config": config,
+        "params": 1000,
+        "epochs": config["epochs"],
+        "train_examples": config["train_examples"] or 50_000,
+        "top1_error_last": error,
+        "top1_error_best": error - 0.01,
+        "best_epoch": 1,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    lines = [
+        {"epoch": epoch, "test_top1_error": error + 0.1 / epoch, "train_weighted_accuracy": 0.5}
+        for epoch in (1, 2)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = Figure(figsize=(2, 1))
+    figure.savefig(folder / "mixed.png")
+    return folder
+
+
+def write_eval(folder, name, values, rows=""):
+    """What an evaluation leaves."""
+    (folder / "evals").mkdir(exist_ok=True)
+    (folder / "evals" / f"{name}.json").write_text(json.dumps(values))
+    if rows:
+        (folder / "evals" / f"{name}.csv").write_text(rows)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The folder of the report of a few runs."""
+    folder = tmp_path_factory.mktemp("report")
+    small = functools.partial(write_run, epochs=2, train_examples=500, model="resnet20")
+    for seed, errors in enumerate([(0.50, 0.44), (0.52, 0.50)]):
+        small(folder / f"runs/baseline{seed}", "configs/cifar.py:,baseline", errors[0], seed)
+        last = small(folder / f"runs/cutmix{seed}", "configs/cifar.py:,cutmix", errors[1], seed)
+    write_run(folder / "runs/paper", "configs/cifar.py:resnet110,cutmix", 0.201)
+    write_eval(
+        last,
+        "fgsm",
+        {"examples": 9, "fgsm_8_top1_accuracy": 0.123},
+        "attack,eps_255,top1_error\nfgsm,0.0,0.5\nfgsm,8.0,0.9\n",
+    )
+    write_eval(last, "ood", {"mean_auroc": 0.654, "uniform_auroc": 0.321}, "set\nuniform\n")
+    (folder / "runs/begun").mkdir()
+    (folder / "runs/begun/metrics.jsonl").write_text('{"epoch": 7}\n')
+    assert main([str(folder / "runs"), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def rows_of(page):
+    """The rows of the Markdown, as lists of cells."""
+    lines = (page / "index.md").read_text().splitlines()
+    return [re.split(r" \| ", line.strip("| ")) for line in lines if line.startswith("| ")]
+
+
+def test_runs_are_compared_over_seeds_with_paired_gains(page):
+    row = next(row for row in rows_of(page) if row[:2] == ["cutmix", "2"])
+    # By hand: mean of 44 and 50, deviation 6 / sqrt(2); gains of 6 and 2.
+    assert row == ["cutmix", "2", "47.00 ± 4.24", "4.00 ± 2.83 (2)", "46.00 ± 4.24",
+                   "4.00 ± 2.83 (2)", "14.47"]  # fmt: skip
+
+
+def test_only_a_run_of_the_whole_recipe_stands_beside_the_paper(page):
+    row = next(row for row in rows_of(page) if row[-1] == "configs/cifar.py:resnet110,cutmix")
+    assert row[1:3] == ["20.11", "4.43"]
+    assert row[3].startswith("20.10 / 19.10, 1 seed (resnet110, cifar100 (50,000 training images)")
+    assert row[4].startswith("47.00 ± 4.24 / 46.00 ± 4.24, 2 seeds (resnet20")
+    assert "(500 training images" in row[4]
+    other = next(row for row in rows_of(page) if row[-1] == "configs/cifar.py:pyramidnet110,cutmix")
+    assert other[3] == "not run"
+
+
+def test_what_was_evaluated_and_what_was_not(page):
+    rows = rows_of(page)
+    fgsm = next(row for row in rows if row[0] == "cutmix" and "12.30" in row)
+    assert fgsm[-1].startswith("scaled down: resnet20")
+    assert any(row[:2] == ["cutmix", "32.10"] for row in rows)
+    assert ["not run: --mode evaluate --evals localization"] in rows
+    assert "begun: unfinished, 7 epochs done" in (page / "index.md").read_text()
+
+
+def test_every_table_of_the_paper_is_there(page):
+    text = (page / "index.md").read_text()
+    for name in (*(f"Table {n}:" for n in range(1, 13)), "Figure 3, left", "Figure 3, right"):
+        assert name in text
+    figures = re.findall(r"\(figures/([^)]+)\)", text)
+    assert figures
+    assert all((page / "figures" / name).is_file() for name in figures)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to open the page with")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
+    def open_page(path):
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        command += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+        command += ["--window-size=1400,900", path.as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        # A request would be refused by the page's own policy, which the console tells.
+        assert not [line for line in shown.stderr.splitlines() if ":CONSOLE" in line]
+        return shown.stdout
+
+    html = (page / "index.html").read_text()
+    assert "default-src 'none'" in open_page(page / "index.html")
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    # The same page, which measures itself in a frame: its own policy lets no script run, and a
+    # window may not be as narrow as a phone.
+    script = (
+        "<script>document.querySelectorAll('details').forEach(d => d.open = true);"
+        "onload = () => parent.postMessage(JSON.stringify({"
+        "images: [...document.images].map(i => i.naturalWidth), inner: innerWidth,"
+        "tables: document.querySelectorAll('table').length,"
+        "width: document.documentElement.scrollWidth}), '*')</script>"
+    )
+    probe = tmp_path / "probe.html"
+    probe.write_text(re.sub(r"<meta http-equiv.*?>", "", html).replace("</body>", script))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        "<script>onmessage = event => document.body.dataset.seen = event.data</script>"
+        f"<iframe src='probe.html' width='{width}' height='900'></iframe>"
+    )
+    seen = re.search(r'data-seen="(.*?)"', open_page(frame))[1].replace("&quot;", '"')
+    seen = json.loads(seen)
+    assert seen["images"]
+    assert min(seen["images"]) > 0
+    assert seen["tables"] > 20
+    assert seen["width"] <= seen["inner"] == width
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (None, "is no folder"),
+        ({}, "There is no run in"),
+        ({"results.json": "{"}, "results.json' is no JSON"),
+        ({"evals/fgsm.json": "[]"}, "fgsm.json' holds no JSON object"),
+    ],
+)
+def test_what_cannot_be_read_is_named(broken, told, tmp_path):
+    folder = tmp_path / "run"
+    for name, text in (broken or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    if broken == {}:
+        folder.mkdir()
+    command = [sys.executable, "-m", "cutmix_jax.report", str(folder), "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_methods_of_the_same_words_are_told_apart(tmp_path):
+    for alpha in (0.5, 1.0):
+        recipe = f"configs/cifar.py:resnet20,cutmix_alpha{alpha}"
+        write_run(tmp_path / str(alpha), recipe, 0.3, epochs=2)
+    (names,) = [list(members) for members in group(read_runs([tmp_path]))]
+    assert [re.search(r"alpha=[\d.]+", name)[0] for name in names] == ["alpha=0.5", "alpha=1.0"]
+
+
+def test_methods_are_named_by_all_that_regularises():
+    assert method({"mix.name": "none", "label_smoothing": 0.1}) == "label_smoothing"
+    assert method({"mix.name": "mixup", "drop_block.rate": 0.1}) == "mixup+drop_block"
