@@ -217,7 +217,8 @@ def table_cells(entries):
 def format_table(summary):
     """The summary as Markdown."""
     head, rows = table_cells(summary["recipes"])
-    lines = ["# Sweep", "", TABLE_NOTE, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = ["# Sweep", "", TABLE_NOTE, ""]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     if summary["unfinished"]:
         lines += ["", "Not finished: " + ", ".join(summary["unfinished"]) + "."]

@@ -32,8 +32,9 @@ def test_a_mutant_is_caught(name, tmp_path):
         shutil.copy(ROOT / single, tmp_path / single)
     source = tmp_path / "cutmix_jax" / "mix" / file
     source.write_text(source.read_text().replace(right, wrong))
+    options = ["-n0", "-q", "-x", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"],
+        [sys.executable, "-m", "pytest", *options, f"tests/{test}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
