@@ -28,6 +28,9 @@ def read_config(name, overrides=()):
     Raises:
       UserError: the file, its argument or an override cannot be used.
     """
+    path, colon, argument = name.partition(":")
+    if not pathlib.Path(path).exists() and (ROOT / path).is_file():
+        name = f"{ROOT / path}{colon}{argument}"  # the project's own, from another folder
     own = flags.FlagValues()
     argv = ["", f"--config={name}", *overrides]
     holder = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=argv)
