@@ -1,6 +1,7 @@
 """The two pictures of a run: what the model saw, and how its error fell."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -72,6 +73,12 @@ def outline(axis, plan, index, sides=None):
         )
 
 
+def line_colors(count):
+    """Colors of `count` curves in one plot, none of them twice up to twenty."""
+    palette = colormaps["tab10" if count <= 10 else "tab20"].colors
+    return [palette[number % len(palette)] for number in range(count)]
+
+
 def draw_errors(histories, path):
     """Draws the error over the epochs, of one run or several (Figure 2 of the paper).
 
@@ -81,9 +88,9 @@ def draw_errors(histories, path):
     """
     figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
     axis = figure.subplots()
-    for number, (name, records) in enumerate(histories.items()):
+    colors = line_colors(len(histories))
+    for color, (name, records) in zip(colors, histories.items(), strict=True):
         epochs = [record["epoch"] for record in records]
-        color = f"C{number}"
         for split, style in (("test", "-"), ("held_out", ":")):
             key = f"{split}_top1_error"
             if key in records[0]:

@@ -51,10 +51,11 @@ def overlay(methods, evaluation, plots, where=lambda row: True):
     if not asked:
         return None
     figure, axes = figures.new_figure(width=4.2 * len(plots), columns=len(plots), squeeze=False)
+    colors = pictures.line_colors(len(asked))
     for axis, (title, x, y, label, condition) in zip(axes[0], plots, strict=True):
-        for number, (name, rows) in enumerate(asked.items()):
+        for color, (name, rows) in zip(colors, asked.items(), strict=True):
             points = [(float(r[x]), 100 * float(r[y])) for r in rows if condition(r)]
-            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=f"C{number}", label=name)
+            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=name)
         axis.set_title(title)
         axis.set_xlabel(label)
         axis.set_ylabel("top-1 error (%)")
