@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cutmix_jax import UserError
+from cutmix_jax.models.convolution import conv_general_dilated
 from cutmix_jax.regularize import Regularization
 
 Tap = Callable[[str, jax.Array], jax.Array]
@@ -199,7 +200,7 @@ class Network(nn.Module, kw_only=True):
     remat: bool = False
     regularization: Regularization = Regularization()
     act: Callable[[jax.Array], jax.Array] = nn.relu
-    conv_layer: ModuleDef = nn.Conv
+    conv_layer: ModuleDef = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
     def make_conv(self) -> ModuleDef:
         """The constructor of convolutions, `convolution` without its first arguments."""
