@@ -1,90 +1,195 @@
-"""Time of one train step, with and without CutMix, interleaved in one run.
+"""The train step of `main.py`: what mixes and regularisers cost, its memory, the loop around it.
 
-    python benchmarks/train_step.py
-    python benchmarks/train_step.py --model resnet56 --batch-size 128 --rounds 20
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --model resnet56 --batch-size 128 --turns 40
+    python -m benchmarks.train_step --batch-sizes 16,64,256
 
-Prints the median and the quartiles over rounds, and the ratio round by round.
+Each row is a whole step of the same network, batch and data, against the same step without the mix
+or regulariser, turn by turn. Images are random bytes, resident on the device.
 """
 
 import argparse
 import dataclasses
-import pathlib
-import sys
-import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import itertools
+import math
 
 import jax
 import numpy as np
 
-from cutmix_jax import train
-from cutmix_jax.config import base_config, create_mix
+from benchmarks import timing
+from cutmix_jax import UserError, train
+from cutmix_jax.config import base_config
+from cutmix_jax.config import create_mix as mix_of
+from cutmix_jax.host import keep_freed_memory
+
+MIXES = [
+    "cutmix",
+    "mixup",
+    "cutout",
+    "manifold_mixup",
+    "feature_cutmix",
+    "center_gaussian_cutmix",
+    "fixed_size_cutmix",
+    "one_hot_cutmix",
+    "scheduled_cutmix",
+    "complete_label_cutmix",
+]
+REGULARISERS = {
+    "stochastic depth": {"stochastic_depth": 0.2},
+    "label smoothing": {"label_smoothing": 0.1},
+    "averaged weights": {"ema": 0.999},
+}
+STEPS = 3  # in a turn
 
 
-def random_images(config, size, classes):
+def create_task(model, size, side, classes=100, **keys):
     """A task whose data are random images of CIFAR's shape, so that nothing need be prepared."""
-    config.dataset, config.image_size = "digits", size
+    config = base_config()
+    config.model, config.batch_size, config.epochs = model, size, 300
+    config.dataset, config.image_size = "digits", side
+    config.augment.pad = 0
+    for key, value in keys.items():
+        setattr(config, key, value)
     task = train.create_task(config)
     rng = np.random.default_rng(0)
+    count = max(1000, 4 * size)
     arrays = {
-        "image": rng.integers(0, 256, (1000, size, size, 3), dtype=np.uint8),
-        "label": rng.integers(0, classes, 1000, dtype=np.int32),
+        "image": rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(0, classes, count, dtype=np.int32),
     }
     data = dataclasses.replace(
-        task.data, image_shape=(size, size, 3), arrays={"train": arrays}, num_classes=classes
+        task.data,
+        image_shape=(side, side, 3),
+        arrays={"train": arrays},
+        num_classes=classes,
+        examples={"train": count},
     )
-    model = train.create_model(config.model, classes)
-    return dataclasses.replace(task, data=data, model=model)
+    network = train.config_lib.create_model(config, classes)
+    sides = train.feature_sides(network, data.image_shape)
+    return dataclasses.replace(task, data=data, model=network, sides=sides)
+
+
+def with_mix(task, name):
+    """The same task under another mix."""
+    config = task.config.copy_and_resolve_references()
+    config.mix.name = name
+    return dataclasses.replace(task, config=config, mix=mix_of(config))
+
+
+class Running:
+    """A task under way: `take(n)` takes n steps and waits for the last."""
+
+    def __init__(self, task):
+        self.task = task
+        self.arrays = task.mapping.replicate(task.data.arrays["train"])
+        self.step, _ = train.map_steps(task)
+        self.state = task.mapping.replicate(train.create_state(task))
+        self.xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
+        self.take(1)
+
+    def take(self, steps):
+        for _ in range(steps):
+            self.state, counters = self.step(self.state, self.arrays, self.xs)
+            if self.task.mapping.must_wait:
+                jax.block_until_ready(counters)
+        jax.block_until_ready(self.state)
+
+    def loop(self, steps):
+        """As `train.fit` does it: batches from the host, counters fetched two calls later."""
+        epochs = (self.task.data.train_batches(epoch) for epoch in itertools.count())
+        batches = itertools.islice(itertools.chain.from_iterable(epochs), steps)
+        pending = []
+        for xs in self.task.mapping.prefetch(train.group(batches, 1)):
+            self.state, counters = self.step(self.state, self.arrays, xs)
+            pending.append(counters)
+            if len(pending) > train.LAG or self.task.mapping.must_wait:
+                jax.device_get(pending.pop(0))
+        jax.device_get(pending)
+
+    def compiled(self):
+        return self.step.lower(self.state, self.arrays, self.xs).compile()
+
+
+def measure(options):
+    """Yields the rows."""
+    size, side = options.batch_size, options.image_size
+    named = f"{options.model}, {size} x {side} px"
+    base = create_task(options.model, size, side)
+    tasks = {"none": base} | {name: with_mix(base, name) for name in options.mixes.split(",")}
+    if options.regularisers:
+        tasks |= {
+            name: create_task(options.model, size, side, **keys)
+            for name, keys in REGULARISERS.items()
+        }
+    running = {}
+    for name, task in tasks.items():
+        try:
+            running[name] = Running(task)
+        except UserError as error:
+            yield timing.Row(f"step with {name}, {named}", "ms", [], note=str(error))
+    calls = {name: (lambda r=r: r.take(STEPS)) for name, r in running.items()}
+    calls["loop"] = lambda: running["none"].loop(4 * STEPS)
+    calls["alone"] = lambda: running["none"].take(4 * STEPS)
+    seconds = timing.take_turns(calls, options.repeats, options.turns)
+    for name in running:
+        if name != "none":
+            yield timing.compare(
+                f"step with {name}, {named}",
+                "ms",
+                seconds[name],
+                "no mix",
+                seconds["none"],
+                scale=1e3 / STEPS,
+                goal=">= 0.99" if name == "cutmix" else ">= 0.97" if name in MIXES else "",
+            )
+    yield timing.compare(
+        f"training loop, {named}",
+        "ms a step",
+        seconds["loop"],
+        "steps alone",
+        seconds["alone"],
+        scale=1e3 / STEPS / 4,
+        goal=">= 0.97",
+        note="host's batches and counters included",
+    )
+    yield from memory_rows(running["none"], options)
+    for batch in options.batch_sizes.split(","):
+        other = Running(create_task(options.model, int(batch), side))
+        turns = timing.take_turns({"it": lambda other=other: other.take(2)}, options.repeats, 3)
+        yield timing.rates(
+            f"{options.model}, batch {batch}", "images/s", 2 * int(batch), turns["it"]
+        )
+
+
+def memory_rows(plain, options):
+    """What the compiled program says of its memory, and of the state it is given."""
+    state = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(plain.state))
+    found = plain.compiled().memory_analysis()
+    yield timing.Row(
+        "state that is donated, of all of it",
+        "share",
+        [found.alias_size_in_bytes / state],
+        goal="1.0",
+    )
+    for remat in (False, True):
+        task = create_task(options.model, options.batch_size, options.image_size, remat=remat)
+        found = Running(task).compiled().memory_analysis()
+        what = f"temporary memory of {options.model}, batch {options.batch_size}"
+        yield timing.Row(what + ", remat" * remat, "MiB", [found.temp_size_in_bytes / 2**20])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing.parser(__doc__)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each kind in a round")
+    parser.add_argument("--turns", type=int, default=10, help="turns of each in a repeat")
+    parser.add_argument("--mixes", default=",".join(MIXES))
+    parser.add_argument("--regularisers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--batch-sizes", default="16,128")
     options = parser.parse_args()
-
-    config = base_config()
-    config.model, config.batch_size = options.model, options.batch_size
-    task = random_images(config, options.image_size, classes=100)
-    arrays = task.mapping.replicate(task.data.arrays["train"])
-    xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
-    runs = {}
-    for name in ("none", "cutmix"):
-        config = config.copy_and_resolve_references()
-        config.mix.name = name
-        mixed = dataclasses.replace(task, config=config, mix=create_mix(config))
-        step, _ = train.map_steps(mixed)
-        state = task.mapping.replicate(train.create_state(mixed))
-        state, _ = jax.block_until_ready(step(state, arrays, xs))
-        runs[name] = [step, state, []]
-
-    for _ in range(options.rounds):
-        for run in runs.values():
-            step, state, times = run
-            start = time.perf_counter()
-            for _ in range(options.steps):
-                state, counters = step(state, arrays, xs)
-                if task.mapping.must_wait:
-                    jax.block_until_ready(counters)
-            jax.block_until_ready(state)
-            times.append((time.perf_counter() - start) / options.steps)
-            run[1] = state
-
-    device = jax.devices()[0]
-    print(
-        f"{options.model}, batch {options.batch_size}, {options.image_size} px, "
-        f"{jax.device_count()} x {device.device_kind}, jax {jax.__version__}, "
-        f"{options.rounds} rounds of {options.steps} steps"
-    )
-    for name, (_, _, times) in runs.items():
-        low, middle, high = np.percentile(1e3 * np.array(times), [25, 50, 75])
-        print(f"{name:<8}{middle:9.2f} ms a step   (quartiles {low:.2f} to {high:.2f})")
-    ratio = np.array(runs["cutmix"][2]) / np.array(runs["none"][2])
-    low, middle, high = np.percentile(100 * (ratio - 1), [25, 50, 75])
-    print(f"CutMix costs {middle:+.2f} %  (quartiles {low:+.2f} to {high:+.2f})")
+    keep_freed_memory()
+    timing.run(measure(options), options, "train_step")
 
 
 if __name__ == "__main__":
