@@ -1,1 +1,1 @@
-"""Programs that measure this project beside what else could be used: `python -m benchmarks`."""
+"""Programs that measure this project beside others: `python -m benchmarks.NAME`."""

@@ -70,7 +70,7 @@ def measure(options, rest):
         "python -c 'import cutmix_jax.mix'",
         "s",
         seconds["import"],
-        note="of which JAX's own import is nearly all; no TensorFlow, Flax, optax, clu",
+        note="imports no TensorFlow, Flax, optax, clu",
     )
 
 

@@ -11,6 +11,8 @@ import statistics
 import sys
 import time
 
+from cutmix_jax.host import keep_freed_memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -64,11 +66,9 @@ def compare(what, unit, ours, peer="", theirs=(), scale=1.0, **told):
     return Row(what, unit, _medians(ours, scale), peer, _medians(theirs, scale), ratios, **told)
 
 
-def rates(what, unit, amount, ours, peer="", theirs=(), **told):
-    """As `compare`, of how much was done in a second: `amount` in each turn."""
-    row = compare(what, unit, ours, peer, theirs, **told)
-    ours, theirs = ([amount / value for value in values] for values in (row.ours, row.theirs))
-    return dataclasses.replace(row, ours=ours, theirs=theirs)
+def rates(what, unit, amount, ours):
+    """A row of how much was done in a second: `amount` in each turn."""
+    return Row(what, unit, [amount / seconds for seconds in _medians(ours, 1)])
 
 
 def _medians(repeats, scale):
@@ -128,6 +128,7 @@ def parser(doc):
 
 def run(rows, options, name):
     """Prints `rows` as they come, then their table; writes them where `--json` says."""
+    keep_freed_memory()  # the rows are not measured before they are asked for
     print(f"{name}: {machine()}", flush=True)
     done = []
     for row in rows:

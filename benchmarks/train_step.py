@@ -11,16 +11,14 @@ or regulariser, turn by turn. Images are random bytes, resident on the device.
 import argparse
 import dataclasses
 import itertools
-import math
 
 import jax
 import numpy as np
 
 from benchmarks import timing
+from benchmarks.memory import size as size_of
 from cutmix_jax import UserError, train
 from cutmix_jax.config import base_config
-from cutmix_jax.config import create_mix as mix_of
-from cutmix_jax.host import keep_freed_memory
 
 MIXES = [
     "cutmix",
@@ -48,8 +46,7 @@ def create_task(model, size, side, classes=100, **keys):
     config.model, config.batch_size, config.epochs = model, size, 300
     config.dataset, config.image_size = "digits", side
     config.augment.pad = 0
-    for key, value in keys.items():
-        setattr(config, key, value)
+    config.update_from_flattened_dict(keys)
     task = train.create_task(config)
     rng = np.random.default_rng(0)
     count = max(1000, 4 * size)
@@ -67,13 +64,6 @@ def create_task(model, size, side, classes=100, **keys):
     network = train.config_lib.create_model(config, classes)
     sides = train.feature_sides(network, data.image_shape)
     return dataclasses.replace(task, data=data, model=network, sides=sides)
-
-
-def with_mix(task, name):
-    """The same task under another mix."""
-    config = task.config.copy_and_resolve_references()
-    config.mix.name = name
-    return dataclasses.replace(task, config=config, mix=mix_of(config))
 
 
 class Running:
@@ -114,17 +104,12 @@ def measure(options):
     """Yields the rows."""
     size, side = options.batch_size, options.image_size
     named = f"{options.model}, {size} x {side} px"
-    base = create_task(options.model, size, side)
-    tasks = {"none": base} | {name: with_mix(base, name) for name in options.mixes.split(",")}
-    if options.regularisers:
-        tasks |= {
-            name: create_task(options.model, size, side, **keys)
-            for name, keys in REGULARISERS.items()
-        }
+    changes = {name: {"mix.name": name} for name in ("none", *options.mixes.split(","))}
+    changes |= REGULARISERS if options.regularisers else {}
     running = {}
-    for name, task in tasks.items():
+    for name, keys in changes.items():
         try:
-            running[name] = Running(task)
+            running[name] = Running(create_task(options.model, size, side, **keys))
         except UserError as error:
             yield timing.Row(f"step with {name}, {named}", "ms", [], note=str(error))
     calls = {name: (lambda r=r: r.take(STEPS)) for name, r in running.items()}
@@ -163,19 +148,18 @@ def measure(options):
 
 def memory_rows(plain, options):
     """What the compiled program says of its memory, and of the state it is given."""
-    state = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(plain.state))
     found = plain.compiled().memory_analysis()
     yield timing.Row(
         "state that is donated, of all of it",
         "share",
-        [found.alias_size_in_bytes / state],
+        [found.alias_size_in_bytes / size_of(plain.state)],
         goal="1.0",
     )
-    for remat in (False, True):
-        task = create_task(options.model, options.batch_size, options.image_size, remat=remat)
-        found = Running(task).compiled().memory_analysis()
-        what = f"temporary memory of {options.model}, batch {options.batch_size}"
-        yield timing.Row(what + ", remat" * remat, "MiB", [found.temp_size_in_bytes / 2**20])
+    task = create_task(options.model, options.batch_size, options.image_size, remat=True)
+    again = Running(task).compiled().memory_analysis()
+    what = f"temporary memory of {options.model}, batch {options.batch_size}"
+    for name, program in ((what, found), (what + ", remat", again)):
+        yield timing.Row(name, "MiB", [program.temp_size_in_bytes / 2**20])
 
 
 def main():
@@ -188,7 +172,6 @@ def main():
     parser.add_argument("--regularisers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--batch-sizes", default="16,128")
     options = parser.parse_args()
-    keep_freed_memory()
     timing.run(measure(options), options, "train_step")
 
 

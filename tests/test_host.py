@@ -12,7 +12,6 @@ from tests.commands import REPOSITORY
 COMPILE = """
 import jax
 from cutmix_jax.host import keep_compiled_programs
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(keep_compiled_programs())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x + 1)(1.0)
