@@ -71,22 +71,35 @@ def jax_step(name, size, side, conv_layer=None):
     return call
 
 
+def torch_network(name):
+    """The network in PyTorch; raises ImportError where that is not installed."""
+    import torch
+
+    from tests import torch_models
+
+    torch.set_num_threads(timing.cores())  # torch_models takes one, for the tests
+
+    def resnet(sizes, **keys):
+        return torch_models.ResNet(sizes, CLASSES, **keys)
+
+    builders = {
+        "resnet20": lambda: resnet((3, 3, 3), bottleneck=False),
+        "resnet50": lambda: resnet((3, 4, 6, 3)),
+        "resnet110": lambda: resnet((12, 12, 12)),
+        "resnext50_32x4d": lambda: resnet((3, 4, 6, 3), groups=32, share=4),
+        "resnext101_32x4d": lambda: resnet((3, 4, 23, 3), groups=32, share=4),
+        "pyramidnet110": lambda: torch_models.PyramidNet(110, 64, CLASSES),
+        "pyramidnet200": lambda: torch_models.PyramidNet(200, 240, CLASSES),
+    }
+    return builders[name]()
+
+
 def torch_step(name, size, side):
     """The same in PyTorch; raises ImportError where it is not installed."""
     import torch
     from torch.nn import functional as F
 
-    from tests import torch_models
-
-    torch.set_num_threads(timing.cores())
-    builders = {
-        "resnet20": lambda: torch_models.ResNet((3, 3, 3), CLASSES, bottleneck=False),
-        "resnet50": lambda: torch_models.ResNet((3, 4, 6, 3), CLASSES),
-        "resnext50_32x4d": lambda: torch_models.ResNet((3, 4, 6, 3), CLASSES, groups=32, share=4),
-        "resnext101_32x4d": lambda: torch_models.ResNet((3, 4, 23, 3), CLASSES, groups=32, share=4),
-        "pyramidnet110": lambda: torch_models.PyramidNet(110, 64, CLASSES),
-    }
-    net = builders[name]().train().to(memory_format=torch.channels_last)
+    net = torch_network(name).train().to(memory_format=torch.channels_last)
     images, labels = map(torch.from_numpy, batch_of(size, side))
     images = images.permute(0, 3, 1, 2)  # channels last in memory, as they are
     optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, nesterov=True)

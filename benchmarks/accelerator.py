@@ -1,0 +1,262 @@
+"""Train steps on the GPU or TPU that is there, beside PyTorch's where it is installed.
+
+    python -m benchmarks.accelerator --json accelerator.json
+    python -m benchmarks.accelerator --cases resnet20:float32 --batch-size 8   # a CPU, to try it
+
+Needs jax, flax, optax and this package, nothing else that requirements.txt lists. Images are random
+bytes that lie on the device. A step is: gather the batch, shift and mirror it, mix, forward,
+backward, SGD with Nesterov momentum; PyTorch's leaves out shift, mirror and mix, and has channels
+last, autocast where ours has bfloat16, TF32 as JAX has it by default, and cudnn.benchmark. The
+turns of all are interleaved in one process.
+"""
+
+import functools
+import itertools
+import math
+import os
+import time
+
+# What JAX takes in advance, PyTorch cannot have.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import lax
+
+from benchmarks import timing
+from benchmarks.networks import CLASSES, torch_network
+from cutmix_jax import mix
+from cutmix_jax.data import augment, batches, resident
+from cutmix_jax.models import create_model
+from cutmix_jax.parallel import create_mapping
+
+# MODEL:DTYPE, with the batch and the side of the images.
+CASES = {
+    "resnet50:bfloat16": (256, 224),
+    "resnet50:float32": (256, 224),
+    "resnet20:float32": (64, 32),
+    "resnet110:float32": (64, 32),
+    "pyramidnet110:float32": (64, 32),
+    "pyramidnet200:float32": (64, 32),
+    "resnet20:bfloat16": (64, 32),
+    "pyramidnet200:bfloat16": (64, 32),
+}
+# Dense TFLOP/s of 16-bit products and of those that float32 is multiplied by (TF32, or FP32 where
+# a chip has no TF32), as the makers give them; a TPU takes several passes for float32.
+PEAKS = {
+    "H200": (989, 495),
+    "H100": (989, 495),
+    "A100": (312, 156),
+    "L4": (121, 60),
+    "V100": (125, 15.7),
+    "T4": (65, 8.1),
+    "TPU v4": (275, None),
+    "TPU v5 lite": (197, None),
+    "TPU v5e": (197, None),
+    "TPU v5p": (459, None),
+    "TPU v6 lite": (918, None),
+}
+EXAMPLES = 2048  # on the device
+LAG = 2  # calls under way before their loss is fetched, as in train.py
+
+
+def data(size, side):
+    """Random bytes and labels: at least four batches."""
+    rng = np.random.default_rng(0)
+    count = max(EXAMPLES, 4 * size)
+    image = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return {"image": image, "label": rng.integers(0, CLASSES, count, dtype=np.int32)}
+
+
+class Training:
+    """A network under training on one device, `steps` of them a call."""
+
+    def __init__(self, name, dtype, size, side, steps=1, cutmix=False):
+        self.size, self.steps = size, steps
+        self.mapping = create_mapping("pmap", 1)
+        arrays = data(size, side)
+        self.count = len(arrays["label"])
+        self.arrays = self.mapping.replicate(arrays)
+        self.model = create_model(name, CLASSES, dtype=dtype)
+        self.optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True)
+        images = jnp.zeros((1, side, side, 3))
+        variables = jax.jit(self.model.init)(jax.random.key(0), images)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        state = jnp.zeros([], jnp.int32), params, batch_stats, self.optimizer.init(params)
+        self.state = self.mapping.replicate(state)
+        self.call = self.mapping.map(functools.partial(self.train_steps, cutmix), donate_state=True)
+        self.xs = self.mapping.shard(next(self.host_batches()))
+
+    def train_step(self, cutmix, state, arrays, xs):
+        """The new state, and the loss."""
+        step, params, batch_stats, opt_state = state
+        batch = augment.load_augmented(
+            arrays, xs, 0, load=resident.gather, seed=0, pad=4, flip=True
+        )
+        images = (batch["image"].astype(jnp.float32) / 255 - 0.5) / 0.25
+        targets = jax.nn.one_hot(batch["label"], CLASSES)
+        if cutmix:
+            key = jax.random.fold_in(jax.random.key(0), step)
+            images, targets, _ = mix.cutmix(key, images, targets)
+
+        def loss_fn(params):
+            logits, updates = self.model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
+            return loss, updates["batch_stats"]
+
+        (loss, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = self.optimizer.update(grads, opt_state, params)
+        return (step + 1, optax.apply_updates(params, updates), new_stats, opt_state), loss
+
+    def train_steps(self, cutmix, state, arrays, xs):
+        """As many steps as `xs` has leading entries."""
+        step = functools.partial(self.train_step, cutmix)
+        if self.steps == 1:
+            return step(state, arrays, jax.tree.map(lambda x: x[0], xs))
+        return lax.scan(lambda state, xs: step(state, arrays, xs), state, xs)
+
+    def host_batches(self):
+        """Indices for call after call, of one epoch after the other."""
+        taken = self.steps * self.size
+        for epoch in itertools.count():
+            order = batches.permutation(0, epoch, self.count).astype(np.int32)
+            order = np.resize(order, max(1, self.count // taken) * taken)
+            for index in order.reshape(-1, 1, self.steps, self.size):
+                yield {"index": index, "mask": np.ones(index.shape, bool)}
+
+    def take(self, steps):
+        """Steps with a batch of indices that is there, and waits for the last."""
+        for _ in range(steps // self.steps):
+            self.state, loss = self.call(self.state, self.arrays, self.xs)
+        jax.block_until_ready(loss)
+
+    def loop(self, steps):
+        """Steps with indices from the host, the losses fetched as the training loop does it."""
+        pending = []
+        calls = itertools.islice(self.host_batches(), steps // self.steps)
+        for xs in self.mapping.prefetch(calls):
+            self.state, loss = self.call(self.state, self.arrays, xs)
+            pending.append(loss)
+            if len(pending) > LAG:
+                jax.device_get(pending.pop(0))
+        jax.device_get(pending)
+
+
+def torch_training(name, dtype, size, side, compiled):
+    """A call that takes so many steps and waits for the last.
+
+    Raises:
+      ImportError: PyTorch is missing, or does not see the accelerator that JAX sees.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    backend = jax.default_backend()
+    if backend == "tpu" or (backend == "gpu" and not torch.cuda.is_available()):
+        raise ImportError(f"PyTorch {torch.__version__} cannot use this {backend.upper()}")
+    device = "cuda" if backend == "gpu" else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    net = torch_network(name).train().to(device, memory_format=torch.channels_last)
+    forward = torch.compile(net) if compiled else net
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, nesterov=True)
+    arrays = {key: torch.from_numpy(value).to(device) for key, value in data(size, side).items()}
+    labels, index = arrays["label"].long(), torch.arange(size, device=device)
+    half = dtype == "bfloat16"
+
+    def take(steps):
+        for _ in range(steps):
+            images = arrays["image"][index].permute(0, 3, 1, 2)  # channels last as it lies
+            images = (images.float() / 255 - 0.5) / 0.25
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                loss = F.cross_entropy(forward(images), labels[index])
+            loss.backward()
+            optimizer.step()
+        loss.item()
+
+    return take
+
+
+def share_of_peak(name, dtype, size, side, seconds):
+    """What of the chip's peak the step reaches, in words: three times the forward operations."""
+    model = create_model(name, CLASSES).clone(conv_layer=nn.Conv)
+    images = jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
+    flops = 3 * jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
+    told = f"{size / seconds:,.0f} images/s, {flops / seconds / 1e12:.3g} TFLOP/s"
+    kind = jax.devices()[0].device_kind
+    peak = next((PEAKS[chip] for chip in PEAKS if chip in kind), (None, None))
+    peak = peak[dtype == "float32"]
+    return f"{told}, {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s" if peak else told
+
+
+def measure(options):
+    """Yields the rows of each case."""
+    many = options.many or (1 if jax.default_backend() == "cpu" else 20)
+    for case in options.cases.split(","):
+        name, _, dtype = case.partition(":")
+        size, side = CASES[case]
+        size = options.batch_size or size
+        ours = functools.partial(Training, name, dtype, size, side)
+        one, several, mixed = ours(), ours(many), ours(many, cutmix=True)
+        calls = {"one": one.take, "many": several.take, "cutmix": mixed.take, "loop": several.loop}
+        missing = {}
+        for peer in options.peers.split(","):
+            try:
+                calls[peer] = torch_training(name, dtype, size, side, peer == "torch.compile")
+                calls[peer](2)
+            except Exception as error:  # whatever it is, it is said in the table
+                calls.pop(peer, None)
+                missing[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+        for call in list(calls.values())[:4]:
+            call(2 * many)
+        begin = time.perf_counter()
+        several.take(2 * many)
+        each = (time.perf_counter() - begin) / (2 * many)
+        steps = many * max(1, math.ceil(options.seconds / each / many))
+        turns = {key: functools.partial(call, steps) for key, call in calls.items()}
+        seconds = timing.take_turns(turns, options.repeats, options.turns)
+        told = share_of_peak(name, dtype, size, side, min(map(min, seconds["many"])) / steps)
+        what, scale = f"{case}, {size} x {side} px", 1e3 / steps
+
+        def row(label, key, peer, other, what=what, seconds=seconds, scale=scale, **keys):
+            theirs = seconds.get(other, ())
+            return timing.compare(
+                f"{what}{label}", "ms a step", seconds[key], peer, theirs, scale=scale, **keys
+            )
+
+        goals = {"PyTorch": ">= 1.0" if name == "resnet50" else ">= 1.3", "torch.compile": ">= 1.0"}
+        for peer in options.peers.split(","):
+            note = missing.get(peer, told)
+            yield row(f", {many} steps a call", "many", peer, peer, goal=goals[peer], note=note)
+            yield row("", "one", peer, peer, goal=goals[peer], note=missing.get(peer, ""))
+        yield row(f", {many} steps a call", "many", "one step a call", "one")
+        yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
+        yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97")
+        jax.clear_caches()
+
+
+def main():
+    default = "resnet20:float32" if jax.default_backend() == "cpu" else ",".join(CASES)
+    parser = timing.parser(__doc__)
+    parser.add_argument("--cases", default=default, help=", ".join(CASES))
+    parser.add_argument("--batch-size", type=int, help="instead of the paper's")
+    parser.add_argument("--many", type=int, help="steps a call; 1 on a CPU, 20 elsewhere")
+    parser.add_argument("--peers", default="PyTorch,torch.compile")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.7, help="about, of a turn")
+    options = parser.parse_args()
+    timing.run(measure(options), options, "accelerator")
+
+
+if __name__ == "__main__":
+    main()
