@@ -10,6 +10,7 @@ last, autocast where ours has bfloat16, TF32 as JAX has it by default, and cudnn
 turns of all are interleaved in one process.
 """
 
+import concurrent.futures
 import functools
 import itertools
 import math
@@ -26,7 +27,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from benchmarks import timing
+from benchmarks import timing, tracing
 from benchmarks.networks import CLASSES, torch_network
 from cutmix_jax import mix
 from cutmix_jax.data import augment, batches, resident
@@ -61,6 +62,8 @@ PEAKS = {
 }
 EXAMPLES = 2048  # on the device
 LAG = 2  # calls under way before their loss is fetched, as in train.py
+PEERS = {"PyTorch": {}, "torch.compile": {"mode": "default"}}
+GRAPHS = {"torch.compile, CUDA graphs": {"mode": "reduce-overhead"}}
 
 
 def data(size, side):
@@ -71,36 +74,28 @@ def data(size, side):
     return {"image": image, "label": rng.integers(0, CLASSES, count, dtype=np.int32)}
 
 
-class Training:
-    """A network under training on one device, `steps` of them a call."""
+class Case:
+    """A network and its data on one device: what the programs that train it share."""
 
-    def __init__(self, name, dtype, size, side, steps=1, cutmix=False):
-        self.size, self.steps = size, steps
+    def __init__(self, name, dtype, size, side):
+        self.size = size
         self.mapping = create_mapping("pmap", 1)
-        arrays = data(size, side)
-        self.count = len(arrays["label"])
-        self.arrays = self.mapping.replicate(arrays)
+        self.arrays = self.mapping.replicate(data(size, side))
+        self.count = len(self.arrays["label"])
         self.model = create_model(name, CLASSES, dtype=dtype)
         self.optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True)
-        images = jnp.zeros((1, side, side, 3))
-        variables = jax.jit(self.model.init)(jax.random.key(0), images)
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        state = jnp.zeros([], jnp.int32), params, batch_stats, self.optimizer.init(params)
-        self.state = self.mapping.replicate(state)
-        self.call = self.mapping.map(functools.partial(self.train_steps, cutmix), donate_state=True)
-        self.xs = self.mapping.shard(next(self.host_batches()))
+        # Jitted by itself: traced once, and then a part of each program.
+        self.update = jax.jit(self.update)
 
-    def train_step(self, cutmix, state, arrays, xs):
-        """The new state, and the loss."""
-        step, params, batch_stats, opt_state = state
-        batch = augment.load_augmented(
-            arrays, xs, 0, load=resident.gather, seed=0, pad=4, flip=True
-        )
-        images = (batch["image"].astype(jnp.float32) / 255 - 0.5) / 0.25
-        targets = jax.nn.one_hot(batch["label"], CLASSES)
-        if cutmix:
-            key = jax.random.fold_in(jax.random.key(0), step)
-            images, targets, _ = mix.cutmix(key, images, targets)
+        def init(key):
+            variables = self.model.init(key, jnp.zeros((1, side, side, 3)))
+            params, batch_stats = variables["params"], variables["batch_stats"]
+            return jnp.zeros([], jnp.int32), params, batch_stats, self.optimizer.init(params)
+
+        self.init = jax.jit(init).lower(jax.random.key(0))
+
+    def update(self, params, batch_stats, opt_state, images, targets):
+        """What is learned from one batch, and its loss."""
 
         def loss_fn(params):
             logits, updates = self.model.apply(
@@ -112,46 +107,95 @@ class Training:
             loss = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
             return loss, updates["batch_stats"]
 
-        (loss, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = self.optimizer.update(grads, opt_state, params)
-        return (step + 1, optax.apply_updates(params, updates), new_stats, opt_state), loss
+        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
 
-    def train_steps(self, cutmix, state, arrays, xs):
-        """As many steps as `xs` has leading entries."""
-        step = functools.partial(self.train_step, cutmix)
-        if self.steps == 1:
-            return step(state, arrays, jax.tree.map(lambda x: x[0], xs))
-        return lax.scan(lambda state, xs: step(state, arrays, xs), state, xs)
+    def train_step(self, cutmix, state, arrays, xs):
+        """The new state, and the loss."""
+        step, *weights = state
+        batch = augment.load_augmented(
+            arrays, xs, 0, load=resident.gather, seed=0, pad=4, flip=True
+        )
+        images = (batch["image"].astype(jnp.float32) / 255 - 0.5) / 0.25
+        targets = jax.nn.one_hot(batch["label"], CLASSES)
+        if cutmix:
+            key = jax.random.fold_in(jax.random.key(0), step)
+            images, targets, _ = mix.cutmix(key, images, targets)
+        *weights, loss = self.update(*weights, images, targets)
+        return (step + 1, *weights), loss
 
-    def host_batches(self):
-        """Indices for call after call, of one epoch after the other."""
-        taken = self.steps * self.size
+    def host_batches(self, steps):
+        """Indices for call after call of `steps` steps, of one epoch after the other."""
+        taken = steps * self.size
         for epoch in itertools.count():
             order = batches.permutation(0, epoch, self.count).astype(np.int32)
             order = np.resize(order, max(1, self.count // taken) * taken)
-            for index in order.reshape(-1, 1, self.steps, self.size):
+            for index in order.reshape(-1, 1, steps, self.size):
                 yield {"index": index, "mask": np.ones(index.shape, bool)}
+
+    def lower(self, steps, cutmix):
+        """The program that takes `steps` steps a call."""
+        step = functools.partial(self.train_step, cutmix)
+
+        def call(state, arrays, xs):
+            if steps == 1:
+                return step(state, arrays, jax.tree.map(lambda x: x[0], xs))
+            return lax.scan(lambda state, xs: step(state, arrays, xs), state, xs)
+
+        mapped = self.mapping.map(call, donate_state=True)
+        return mapped.lower(self.init.out_info, self.arrays, next(self.host_batches(steps)))
+
+
+class Training:
+    """One of a case's programs under way, from weights of its own."""
+
+    def __init__(self, case, steps, program, init):
+        self.case, self.steps, self.program = case, steps, program
+        self.state = case.mapping.replicate(init(jax.random.key(0)))
+        self.xs = case.mapping.shard(next(case.host_batches(steps)))
 
     def take(self, steps):
         """Steps with a batch of indices that is there, and waits for the last."""
         for _ in range(steps // self.steps):
-            self.state, loss = self.call(self.state, self.arrays, self.xs)
+            self.state, loss = self.program(self.state, self.case.arrays, self.xs)
         jax.block_until_ready(loss)
 
     def loop(self, steps):
         """Steps with indices from the host, the losses fetched as the training loop does it."""
         pending = []
-        calls = itertools.islice(self.host_batches(), steps // self.steps)
-        for xs in self.mapping.prefetch(calls):
-            self.state, loss = self.call(self.state, self.arrays, xs)
+        calls = itertools.islice(self.case.host_batches(self.steps), steps // self.steps)
+        for xs in self.case.mapping.prefetch(calls):
+            self.state, loss = self.program(self.state, self.case.arrays, xs)
             pending.append(loss)
             if len(pending) > LAG:
                 jax.device_get(pending.pop(0))
         jax.device_get(pending)
 
 
-def torch_training(name, dtype, size, side, compiled):
-    """A call that takes so many steps and waits for the last.
+def compile_cases(cases, programs, size):
+    """``{case: {key: Training}}`` for programs ``{key: (steps, cutmix)}``, compiled all at once."""
+    lowered = {}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for name in cases:
+            batch, side = CASES[name]
+            case = Case(*name.split(":"), size or batch, side)
+            init = pool.submit(case.init.compile)
+            compiled = {
+                key: pool.submit(case.lower(*program).compile) for key, program in programs.items()
+            }
+            lowered[name] = case, init, compiled
+    return {
+        name: {
+            key: functools.partial(Training, case, programs[key][0], done.result(), init.result())
+            for key, done in compiled.items()
+        }
+        for name, (case, init, compiled) in lowered.items()
+    }
+
+
+def torch_training(name, dtype, size, side, mode=None):
+    """A call that takes so many steps and waits for the last; `mode` is that of torch.compile.
 
     Raises:
       ImportError: PyTorch is missing, or does not see the accelerator that JAX sees.
@@ -166,7 +210,7 @@ def torch_training(name, dtype, size, side, compiled):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     net = torch_network(name).train().to(device, memory_format=torch.channels_last)
-    forward = torch.compile(net) if compiled else net
+    forward = torch.compile(net, mode=mode) if mode else net
     optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, nesterov=True)
     arrays = {key: torch.from_numpy(value).to(device) for key, value in data(size, side).items()}
     labels, index = arrays["label"].long(), torch.arange(size, device=device)
@@ -202,30 +246,39 @@ def share_of_peak(name, dtype, size, side, seconds):
 def measure(options):
     """Yields the rows of each case."""
     many = options.many or (1 if jax.default_backend() == "cpu" else 20)
-    for case in options.cases.split(","):
+    programs = {"one": (1, False), "many": (many, False), "cutmix": (many, True)}
+    cases = options.cases.split(",")
+    compiled = compile_cases(cases, programs, options.batch_size)
+    peers = PEERS | (GRAPHS if options.graphs else {})
+    for case in cases:
         name, _, dtype = case.partition(":")
         size, side = CASES[case]
         size = options.batch_size or size
-        ours = functools.partial(Training, name, dtype, size, side)
-        one, several, mixed = ours(), ours(many), ours(many, cutmix=True)
-        calls = {"one": one.take, "many": several.take, "cutmix": mixed.take, "loop": several.loop}
+        ours = {key: create() for key, create in compiled.pop(case).items()}
+        calls = {key: training.take for key, training in ours.items()}
+        calls["loop"] = ours["many"].loop
         missing = {}
-        for peer in options.peers.split(","):
+        for peer, keys in peers.items():
             try:
-                calls[peer] = torch_training(name, dtype, size, side, peer == "torch.compile")
-                calls[peer](2)
+                call = torch_training(name, dtype, size, side, **keys)
+                call(4)
             except Exception as error:  # whatever it is, it is said in the table
-                calls.pop(peer, None)
                 missing[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-        for call in list(calls.values())[:4]:
+            else:
+                calls[peer] = call
+        for call in calls.values():
             call(2 * many)
         begin = time.perf_counter()
-        several.take(2 * many)
+        ours["many"].take(2 * many)
         each = (time.perf_counter() - begin) / (2 * many)
         steps = many * max(1, math.ceil(options.seconds / each / many))
         turns = {key: functools.partial(call, steps) for key, call in calls.items()}
         seconds = timing.take_turns(turns, options.repeats, options.turns)
         told = share_of_peak(name, dtype, size, side, min(map(min, seconds["many"])) / steps)
+        found = tracing.busy(functools.partial(ours["many"].loop, steps))
+        busy = (
+            f"traced: device busy {found.share:.1%}, longest gap {found.longest_gap * 1e3:.2f} ms"
+        )
         what, scale = f"{case}, {size} x {side} px", 1e3 / steps
 
         def row(label, key, peer, other, what=what, seconds=seconds, scale=scale, **keys):
@@ -234,15 +287,20 @@ def measure(options):
                 f"{what}{label}", "ms a step", seconds[key], peer, theirs, scale=scale, **keys
             )
 
-        goals = {"PyTorch": ">= 1.0" if name == "resnet50" else ">= 1.3", "torch.compile": ">= 1.0"}
-        for peer in options.peers.split(","):
-            note = missing.get(peer, told)
-            yield row(f", {many} steps a call", "many", peer, peer, goal=goals[peer], note=note)
-            yield row("", "one", peer, peer, goal=goals[peer], note=missing.get(peer, ""))
+        for peer in peers:
+            goal = ">= 1.3" if peer == "PyTorch" and name != "resnet50" else ">= 1.0"
+            yield row(
+                f", {many} steps a call",
+                "many",
+                peer,
+                peer,
+                goal=goal,
+                note=missing.get(peer, told),
+            )
+            yield row("", "one", peer, peer, goal=goal, note=missing.get(peer, ""))
         yield row(f", {many} steps a call", "many", "one step a call", "one")
         yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
-        yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97")
-        jax.clear_caches()
+        yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97", note=busy)
 
 
 def main():
@@ -251,9 +309,9 @@ def main():
     parser.add_argument("--cases", default=default, help=", ".join(CASES))
     parser.add_argument("--batch-size", type=int, help="instead of the paper's")
     parser.add_argument("--many", type=int, help="steps a call; 1 on a CPU, 20 elsewhere")
-    parser.add_argument("--peers", default="PyTorch,torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="also torch.compile's CUDA graphs")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.7, help="about, of a turn")
+    parser.add_argument("--seconds", type=float, default=0.4, help="about, of a turn")
     options = parser.parse_args()
     timing.run(measure(options), options, "accelerator")
 
