@@ -1,7 +1,7 @@
 """Train steps on the GPU or TPU that is there, beside PyTorch's where it is installed.
 
     python -m benchmarks.accelerator --json accelerator.json
-    python -m benchmarks.accelerator --cases resnet20:float32 --batch-size 8   # a CPU, to try it
+    python -m benchmarks.accelerator --cases resnet20:float32:8:32   # a CPU, to try it
 
 Needs jax, flax, optax and this package, nothing else that requirements.txt lists. Images are random
 bytes that lie on the device. A step is: gather the batch, shift and mirror it, mix, forward,
@@ -34,17 +34,15 @@ from cutmix_jax.data import augment, batches, resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
 
-# MODEL:DTYPE, with the batch and the side of the images.
-CASES = {
-    "resnet50:bfloat16": (256, 224),
-    "resnet50:float32": (256, 224),
-    "resnet20:float32": (64, 32),
-    "resnet110:float32": (64, 32),
-    "pyramidnet110:float32": (64, 32),
-    "pyramidnet200:float32": (64, 32),
-    "resnet20:bfloat16": (64, 32),
-    "pyramidnet200:bfloat16": (64, 32),
-}
+# MODEL:DTYPE:BATCH:SIDE of the images, in pixels.
+CASES = (
+    "resnet50:bfloat16:256:224",
+    "resnet50:float32:256:224",
+    "resnet20:float32:64:32",
+    "resnet110:float32:64:32",
+    "pyramidnet110:float32:64:32",
+    "pyramidnet200:float32:64:32",
+)
 # Dense TFLOP/s of 16-bit products and of those that float32 is multiplied by (TF32, or FP32 where
 # a chip has no TF32), as the makers give them; a TPU takes several passes for float32.
 PEAKS = {
@@ -62,8 +60,8 @@ PEAKS = {
 }
 EXAMPLES = 2048  # on the device
 LAG = 2  # calls under way before their loss is fetched, as in train.py
-PEERS = {"PyTorch": {}, "torch.compile": {"mode": "default"}}
-GRAPHS = {"torch.compile, CUDA graphs": {"mode": "reduce-overhead"}}
+# Modes of torch.compile; None: without it.
+PEERS = {"PyTorch": None, "torch.compile": "default", "CUDA graphs": "reduce-overhead"}
 
 
 def data(size, side):
@@ -173,13 +171,18 @@ class Training:
         jax.device_get(pending)
 
 
-def compile_cases(cases, programs, size):
+def split_case(case):
+    """('resnet20', 'float32', 64, 32) of 'resnet20:float32:64:32'."""
+    name, dtype, size, side = case.split(":")
+    return name, dtype, int(size), int(side)
+
+
+def compile_cases(cases, programs):
     """``{case: {key: Training}}`` for programs ``{key: (steps, cutmix)}``, compiled all at once."""
     lowered = {}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for name in cases:
-            batch, side = CASES[name]
-            case = Case(*name.split(":"), size or batch, side)
+            case = Case(*split_case(name))
             init = pool.submit(case.init.compile)
             compiled = {
                 key: pool.submit(case.lower(*program).compile) for key, program in programs.items()
@@ -194,7 +197,7 @@ def compile_cases(cases, programs, size):
     }
 
 
-def torch_training(name, dtype, size, side, mode=None):
+def torch_training(name, dtype, size, side, mode):
     """A call that takes so many steps and waits for the last; `mode` is that of torch.compile.
 
     Raises:
@@ -248,19 +251,17 @@ def measure(options):
     many = options.many or (1 if jax.default_backend() == "cpu" else 20)
     programs = {"one": (1, False), "many": (many, False), "cutmix": (many, True)}
     cases = options.cases.split(",")
-    compiled = compile_cases(cases, programs, options.batch_size)
-    peers = PEERS | (GRAPHS if options.graphs else {})
+    peers = options.peers.split(",") if options.peers else []
+    compiled = compile_cases(cases, programs)
     for case in cases:
-        name, _, dtype = case.partition(":")
-        size, side = CASES[case]
-        size = options.batch_size or size
+        name, dtype, size, side = split_case(case)
         ours = {key: create() for key, create in compiled.pop(case).items()}
         calls = {key: training.take for key, training in ours.items()}
         calls["loop"] = ours["many"].loop
         missing = {}
-        for peer, keys in peers.items():
+        for peer in peers:
             try:
-                call = torch_training(name, dtype, size, side, **keys)
+                call = torch_training(name, dtype, size, side, PEERS[peer])
                 call(4)
             except Exception as error:  # whatever it is, it is said in the table
                 missing[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
@@ -279,7 +280,7 @@ def measure(options):
         busy = (
             f"traced: device busy {found.share:.1%}, longest gap {found.longest_gap * 1e3:.2f} ms"
         )
-        what, scale = f"{case}, {size} x {side} px", 1e3 / steps
+        what, scale = f"{name}, {dtype}, {size} x {side} px", 1e3 / steps
 
         def row(label, key, peer, other, what=what, seconds=seconds, scale=scale, **keys):
             theirs = seconds.get(other, ())
@@ -304,12 +305,11 @@ def measure(options):
 
 
 def main():
-    default = "resnet20:float32" if jax.default_backend() == "cpu" else ",".join(CASES)
+    default = "resnet20:float32:64:32" if jax.default_backend() == "cpu" else ",".join(CASES)
     parser = timing.parser(__doc__)
-    parser.add_argument("--cases", default=default, help=", ".join(CASES))
-    parser.add_argument("--batch-size", type=int, help="instead of the paper's")
+    parser.add_argument("--cases", default=default, help="MODEL:DTYPE:BATCH:SIDE,...")
+    parser.add_argument("--peers", default="PyTorch,torch.compile", help=", ".join(PEERS))
     parser.add_argument("--many", type=int, help="steps a call; 1 on a CPU, 20 elsewhere")
-    parser.add_argument("--graphs", action="store_true", help="also torch.compile's CUDA graphs")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="about, of a turn")
     options = parser.parse_args()
