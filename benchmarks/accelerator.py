@@ -112,13 +112,11 @@ class Case:
     def train_step(self, cutmix, state, arrays, xs):
         """The new state, and the loss."""
         step, *weights = state
-        batch = augment.load_augmented(
-            arrays, xs, 0, load=resident.gather, seed=0, pad=4, flip=True
-        )
+        batch = augment.load_augmented(arrays, xs, 0, load=resident.gather, pad=4, flip=True)
         images = (batch["image"].astype(jnp.float32) / 255 - 0.5) / 0.25
         targets = jax.nn.one_hot(batch["label"], CLASSES)
         if cutmix:
-            key = jax.random.fold_in(jax.random.key(0), step)
+            key = jax.random.fold_in(jax.random.key(xs["seed"]), step)
             images, targets, _ = mix.cutmix(key, images, targets)
         *weights, loss = self.update(*weights, images, targets)
         return (step + 1, *weights), loss
@@ -130,7 +128,8 @@ class Case:
             order = batches.permutation(0, epoch, self.count).astype(np.int32)
             order = np.resize(order, max(1, self.count // taken) * taken)
             for index in order.reshape(-1, 1, steps, self.size):
-                yield {"index": index, "mask": np.ones(index.shape, bool)}
+                seed = np.zeros(index.shape[:2], np.int32)
+                yield {"index": index, "mask": np.ones(index.shape, bool), "seed": seed}
 
     def lower(self, steps, cutmix):
         """The program that takes `steps` steps a call."""

@@ -183,7 +183,7 @@ def prepare(task, step, arrays, xs):
     batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
     size = batch["label"].shape[0]
     # Apart from the keys of augmentation, which are folded from the same seed by epoch.
-    stream = jax.random.fold_in(jax.random.key(config.seed), MIXING)
+    stream = jax.random.fold_in(jax.random.key(xs["seed"]), MIXING)
     mix_key, color_key = jax.random.split(jax.random.fold_in(stream, step))
     images = batch["image"].astype(jnp.float32) / 255
     if data.color:
@@ -210,7 +210,7 @@ def train_step(task, state, arrays, xs):
 
     # What the network drops is drawn from seed, step, device and part of its batch.
     place = (DROPPING, state.step, lax.axis_index(AXIS))
-    drop_key = functools.reduce(jax.random.fold_in, place, jax.random.key(config.seed))
+    drop_key = functools.reduce(jax.random.fold_in, place, jax.random.key(xs["seed"]))
 
     def loss_fn(params, batch_stats, images, targets, drop_keys):
         logits, updates = task.model.apply(

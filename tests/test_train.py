@@ -204,6 +204,19 @@ def test_the_compiled_step_reduces_and_calls_nothing_else():
     assert trained - 100 < numbers <= trained + 4
 
 
+def test_one_program_serves_every_seed():
+    """Else each seed of a sweep would be compiled anew."""
+
+    def program(seed):
+        dropping = {"mix.name": "cutmix", "stochastic_depth": 0.2, "augment.pad": 1}
+        task = train.create_task(small_config(seed=seed, **dropping))
+        state = task.mapping.replicate(train.create_state(task))
+        xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
+        return train.map_steps(task)[0].lower(state, task.data.arrays["train"], xs).as_text()
+
+    assert program(0) == program(1)
+
+
 def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
     task = train.create_task(small_config(**{"mix.name": "cutmix"}), create_mapping("pmap", 1))
@@ -228,7 +241,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     def step_on_twins(accumulate):
         task = train.create_task(small_config(accumulate=accumulate), create_mapping("pmap", 1))
         index = np.tile(np.arange(32, dtype=np.int32), 2)[None]  # the halves are equal
-        xs = {"index": index[:, None], "mask": np.ones((1, 1, 64), bool)}
+        seed = np.zeros((1, 1), np.int32)
+        xs = {"index": index[:, None], "mask": np.ones((1, 1, 64), bool), "seed": seed}
         state = task.mapping.replicate(train.create_state(task))
         arrays = task.mapping.replicate(task.data.arrays["train"])
         return train.map_steps(task)[0](state, arrays, task.mapping.shard(xs))

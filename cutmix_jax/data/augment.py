@@ -17,7 +17,7 @@ EIGENVECTORS = (
 GRAY = (0.299, 0.587, 0.114)
 
 
-def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
+def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """One key per example, a function of (seed, epoch, index)."""
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
@@ -64,11 +64,11 @@ def crop_and_flip_draws(keys: jax.Array, pad: int) -> tuple[jax.Array, jax.Array
     return offset[:, 0], offset[:, 1], bits[:, 2] >> 31 == 1
 
 
-def load_augmented(arrays, xs, epoch, *, load, seed: int, pad: int, flip: bool) -> dict:
-    """The batch of `load(arrays, xs)`, cropped and flipped by (seed, epoch, `xs['index']`)."""
+def load_augmented(arrays, xs, epoch, *, load, pad: int, flip: bool) -> dict:
+    """The batch of `load(arrays, xs)`, cropped and flipped by `xs['seed']`, epoch and index."""
     batch = load(arrays, xs)
     if pad or flip:
-        keys = example_keys(seed, epoch, xs["index"])
+        keys = example_keys(xs["seed"], epoch, xs["index"])
         batch["image"] = crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
     return batch
 

@@ -46,7 +46,9 @@ class Data:
       load_train: `(arrays[split], xs, epoch) -> batch`, augmented.
       load_eval: `(arrays[split], xs) -> batch`, not augmented.
       train_batches: `(epoch, start_step=0) -> iterator of xs`, leaves `[local_devices,
-        per_device, ...]`, from `start_step` of that epoch on; this process's share.
+        per_device, ...]`, from `start_step` of that epoch on; this process's share. Besides, the
+        run's `seed`, int32 `[local_devices]`: what is drawn on the device takes it from there, so
+        that one compiled program serves every seed.
       eval_batches: `(split, order=None) -> iterator of xs`: every example once over all devices
         and processes, the last batch padded where `mask` is False; equally many in every process.
         `order`, int `[n]`, gives the positions to go through instead, in any order.
@@ -121,6 +123,11 @@ def eval_positions(
     padded[: len(order)] = order
     mask = np.arange(len(padded)) < len(order)
     return _share(padded, batch_size, shards), _share(mask, batch_size, shards)
+
+
+def seeds(seed: int, shards: Shards) -> np.ndarray:
+    """int32 [local_devices]: the seed for each device."""
+    return np.full(shards.local_devices, seed, np.int32)
 
 
 def _share(values: np.ndarray, batch_size: int, shards: Shards) -> np.ndarray:

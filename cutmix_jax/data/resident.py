@@ -153,7 +153,11 @@ def open_resident(
             settings.seed, epoch, counts["train"], size, shards, start_step
         )
         for index in positions.astype(np.int32):
-            yield {"index": index, "mask": np.ones(index.shape, bool)}
+            yield {
+                "index": index,
+                "mask": np.ones(index.shape, bool),
+                "seed": batches.seeds(settings.seed, shards),
+            }
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, masks = batches.eval_positions(counts[split], size, shards, order)
@@ -171,7 +175,6 @@ def open_resident(
         load_train=functools.partial(
             augment.load_augmented,
             load=gather,
-            seed=settings.seed,
             pad=settings.pad,
             flip=settings.flip,
         ),

@@ -77,7 +77,9 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
             settings.seed, epoch, counts["train"], size, shards, start_step
         )
         seed = int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
-        return stream("train", positions, np.ones(positions.shape, bool), prepare_train, seed)
+        mask = np.ones(positions.shape, bool)
+        for xs in stream("train", positions, mask, prepare_train, seed):
+            yield xs | {"seed": batches.seeds(settings.seed, shards)}
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, mask = batches.eval_positions(counts[split], size, shards, order)
@@ -94,7 +96,6 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         load_train=functools.partial(
             augment.load_augmented,
             load=load_eval,
-            seed=settings.seed,
             pad=settings.pad,
             flip=settings.flip,
         ),

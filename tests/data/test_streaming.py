@@ -40,6 +40,7 @@ def test_folder_is_streamed_with_its_class_names(photo_folder):
         "label": ((1, 8), "int32"),
         "index": ((1, 8), "int32"),
         "mask": ((1, 8), "bool"),
+        "seed": ((1,), "int32"),
     }
 
 
