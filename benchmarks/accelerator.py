@@ -7,14 +7,23 @@ Needs jax, flax, optax and this package, nothing else that requirements.txt list
 bytes that lie on the device. A step is: gather the batch, shift and mirror it, mix, forward,
 backward, SGD with Nesterov momentum; PyTorch's leaves out shift, mirror and mix, and has channels
 last, autocast where ours has bfloat16, TF32 as JAX has it by default, and cudnn.benchmark. The
-turns of all are interleaved in one process.
+cases compile beside each other, and are measured one after the other; all turns of a case are
+interleaved in one process.
 """
 
+import argparse
 import concurrent.futures
+import fcntl
 import functools
 import itertools
+import json
 import math
 import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 
 # What JAX takes in advance, PyTorch cannot have.
@@ -176,24 +185,21 @@ def split_case(case):
     return name, dtype, int(size), int(side)
 
 
-def compile_cases(cases, programs):
-    """``{case: {key: Training}}`` for programs ``{key: (steps, cutmix)}``, compiled all at once."""
-    lowered = {}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for name in cases:
-            case = Case(*split_case(name))
-            init = pool.submit(case.init.compile)
-            compiled = {
-                key: pool.submit(case.lower(*program).compile) for key, program in programs.items()
-            }
-            lowered[name] = case, init, compiled
-    return {
-        name: {
-            key: functools.partial(Training, case, programs[key][0], done.result(), init.result())
-            for key, done in compiled.items()
-        }
-        for name, (case, init, compiled) in lowered.items()
+def compile_programs(case, programs):
+    """Futures of ``{key: Training}`` for programs ``{key: (steps, cutmix)}``, and of the state."""
+    lowered = {key: case.lower(*program) for key, program in programs.items()}
+    pool = concurrent.futures.ThreadPoolExecutor()
+    init = pool.submit(case.init.compile)
+    first = pool.submit(lowered["many"].compile)
+
+    def compile_after_first(key):
+        first.result()  # the others find the convolutions' algorithms where it has left them
+        return lowered[key].compile()
+
+    done = {
+        key: first if key == "many" else pool.submit(compile_after_first, key) for key in lowered
     }
+    return init, done
 
 
 def torch_training(name, dtype, size, side, mode):
@@ -210,7 +216,6 @@ def torch_training(name, dtype, size, side, mode):
         raise ImportError(f"PyTorch {torch.__version__} cannot use this {backend.upper()}")
     device = "cuda" if backend == "gpu" else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     net = torch_network(name).train().to(device, memory_format=torch.channels_last)
     forward = torch.compile(net, mode=mode) if mode else net
     optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, nesterov=True)
@@ -229,15 +234,24 @@ def torch_training(name, dtype, size, side, mode):
             optimizer.step()
         loss.item()
 
+    take(2)  # compiles
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        # From here on: what it finds while others use the GPU would be worse than it can be.
+        torch.backends.cudnn.benchmark = True
     return take
 
 
-def share_of_peak(name, dtype, size, side, seconds):
-    """What of the chip's peak the step reaches, in words: three times the forward operations."""
+def train_flops(name, size, side):
+    """Operations of a train step: three times those of the forward pass."""
     model = create_model(name, CLASSES).clone(conv_layer=nn.Conv)
     images = jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-    flops = 3 * jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
+    return 3 * jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
+
+
+def describe_speed(flops, dtype, size, seconds):
+    """Images and operations a second, and the share of the chip's peak where that is known."""
     told = f"{size / seconds:,.0f} images/s, {flops / seconds / 1e12:.3g} TFLOP/s"
     kind = jax.devices()[0].device_kind
     peak = next((PEAKS[chip] for chip in PEAKS if chip in kind), (None, None))
@@ -245,62 +259,106 @@ def share_of_peak(name, dtype, size, side, seconds):
     return f"{told}, {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s" if peak else told
 
 
-def measure(options):
-    """Yields the rows of each case."""
+def measure_case(options):
+    """Yields the rows of one case."""
+    begin = time.perf_counter()
+    name, dtype, size, side = split_case(options.cases)
     many = options.many or (1 if jax.default_backend() == "cpu" else 20)
-    programs = {"one": (1, False), "many": (many, False), "cutmix": (many, True)}
-    cases = options.cases.split(",")
+    programs = {"many": (many, False), "one": (1, False), "cutmix": (many, True)}
     peers = options.peers.split(",") if options.peers else []
-    compiled = compile_cases(cases, programs)
-    for case in cases:
-        name, dtype, size, side = split_case(case)
-        ours = {key: create() for key, create in compiled.pop(case).items()}
-        calls = {key: training.take for key, training in ours.items()}
-        calls["loop"] = ours["many"].loop
-        missing = {}
-        for peer in peers:
-            try:
-                call = torch_training(name, dtype, size, side, PEERS[peer])
-                call(4)
-            except Exception as error:  # whatever it is, it is said in the table
-                missing[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-            else:
-                calls[peer] = call
-        for call in calls.values():
-            call(2 * many)
-        begin = time.perf_counter()
-        ours["many"].take(2 * many)
-        each = (time.perf_counter() - begin) / (2 * many)
-        steps = many * max(1, math.ceil(options.seconds / each / many))
-        turns = {key: functools.partial(call, steps) for key, call in calls.items()}
-        seconds = timing.take_turns(turns, options.repeats, options.turns)
-        told = share_of_peak(name, dtype, size, side, min(map(min, seconds["many"])) / steps)
-        found = tracing.busy(functools.partial(ours["many"].loop, steps))
-        busy = (
-            f"traced: device busy {found.share:.1%}, longest gap {found.longest_gap * 1e3:.2f} ms"
+    flops = train_flops(name, size, side)
+    case = Case(name, dtype, size, side)
+    init, compiled = compile_programs(case, programs)
+    theirs, missing, compiling = {}, {}, {}
+    for peer in peers:
+        since = time.perf_counter()
+        try:
+            theirs[peer] = torch_training(name, dtype, size, side, PEERS[peer])
+        except Exception as error:  # whatever it is, it is said in the table
+            missing[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+        else:
+            compiling[peer] = f"first steps in {time.perf_counter() - since:.0f} s"
+    compiled = {key: done.result() for key, done in compiled.items()}
+    took = f"all programs compiled {time.perf_counter() - begin:.0f} s after the start"
+    print(f"{options.cases}: {took}", file=sys.stderr, flush=True)
+    if options.turn is not None:
+        fcntl.flock(options.turn, fcntl.LOCK_EX)
+        signal.alarm(0)
+    ours = {
+        key: Training(case, programs[key][0], program, init.result())
+        for key, program in compiled.items()
+    }
+    calls = {key: training.take for key, training in ours.items()}
+    calls |= {"loop": ours["many"].loop} | theirs
+    for call in calls.values():
+        call(2 * many)
+    begin = time.perf_counter()
+    ours["many"].take(2 * many)
+    each = (time.perf_counter() - begin) / (2 * many)
+    steps = many * max(1, math.ceil(options.seconds / each / many))
+    turns = {key: functools.partial(call, steps) for key, call in calls.items()}
+    seconds = timing.take_turns(turns, options.repeats, options.turns)
+    fastest = min(map(min, seconds["many"])) / steps
+    found = tracing.busy(functools.partial(ours["many"].loop, steps))
+    busy = f"traced: device busy {found.share:.1%}, longest gap {found.longest_gap * 1e3:.2f} ms"
+
+    def row(label, key, peer, other, **keys):
+        return timing.compare(
+            f"{name}, {dtype}, {size} x {side} px{label}",
+            "ms a step",
+            seconds[key],
+            peer,
+            seconds.get(other, ()),
+            scale=1e3 / steps,
+            **keys,
         )
-        what, scale = f"{name}, {dtype}, {size} x {side} px", 1e3 / steps
 
-        def row(label, key, peer, other, what=what, seconds=seconds, scale=scale, **keys):
-            theirs = seconds.get(other, ())
-            return timing.compare(
-                f"{what}{label}", "ms a step", seconds[key], peer, theirs, scale=scale, **keys
-            )
+    several = f", {many} steps a call"
+    for peer in peers:
+        goal = ">= 1.3" if peer == "PyTorch" and name != "resnet50" else ">= 1.0"
+        told = missing.get(peer) or describe_speed(flops, dtype, size, fastest)
+        yield row(several, "many", peer, peer, goal=goal, note=told)
+        told = missing.get(peer) or f"peer's {compiling[peer]}"
+        yield row("", "one", peer, peer, goal=goal, note=told)
+    yield row(several, "many", "one step a call", "one", note=took)
+    yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
+    yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97", note=busy)
 
-        for peer in peers:
-            goal = ">= 1.3" if peer == "PyTorch" and name != "resnet50" else ">= 1.0"
-            yield row(
-                f", {many} steps a call",
-                "many",
-                peer,
-                peer,
-                goal=goal,
-                note=missing.get(peer, told),
-            )
-            yield row("", "one", peer, peer, goal=goal, note=missing.get(peer, ""))
-        yield row(f", {many} steps a call", "many", "one step a call", "one")
-        yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
-        yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97", note=busy)
+
+def measure_apart(options):
+    """Yields the rows of all cases, each in a process of its own.
+
+    All compile at once. They hold the lock of one file together while they do, and each by itself
+    while it measures: so nothing is measured before the last has compiled, and one at a time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        folder, running = pathlib.Path(folder), {}
+        for i, case in enumerate(options.cases.split(",")):
+            with (folder / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                given = [*sys.argv[1:], "--cases", case, "--json", folder / f"{i}.json"]
+                command = [sys.executable, "-m", "benchmarks.accelerator", *map(str, given)]
+                command += ["--turn", str(lock.fileno())]
+                running[case] = subprocess.Popen(
+                    command, pass_fds=[lock.fileno()], stdout=subprocess.DEVNULL
+                )
+        for i, (case, process) in enumerate(running.items()):
+            status, path = process.wait(), folder / f"{i}.json"
+            if path.exists():
+                yield from (timing.Row(**row) for row in json.loads(path.read_text())["rows"])
+            else:
+                late = status == -signal.SIGALRM
+                told = f"not compiled in {options.patience} s" if late else f"exit status {status}"
+                yield timing.Row(case, "ms a step", [], note=told)
+
+
+def measure(options):
+    """Yields the rows."""
+    if "," in options.cases:
+        return measure_apart(options)
+    if options.turn is not None:
+        signal.alarm(options.patience)
+    return measure_case(options)
 
 
 def main():
@@ -311,6 +369,8 @@ def main():
     parser.add_argument("--many", type=int, help="steps a call; 1 on a CPU, 20 elsewhere")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="about, of a turn")
+    parser.add_argument("--patience", type=int, default=600, help="seconds a case may compile")
+    parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     timing.run(measure(options), options, "accelerator")
 
