@@ -243,20 +243,25 @@ def torch_training(name, dtype, size, side, mode):
 
 
 def train_flops(name, size, side):
-    """Operations of a train step: three times those of the forward pass."""
+    """Operations of a train step, three times those of the forward pass; None where not told."""
     model = create_model(name, CLASSES).clone(conv_layer=nn.Conv)
     images = jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-    return 3 * jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
+    with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler does not tell
+        found = jax.jit(model.apply).lower(variables, images).cost_analysis()
+    return found and 3 * found["flops"]
 
 
 def describe_speed(flops, dtype, size, seconds):
-    """Images and operations a second, and the share of the chip's peak where that is known."""
-    told = f"{size / seconds:,.0f} images/s, {flops / seconds / 1e12:.3g} TFLOP/s"
-    kind = jax.devices()[0].device_kind
-    peak = next((PEAKS[chip] for chip in PEAKS if chip in kind), (None, None))
-    peak = peak[dtype == "float32"]
-    return f"{told}, {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s" if peak else told
+    """Images and operations a second, and the share of the chip's peak, where they are known."""
+    told = f"{size / seconds:,.0f} images/s"
+    if flops:
+        told += f", {flops / seconds / 1e12:.3g} TFLOP/s"
+        kind = jax.devices()[0].device_kind
+        peak = next((PEAKS[chip] for chip in PEAKS if chip in kind), (None, None))
+        if peak := peak[dtype == "float32"]:
+            told += f", {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s"
+    return told
 
 
 def measure_case(options):
@@ -282,8 +287,8 @@ def measure_case(options):
     took = f"all programs compiled {time.perf_counter() - begin:.0f} s after the start"
     print(f"{options.cases}: {took}", file=sys.stderr, flush=True)
     if options.turn is not None:
+        signal.alarm(0)  # it has compiled, and now waits for others
         fcntl.flock(options.turn, fcntl.LOCK_EX)
-        signal.alarm(0)
     ours = {
         key: Training(case, programs[key][0], program, init.result())
         for key, program in compiled.items()
