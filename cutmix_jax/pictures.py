@@ -27,6 +27,7 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
+        axis.set(xticks=(), yticks=())  # the layout would measure them all the same
     for i in range(count):
         show_image(axes[i], batch["image"][i])
         words = describe_target(batch["target"][i], batch["label"][i], class_names)

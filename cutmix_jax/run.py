@@ -69,6 +69,7 @@ def train(config, workdir, stream=None):
                 if results:
                     reporter.say(describe_results(results, folder))
                     return results
+            programs = step < task.total_steps and train_lib.compile_ahead(task, state)
             arrays = task.mapping.replicate(task.data.arrays)
             if step < task.total_steps:
                 reporter.say(describe(task, state))
@@ -78,6 +79,7 @@ def train(config, workdir, stream=None):
                 task,
                 state,
                 arrays,
+                programs,
                 progress,
                 checkpoints,
                 reporter,

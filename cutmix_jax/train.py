@@ -6,6 +6,7 @@ devices by `parallel`, and reduces over the axis `AXIS` itself.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -280,6 +281,24 @@ def map_steps(task):
     )
 
 
+def compile_ahead(task, state):
+    """Compiles what a call of several steps runs, while the caller prepares the first of them.
+
+    Returns:
+      A future of ``{steps: program}``, where `program` takes what the mapped `train_steps` takes.
+    """
+    per_call, devices = steps_per_call(task.config, task.data), task.mapping.local_devices
+    mapped, _ = map_steps(task)
+    xs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((devices, per_call, *x.shape), x.dtype),
+        dict(task.data.train_shapes),
+    )
+    arrays = task.data.arrays["train"]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, arrays))
+    compiler = concurrent.futures.ThreadPoolExecutor(1)
+    return compiler.submit(lambda: {per_call: mapped.lower(*shapes, xs).compile()})
+
+
 def evaluate(task, mapped_eval_step, weights, arrays):
     """The mean loss and errors of every split but the training one.
 
@@ -326,13 +345,14 @@ class Progress:
     timed_seconds: float = 0.0  # that those took
 
 
-def fit(task, state, arrays, progress, checkpoints, reporter, interruption, meta):
+def fit(task, state, arrays, programs, progress, checkpoints, reporter, interruption, meta):
     """Trains from `state` on until the last epoch is done or the run is interrupted.
 
     Args:
       task: from `create_task`.
       state: replicated over the devices; it is donated.
       arrays: the data's arrays, replicated over the devices.
+      programs: from `compile_ahead`, where steps are left to take.
       progress: what was known when `state` was saved; updated in place.
       checkpoints: a `checkpoint.Checkpoints`.
       reporter: a `metrics.Reporter`.
@@ -371,7 +391,8 @@ def fit(task, state, arrays, progress, checkpoints, reporter, interruption, meta
         batches = data.train_batches(epoch, step % data.steps_per_epoch)
         for xs in mapping.prefetch(group(batches, per_call)):
             taken = jax.tree.leaves(xs)[0].shape[1]
-            state, counters = mapped_train_steps(state, arrays["train"], xs)
+            take_steps = programs.result().get(taken, mapped_train_steps)
+            state, counters = take_steps(state, arrays["train"], xs)
             step += taken
             pending.append((step, counters))
             absorb(LAG if taken in compiled and not mapping.must_wait else 0)

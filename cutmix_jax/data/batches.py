@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from cutmix_jax import UserError
@@ -49,6 +50,8 @@ class Data:
         per_device, ...]`, from `start_step` of that epoch on; this process's share. Besides, the
         run's `seed`, int32 `[local_devices]`: what is drawn on the device takes it from there, so
         that one compiled program serves every seed.
+      train_shapes: shapes and dtypes of one device's part of such a batch, without the leading
+        axis; so that the step can be compiled before the first batch is there.
       eval_batches: `(split, order=None) -> iterator of xs`: every example once over all devices
         and processes, the last batch padded where `mask` is False; equally many in every process.
         `order`, int `[n]`, gives the positions to go through instead, in any order.
@@ -68,6 +71,7 @@ class Data:
     load_train: Callable[..., dict]
     load_eval: Callable[..., dict]
     train_batches: Callable[..., Iterator[dict]]
+    train_shapes: Mapping[str, jax.ShapeDtypeStruct]
     eval_batches: Callable[..., Iterator[dict]]
     color: Callable[..., Any] | None = None
     boxes: Callable[[str], list[np.ndarray]] | None = None
@@ -123,6 +127,15 @@ def eval_positions(
     padded[: len(order)] = order
     mask = np.arange(len(padded)) < len(order)
     return _share(padded, batch_size, shards), _share(mask, batch_size, shards)
+
+
+def train_shapes(batch_size: int, shards: Shards, image_shape=None) -> dict:
+    """`Data.train_shapes` of a set whose batches are indices, or images of this shape."""
+    part = (batch_size // shards.devices,)
+    shapes = {"index": (part, np.int32), "mask": (part, bool), "seed": ((), np.int32)}
+    if image_shape:
+        shapes |= {"image": ((*part, *image_shape), np.uint8), "label": (part, np.int32)}
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
 def seeds(seed: int, shards: Shards) -> np.ndarray:

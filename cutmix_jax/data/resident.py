@@ -5,6 +5,7 @@ flipped. The host only makes an epoch's permutation of indices.
 """
 
 import functools
+import importlib.metadata
 from collections.abc import Callable, Mapping
 
 import jax
@@ -26,10 +27,17 @@ def digits() -> tuple[dict, tuple[str, ...]]:
     scikit-learn gives no split; ours holds the same share of every digit in train and test.
     """
     records.require("sklearn", "dataset=digits", "pip install scikit-learn")
-    from sklearn.datasets import load_digits
 
-    pixels, label = load_digits(return_X_y=True)
-    image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    def make() -> dict[str, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        pixels, label = load_digits(return_X_y=True)
+        image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        return {"image": image, "label": label}
+
+    # Kept, because importing scikit-learn takes a second and more.
+    stored = cache.load_or_make("digits", importlib.metadata.version("scikit-learn"), make)
+    image, label = stored["image"], stored["label"]
     # Within each class in random order, then interleaved: any cut is nearly stratified.
     shuffled = batches.permutation(batches.SUBSET_SEED, 1, len(label))
     rank = np.empty(len(label))
@@ -180,6 +188,7 @@ def open_resident(
         ),
         load_eval=gather,
         train_batches=train_batches,
+        train_shapes=batches.train_shapes(size, shards),
         eval_batches=eval_batches,
         color=augment.create_color(settings.color_jitter, settings.lighting),
         boxes=boxes.per_split(indices, find_boxes and boxes_of),

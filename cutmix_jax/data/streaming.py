@@ -101,6 +101,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         ),
         load_eval=load_eval,
         train_batches=train_batches,
+        train_shapes=batches.train_shapes(size, shards, shape),
         eval_batches=eval_batches,
         color=augment.create_color(settings.color_jitter, settings.lighting),
         boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),

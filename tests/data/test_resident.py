@@ -209,9 +209,16 @@ def test_tensorflow_stays_away(toy_set, own_cache):
         f"    open_data({{'dataset': name, 'data_dir': {str(data_dir)!r}, 'batch_size': 8}})\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
+    again = (
+        "import sys\n"
+        "from cutmix_jax.data import open_data\n"
+        "open_data({'batch_size': 8})\n"
+        "assert 'sklearn' not in sys.modules\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert len(list(own_cache.iterdir())) == 2
+    for script in (code, again):
+        subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert len(list(own_cache.iterdir())) == 3
 
 
 def test_cache_folder_follows_the_environment(monkeypatch):
