@@ -106,8 +106,22 @@ def apply_at(plans, layer, tree, **options):
     """
     for plan in plans:
         if plan.layer == layer:
-            tree = apply(plan, tree, **options)
+            tree = _apply_if_any(plan, tree, **options)
     return tree
+
+
+def _apply_if_any(plan, tree, **options):
+    """`apply`; on a CPU, at a feature map, nothing is computed by a plan that changes nothing.
+
+    The partners' gradients are scattered there, and slowly, at every map that may be chosen. An
+    accelerator would have to wait for the answer.
+    """
+    if plan.layer == "image" or plan.across is not None or jax.default_backend() != "cpu":
+        return apply(plan, tree, **options)
+    changes = (plan.box[:, 1] > plan.box[:, 0]).any()
+    if plan.ratio is not None:
+        changes |= (plan.ratio != 1).any()
+    return lax.cond(changes, partial(apply, plan, **options), lambda tree: tree, tree)
 
 
 def partners(plan, x):
