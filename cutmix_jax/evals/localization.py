@@ -3,7 +3,7 @@
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.evals import cam, figures
+from cutmix_jax.evals import cam, classification, figures
 from cutmix_jax.evals.boxes import contour_boxes, inclusive_overlaps, largest_box, overlaps
 from cutmix_jax.evals.evaluation import Evaluation, Report
 
@@ -40,14 +40,13 @@ def run(subject, options):
     # not count: so the maps of the true classes are enough.
     def look(weights, batch):
         maps, logits = cam.class_maps(subject, weights, batch)
-        own = logits[np.arange(len(logits)), batch["label"]]
-        return {"map": maps, "rank": (logits > own[:, None]).sum(-1)}
+        return {"map": maps, "logits": logits, "label": batch["label"]}
 
     call, rank, fits = subject.compile(look), [], []
     for index, found in subject.each_batch(
         call, subject.batches(), subject.examples, "localization"
     ):
-        rank.append(found["rank"])
+        rank.append(classification.ranks(found["logits"], found["label"]))
         fits += [
             measure_map(heat, true[i], sweep, fine)
             for i, heat in zip(index, found["map"], strict=True)
