@@ -182,9 +182,9 @@ def draw_confusion(confusion, names):
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if len(names) <= 30:
-        ticks = range(len(names))
-        axis.set_xticks(ticks, [pictures.shorten(name) for name in names], rotation=90, fontsize=7)
-        axis.set_yticks(ticks, [pictures.shorten(name) for name in names], fontsize=7)
+        ticks, words = range(len(names)), [pictures.shorten(name) for name in names]
+        axis.set_xticks(ticks, words, rotation=90, fontsize=7, parse_math=False)
+        axis.set_yticks(ticks, words, fontsize=7, parse_math=False)
     return figure
 
 

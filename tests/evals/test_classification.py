@@ -1,5 +1,7 @@
 """Errors against scikit-learn, calibration against a plain loop."""
 
+import io
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -72,3 +74,9 @@ def test_the_evaluation_repeats_what_training_measures(make_subject, devices):
     assert sum(row["examples"] for row in report.rows) == 297
     by_class = sum(row["examples"] * row["top1_error"] for row in report.rows) / 297
     assert by_class == pytest.approx(report.values["top1_error"])
+
+
+def test_names_of_classes_are_drawn_as_they_are():
+    """A folder may be called anything, a formula that is none included."""
+    names = ["$\\frac$", "$5 & $6", "_"]
+    classification.draw_confusion(np.eye(3, dtype=int), names).savefig(io.BytesIO())
