@@ -69,6 +69,7 @@ def page(tmp_path_factory):
         "attack,eps_255,top1_error\nfgsm,0.0,0.5\nfgsm,8.0,0.9\n",
     )
     write_eval(last, "ood", {"mean_auroc": 0.654, "uniform_auroc": 0.321}, "set\nuniform\n")
+    write_eval(last, "mine", {"<b>a|b": "<img src=http://localhost/x>\n\n# 2"})
     (folder / "runs/begun").mkdir()
     (folder / "runs/begun/metrics.jsonl").write_text('{"epoch": 7}\n')
     assert main([str(folder / "runs"), "--output", str(folder / "out")]) == 0
@@ -114,6 +115,12 @@ def test_every_table_of_the_paper_is_there(page):
     figures = re.findall(r"\(figures/([^)]+)\)", text)
     assert figures
     assert all((page / "figures" / name).is_file() for name in figures)
+
+
+def test_what_stands_in_the_files_is_no_markup(page):
+    assert "<img src=http" not in (page / "index.html").read_text()
+    assert "<" not in (page / "index.md").read_text()
+    assert ["&lt;b>a\\|b", "&lt;img src=http://localhost/x> # 2"] in rows_of(page)
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to open the page with")
