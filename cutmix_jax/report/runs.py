@@ -121,6 +121,18 @@ def method(config):
     return "+".join(words) or "baseline"
 
 
+def mixes_alike(config, other):
+    """Whether two flat configs have the same words for a method, and the same mix.
+
+    Probabilities and rates are left out: they go with the network.
+    """
+    ours, theirs = (
+        {k: v for k, v in flat.items() if k.startswith("mix.") and not k.endswith("prob")}
+        for flat in (config, other)
+    )
+    return method(config) == method(other) and ours == theirs
+
+
 def regime(config):
     """All of a flat config but method and seed, to compare by."""
     left_out = (*METHOD_SECTIONS, *FREE_KEYS, "seed", "evals")
@@ -133,14 +145,25 @@ def regime(config):
 
 def details(config):
     """The method's own parameters, in words."""
-    told = [
+    return tuple(
         f"{key.removeprefix('mix.')}={value}"
         for key, value in sorted(config.items())
         if key.split(".")[0] in METHOD_SECTIONS
         and key != "mix.name"
         and value not in (None, 0, 0.0)
-    ]
-    return ", ".join(told)
+    )
+
+
+def tell_apart(config, variants):
+    """The words of a flat config's method, with those details that not all variants share.
+
+    Args:
+      config: one of them.
+      variants: the details of all of this method, by which they are told apart.
+    """
+    shared = set.intersection(*map(set, variants))
+    own = ", ".join(words for words in details(config) if words not in shared)
+    return f"{method(config)} ({own})" if own else method(config)
 
 
 def group(runs):
@@ -153,7 +176,8 @@ def group(runs):
     groups = {}
     for run in runs:
         if run.results and run.config:
-            groups.setdefault(regime(run.config), []).append(run)
+            images = run.results["train_examples"]  # a copy of a data set may hold a part of it
+            groups.setdefault((images, regime(run.config)), []).append(run)
     named = []
     for members in groups.values():
         variants = {}
@@ -161,9 +185,7 @@ def group(runs):
             variants.setdefault(method(run.config), set()).add(details(run.config))
         methods = {}
         for run in members:
-            name = method(run.config)
-            if len(variants[name]) > 1:
-                name = f"{name} ({details(run.config)})"
+            name = tell_apart(run.config, variants[method(run.config)])
             methods.setdefault(name, {}).setdefault(run.config["seed"], run)
         order = sorted(methods, key=lambda name: (name != "baseline", name))
         named.append({name: methods[name] for name in order})
