@@ -220,13 +220,16 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
         ({}, "There is no run in"),
         ({"results.json": "{"}, "results.json' is no JSON"),
         ({"evals/fgsm.json": "[]"}, "fgsm.json' holds no JSON object"),
+        ({"results.json": '{"config": {"seed": 0}}'}, "says nothing of 'config.model'"),
+        ({"metrics.jsonl": '{"loss": 1}'}, "metrics.jsonl' says nothing of 'epoch'"),
+        ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is no JSON"),
     ],
 )
 def test_what_cannot_be_read_is_named(broken, told, tmp_path):
     folder = tmp_path / "run"
     for name, text in (broken or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, errors="surrogateescape")
     if broken == {}:
         folder.mkdir()
     command = [sys.executable, "-m", "cutmix_jax.report", str(folder), "--output", str(tmp_path)]

@@ -16,6 +16,18 @@ REGULARIZERS = {
     "drop_block.rate": "drop_block",
     "label_smoothing": "label_smoothing",
 }
+# What is read of every run that has ended, and of every epoch.
+RESULT_KEYS = (
+    "config.seed",
+    "config.model",
+    "config.dataset",
+    "config.batch_size",
+    "epochs",
+    "train_examples",
+    "top1_error_last",
+    "top1_error_best",
+)
+EPOCH_KEYS = ("epoch",)
 METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
 
 
@@ -80,22 +92,22 @@ def read_run(folder):
     results, lines = folder / "results.json", folder / "metrics.jsonl"
     evals = {}
     for path in sorted(folder.glob("evals/*.json")):
-        values = parse(path, path.read_text())
+        values = parse(path, path.read_bytes())
         table = path.with_suffix(".csv")
         rows = list(csv.DictReader(table.open(newline=""))) if table.is_file() else []
         evals[path.stem] = {"values": values, "rows": rows}
     return Run(
         folder=folder,
-        results=parse(results, results.read_text()) if results.is_file() else None,
-        history=[parse(lines, line) for line in lines.read_text().splitlines() if line]
+        results=parse(results, results.read_bytes(), RESULT_KEYS) if results.is_file() else None,
+        history=[parse(lines, line, EPOCH_KEYS) for line in lines.read_bytes().splitlines() if line]
         if lines.is_file()
         else [],
         evals=evals,
     )
 
 
-def parse(path, text):
-    """A JSON object, or the name of the file that holds none."""
+def parse(path, text, keys=()):
+    """A JSON object with these dotted keys, or the name of the file that holds none."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -104,6 +116,11 @@ def parse(path, text):
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{str(path)!r} holds no JSON object: remove it, or leave its run out.")
+    if missing := [key for key in keys if key not in flatten(value)]:
+        raise UserError(
+            f"{str(path)!r} says nothing of {missing[0]!r}, as main.py does: remove it, or leave "
+            "its run out."
+        )
     return value
 
 
