@@ -360,9 +360,15 @@ def _between(low, high=math.inf, open_low=False):
 
 
 _share_below_one = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+_inner_share = (lambda value: 0 < value < 1, "a number between 0 and 1")
+_seed = _between(0, 2**31 - 1)
+_eps = (
+    lambda values: all(0 <= value <= 255 for value in values),
+    "sizes from 0 to 255 (in units of 1/255; the paper's is 8)",
+)
 
 _RULES = {
-    "seed": _between(0, 2**31 - 1),
+    "seed": _seed,
     "epochs": _between(1),
     "last_stride": _one_of(1, 2),
     "dtype": _one_of("float32", "bfloat16"),
@@ -403,4 +409,30 @@ _RULES = {
     "mapping": _one_of("pmap", "shard_map"),
     "steps_per_call": _between(0),
     "checkpoint_every": _between(0),
+    "evals.classification.bins": _between(1),
+    "evals.cam.images": _between(1),
+    "evals.cam.threshold": _inner_share,
+    "evals.localization.threshold": _inner_share,
+    "evals.localization.sweep_step": _inner_share,
+    "evals.localization.max_box_step": _inner_share,
+    "evals.fgsm.eps": _eps,
+    "evals.fgsm.pgd_eps": _eps,
+    "evals.fgsm.pgd_steps": _between(1),
+    "evals.fgsm.pgd_step_size": _between(0.0, open_low=True),
+    "evals.fgsm.seed": _seed,
+    "evals.occlusion.steps": _between(1),
+    "evals.occlusion.step": _between(1),
+    "evals.between.pairs": _between(1),
+    "evals.between.lam_steps": _between(1),
+    "evals.between.steps": _between(1),
+    "evals.between.step": _between(1),
+    "evals.between.seed": _seed,
+    "evals.ood.sets": (
+        lambda values: (
+            all(isinstance(value, str) for value in values) and 0 < len(values) == len(set(values))
+        ),
+        "names of sets, none of them twice,",
+    ),
+    "evals.ood.limit": _between(1),
+    "evals.ood.seed": _seed,
 }

@@ -5,7 +5,14 @@ import re
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.config import MIX_PARAMETERS, base_config, create_mix, differences, to_plain
+from cutmix_jax.config import (
+    MIX_PARAMETERS,
+    base_config,
+    check_config,
+    create_mix,
+    differences,
+    to_plain,
+)
 from cutmix_jax.mix import recipe
 
 
@@ -45,3 +52,43 @@ def test_differences_name_what_matters():
     assert differences(to_plain(ours), to_plain(theirs)) == []
     theirs.augment.pad = 4
     assert differences(to_plain(ours), to_plain(theirs)) == [("augment.pad", 0, 4)]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("classification.bins", (0,)),
+        ("cam.images", (0, -1)),
+        ("cam.threshold", (0.0, 1.0, float("nan"))),
+        ("localization.threshold", (0.0, 1.0)),
+        ("localization.sweep_step", (0.0, float("nan"))),
+        ("localization.max_box_step", (1.0,)),
+        ("fgsm.eps", ((-1.0,), (8.0, 256.0), (float("nan"),), ("a",))),
+        ("fgsm.pgd_eps", ((300.0,),)),
+        ("fgsm.pgd_steps", (0,)),
+        ("fgsm.pgd_step_size", (0.0, float("inf"))),
+        ("fgsm.seed", (-1,)),
+        ("occlusion.steps", (0, -4)),
+        ("occlusion.step", (0, -4)),
+        ("between.pairs", (0, -5)),
+        ("between.lam_steps", (0,)),
+        ("between.steps", (0,)),
+        ("between.step", (0,)),
+        ("between.seed", (-1,)),
+        ("ood.sets", ((), ("uniform", "uniform"), (3,))),
+        ("ood.limit", (0, -5)),
+        ("ood.seed", (-1,)),
+    ],
+)
+def test_options_that_no_evaluation_can_use_are_refused_by_name(key, values):
+    for value in values:
+        config = base_config()
+        config.update_from_flattened_dict({f"evals.{key}": value})
+        with pytest.raises(UserError, match=rf"^config\.evals\.{key} is .* was expected\.$"):
+            check_config(config)
+
+
+def test_an_attack_may_be_left_out():
+    config = base_config()
+    config.evals.fgsm.eps = config.evals.fgsm.pgd_eps = ()
+    check_config(config)

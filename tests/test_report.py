@@ -69,9 +69,35 @@ def page(tmp_path_factory):
         "attack,eps_255,top1_error\nfgsm,0.0,0.5\nfgsm,8.0,0.9\n",
     )
     write_eval(last, "ood", {"mean_auroc": 0.654, "uniform_auroc": 0.321}, "set\nuniform\n")
+    write_eval(last, "mine", {"<b>a|b": "<img src=http://localhost/x>\n\n# 2"})
     (folder / "runs/begun").mkdir()
     (folder / "runs/begun/metrics.jsonl").write_text('{"epoch": 7}\n')
     assert main([str(folder / "runs"), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def of_images(folder, count):
+    """The run on a data set that holds so many training images."""
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "train_examples": count}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The folder of a report of runs as large as the paper's, and of two of another alpha."""
+    folder = tmp_path_factory.mktemp("full")
+    write_run(folder / "cifar", "configs/cifar.py:resnet110,cutmix", 0.2)
+    of_images(write_run(folder / "part", "configs/cifar.py:resnet110,cutmix", 0.7), 1234)
+    for alpha, error in ((0.1, 0.61), (0.5, 0.65)):
+        recipe = f"configs/cifar.py:,cutmix_alpha{alpha}"
+        run = write_run(folder / str(alpha), recipe, error, model="resnet20", epochs=2)
+        write_eval(run, "fgsm", {"fgsm_8_top1_accuracy": alpha / 10})
+    run = write_run(folder / "imagenet", "configs/imagenet.py:resnet50,cutmix", 0.2)
+    write_eval(of_images(run, 1_281_167), "fgsm", {"fgsm_8_top1_accuracy": 0.31})
+    run = write_run(folder / "wsol", "configs/wsol.py:resnet50,cutmix", 0.2, init_from="elsewhere")
+    write_eval(of_images(run, 5_994), "localization", {"top1_loc_acc": 0.54})
+    assert main([str(folder), "--output", str(folder / "out")]) == 0
     return folder / "out"
 
 
@@ -98,6 +124,32 @@ def test_only_a_run_of_the_whole_recipe_stands_beside_the_paper(page):
     assert other[3] == "not run"
 
 
+def test_a_part_of_the_images_is_not_the_whole_recipe(full):
+    row = next(row for row in rows_of(full) if row[-1] == "configs/cifar.py:resnet110,cutmix")
+    assert row[3].startswith("20.00 / 19.00, 1 seed (resnet110, cifar100 (50,000 training images)")
+    assert "70.00 / 69.00, 1 seed (resnet110, cifar100 (1,234 training images)" in row[4]
+    assert len([row for row in rows_of(full) if row[:3] == ["cutmix", "1", "20.00"]]) == 3
+
+
+def test_a_row_has_the_runs_of_its_own_parameters(full):
+    cells = {row[-1]: row[4] for row in rows_of(full) if row[-1].startswith("configs/")}
+    for alpha, error in ((0.1, "61.00 / 60.00"), (0.5, "65.00 / 64.00")):
+        cell = cells[f"configs/cifar.py:pyramidnet200,cutmix_alpha{alpha}"]
+        assert cell.startswith(f"{error}, 1 seed (resnet20")
+        assert cell.count("seed") == 1
+        # Two lines of an evaluation, too, and no two seeds of one.
+        (row,) = [row for row in rows_of(full) if row[0] == f"cutmix (alpha={alpha})"
+                  and row[-1].startswith("scaled down: resnet20")]  # fmt: skip
+        assert row[2] == f"{10 * alpha:.2f}"
+
+
+@pytest.mark.parametrize(("place", "number"), [(2, "31.00"), (1, "54.00")])
+def test_only_what_is_smaller_is_called_so(full, place, number):
+    told = [row[-1] for row in rows_of(full) if row[place : place + 1] == [number]]
+    data_set = {"31.00": "imagenet2012", "54.00": "caltech_birds2011"}[number]
+    assert any(words.startswith(f"resnet50, {data_set}") for words in told)
+
+
 def test_what_was_evaluated_and_what_was_not(page):
     rows = rows_of(page)
     fgsm = next(row for row in rows if row[0] == "cutmix" and "12.30" in row)
@@ -114,6 +166,12 @@ def test_every_table_of_the_paper_is_there(page):
     figures = re.findall(r"\(figures/([^)]+)\)", text)
     assert figures
     assert all((page / "figures" / name).is_file() for name in figures)
+
+
+def test_what_stands_in_the_files_is_no_markup(page):
+    assert "<img src=http" not in (page / "index.html").read_text()
+    assert "<" not in (page / "index.md").read_text()
+    assert ["&lt;b>a\\|b", "&lt;img src=http://localhost/x> # 2"] in rows_of(page)
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to open the page with")
@@ -162,13 +220,16 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
         ({}, "There is no run in"),
         ({"results.json": "{"}, "results.json' is no JSON"),
         ({"evals/fgsm.json": "[]"}, "fgsm.json' holds no JSON object"),
+        ({"results.json": '{"config": {"seed": 0}}'}, "says nothing of 'config.model'"),
+        ({"metrics.jsonl": '{"loss": 1}'}, "metrics.jsonl' says nothing of 'epoch'"),
+        ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is no JSON"),
     ],
 )
 def test_what_cannot_be_read_is_named(broken, told, tmp_path):
     folder = tmp_path / "run"
     for name, text in (broken or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, errors="surrogateescape")
     if broken == {}:
         folder.mkdir()
     command = [sys.executable, "-m", "cutmix_jax.report", str(folder), "--output", str(tmp_path)]

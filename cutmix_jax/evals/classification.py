@@ -53,8 +53,6 @@ def run(subject, options):
 def errors(logits, labels):
     """Mean loss, top-1 and top-5 error (of K < 5 classes, top-K).
 
-    Of equal logits the lower class counts as the higher one, as in training.
-
     Args:
       logits: float ``[N, K]``.
       labels: int ``[N]``.
@@ -63,13 +61,35 @@ def errors(logits, labels):
       ``{'top1_error', 'top5_error', 'loss'}``.
     """
     own = np.take_along_axis(logits, labels[:, None], 1)
-    before = np.arange(logits.shape[1]) < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    rank = ranks(logits, labels)
     return {
         "top1_error": float((rank > 0).mean()),
         "top5_error": float((rank >= min(5, logits.shape[1])).mean()),
         "loss": float((log_sum_exp(logits) - own[:, 0]).mean()),
     }
+
+
+def ranks(logits, labels):
+    """How many classes come before the true one.
+
+    Of equal logits the lower class comes first, as in training; a class without a number for its
+    logit comes last.
+
+    Args:
+      logits: float ``[N, K]``.
+      labels: int ``[N]``.
+
+    Returns:
+      int ``[N]``, 0 where the prediction is right, K where the true class has no number.
+
+    Example:
+      >>> ranks(np.array([[0.1, 0.7, 0.7], [np.nan, np.nan, np.nan]]), np.array([2, 0])).tolist()
+      [1, 3]
+    """
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    before = np.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    return np.where(np.isnan(own[:, 0]), logits.shape[1], rank)
 
 
 def log_sum_exp(logits):
@@ -162,9 +182,9 @@ def draw_confusion(confusion, names):
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if len(names) <= 30:
-        ticks = range(len(names))
-        axis.set_xticks(ticks, [pictures.shorten(name) for name in names], rotation=90, fontsize=7)
-        axis.set_yticks(ticks, [pictures.shorten(name) for name in names], fontsize=7)
+        ticks, words = range(len(names)), [pictures.shorten(name) for name in names]
+        axis.set_xticks(ticks, words, rotation=90, fontsize=7, parse_math=False)
+        axis.set_yticks(ticks, words, fontsize=7, parse_math=False)
     return figure
 
 

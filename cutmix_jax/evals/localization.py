@@ -3,7 +3,7 @@
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.evals import cam, figures
+from cutmix_jax.evals import cam, classification, figures
 from cutmix_jax.evals.boxes import contour_boxes, inclusive_overlaps, largest_box, overlaps
 from cutmix_jax.evals.evaluation import Evaluation, Report
 
@@ -24,7 +24,8 @@ def why_not(subject):
 
 def run(subject, options):
     """Localization accuracy by the paper's protocol, over thresholds, MaxBoxAcc and its V2."""
-    sweep = check_thresholds(options)
+    # The threshold of the protocol is among those of the curve.
+    sweep = np.unique(np.round([*np.arange(0, 1, options.sweep_step), options.threshold], 6))
     fine = np.arange(0, 1, options.max_box_step)
     height, width, _ = subject.image_shape
     true = [keep_boxes(boxes) for boxes in subject.task.data.boxes(subject.split)]
@@ -39,14 +40,13 @@ def run(subject, options):
     # not count: so the maps of the true classes are enough.
     def look(weights, batch):
         maps, logits = cam.class_maps(subject, weights, batch)
-        own = logits[np.arange(len(logits)), batch["label"]]
-        return {"map": maps, "rank": (logits > own[:, None]).sum(-1)}
+        return {"map": maps, "logits": logits, "label": batch["label"]}
 
     call, rank, fits = subject.compile(look), [], []
     for index, found in subject.each_batch(
         call, subject.batches(), subject.examples, "localization"
     ):
-        rank.append(found["rank"])
+        rank.append(classification.ranks(found["logits"], found["label"]))
         fits += [
             measure_map(heat, true[i], sweep, fine)
             for i, heat in zip(index, found["map"], strict=True)
@@ -60,20 +60,6 @@ def run(subject, options):
     values |= center_baseline([true[i] for i in np.flatnonzero(there)], height, width)
     values["without_boxes"] = int((~there).sum())
     return Report(values, rows, {"localization.png": draw(rows, values, fits, fine)})
-
-
-def check_thresholds(options):
-    """The thresholds of the sweep, the protocol's among them."""
-    values = {"threshold": options.threshold, "sweep_step": options.sweep_step}
-    values["max_box_step"] = options.max_box_step
-    for key, value in values.items():
-        if not 0 < value < 1:
-            raise UserError(
-                f"config.evals.localization.{key} is {value}, and a number between 0 and 1 was "
-                "expected."
-            )
-    steps = np.arange(0, 1, options.sweep_step)
-    return np.unique(np.round([*steps, options.threshold], 6))
 
 
 def keep_boxes(boxes):

@@ -76,9 +76,9 @@ def list_recipes():
     networks = read_networks()
     listed = []
     for row, key, config in _trainable():
-        path, _, arg = config.partition(":")
-        model, method, *data = arg.split(",")
-        name = ",".join([pathlib.Path(path).stem, *data])
+        arg = config.partition(":")[2]
+        model, method, *_ = arg.split(",")
+        name = data_name(config)
         data_set = DATA_SETS[name]
         kind, num_classes, examples, _, _ = data_set
         last_stride = 1 if key in LOCALIZATION and model == "resnet50" else 2
@@ -100,6 +100,17 @@ def list_recipes():
             }
         )
     return listed
+
+
+def data_name(config):
+    """The key of `DATA_SETS` that a row's config stands for.
+
+    Example:
+        >>> data_name('configs/wsol.py:resnet50,cutmix,cub')
+        'wsol,cub'
+    """
+    path, _, arg = config.partition(":")
+    return ",".join([pathlib.Path(path).stem, *arg.split(",")[2:]])
 
 
 def _trainable():

@@ -25,6 +25,11 @@ def figures_of(sections):
         yield from figures_of(section.parts)
 
 
+def words(text):
+    """Text that Markdown shows as it is, on one line and in one cell."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
+
+
 def main(arguments):
     """Writes the page."""
     parser = Parser(
@@ -50,7 +55,7 @@ def main(arguments):
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    environment.filters["words"] = words
     for figure in figures_of(content["sections"]):
         (output / "figures" / figure.name).write_bytes(figure.png)
     for suffix in ("html", "md"):

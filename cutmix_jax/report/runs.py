@@ -16,6 +16,18 @@ REGULARIZERS = {
     "drop_block.rate": "drop_block",
     "label_smoothing": "label_smoothing",
 }
+# What is read of every run that has ended, and of every epoch.
+RESULT_KEYS = (
+    "config.seed",
+    "config.model",
+    "config.dataset",
+    "config.batch_size",
+    "epochs",
+    "train_examples",
+    "top1_error_last",
+    "top1_error_best",
+)
+EPOCH_KEYS = ("epoch",)
 METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
 
 
@@ -80,22 +92,22 @@ def read_run(folder):
     results, lines = folder / "results.json", folder / "metrics.jsonl"
     evals = {}
     for path in sorted(folder.glob("evals/*.json")):
-        values = parse(path, path.read_text())
+        values = parse(path, path.read_bytes())
         table = path.with_suffix(".csv")
         rows = list(csv.DictReader(table.open(newline=""))) if table.is_file() else []
         evals[path.stem] = {"values": values, "rows": rows}
     return Run(
         folder=folder,
-        results=parse(results, results.read_text()) if results.is_file() else None,
-        history=[parse(lines, line) for line in lines.read_text().splitlines() if line]
+        results=parse(results, results.read_bytes(), RESULT_KEYS) if results.is_file() else None,
+        history=[parse(lines, line, EPOCH_KEYS) for line in lines.read_bytes().splitlines() if line]
         if lines.is_file()
         else [],
         evals=evals,
     )
 
 
-def parse(path, text):
-    """A JSON object, or the name of the file that holds none."""
+def parse(path, text, keys=()):
+    """A JSON object with these dotted keys, or the name of the file that holds none."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -104,6 +116,11 @@ def parse(path, text):
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{str(path)!r} holds no JSON object: remove it, or leave its run out.")
+    if missing := [key for key in keys if key not in flatten(value)]:
+        raise UserError(
+            f"{str(path)!r} says nothing of {missing[0]!r}, as main.py does: remove it, or leave "
+            "its run out."
+        )
     return value
 
 
@@ -121,6 +138,18 @@ def method(config):
     return "+".join(words) or "baseline"
 
 
+def mixes_alike(config, other):
+    """Whether two flat configs have the same words for a method, and the same mix.
+
+    Probabilities and rates are left out: they go with the network.
+    """
+    ours, theirs = (
+        {k: v for k, v in flat.items() if k.startswith("mix.") and not k.endswith("prob")}
+        for flat in (config, other)
+    )
+    return method(config) == method(other) and ours == theirs
+
+
 def regime(config):
     """All of a flat config but method and seed, to compare by."""
     left_out = (*METHOD_SECTIONS, *FREE_KEYS, "seed", "evals")
@@ -133,14 +162,25 @@ def regime(config):
 
 def details(config):
     """The method's own parameters, in words."""
-    told = [
+    return tuple(
         f"{key.removeprefix('mix.')}={value}"
         for key, value in sorted(config.items())
         if key.split(".")[0] in METHOD_SECTIONS
         and key != "mix.name"
         and value not in (None, 0, 0.0)
-    ]
-    return ", ".join(told)
+    )
+
+
+def tell_apart(config, variants):
+    """The words of a flat config's method, with those details that not all variants share.
+
+    Args:
+      config: one of them.
+      variants: the details of all of this method, by which they are told apart.
+    """
+    shared = set.intersection(*map(set, variants))
+    own = ", ".join(words for words in details(config) if words not in shared)
+    return f"{method(config)} ({own})" if own else method(config)
 
 
 def group(runs):
@@ -153,7 +193,8 @@ def group(runs):
     groups = {}
     for run in runs:
         if run.results and run.config:
-            groups.setdefault(regime(run.config), []).append(run)
+            images = run.results["train_examples"]  # a copy of a data set may hold a part of it
+            groups.setdefault((images, regime(run.config)), []).append(run)
     named = []
     for members in groups.values():
         variants = {}
@@ -161,9 +202,7 @@ def group(runs):
             variants.setdefault(method(run.config), set()).add(details(run.config))
         methods = {}
         for run in members:
-            name = method(run.config)
-            if len(variants[name]) > 1:
-                name = f"{name} ({details(run.config)})"
+            name = tell_apart(run.config, variants[method(run.config)])
             methods.setdefault(name, {}).setdefault(run.config["seed"], run)
         order = sorted(methods, key=lambda name: (name != "baseline", name))
         named.append({name: methods[name] for name in order})

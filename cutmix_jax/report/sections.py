@@ -6,7 +6,15 @@ from cutmix_jax import paper, sweep
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import differences, flatten, to_plain
 from cutmix_jax.report import drawings
-from cutmix_jax.report.runs import describe, group, method
+from cutmix_jax.report.runs import (
+    describe,
+    details,
+    group,
+    method,
+    mixes_alike,
+    regime,
+    tell_apart,
+)
 
 TITLES = {
     "1": "Table 1: classification, localization and detection in short",
@@ -62,6 +70,8 @@ MEASURED = {
         },
     ),
 }
+# The table whose rows train the networks that a further one measures.
+TRAINED_FOR = {"11": "3", "12": "5"}
 NOT_RUN = "not run"
 SMALL = "scaled down"
 
@@ -189,7 +199,7 @@ def paper_table(name, rows, runs):
         table.title = f"From the authors: {rows[source][0]['source']}"
         section.tables.append(table)
     if name in MEASURED:
-        section.tables += measured(*MEASURED[name], runs)
+        section.tables += measured(*MEASURED[name], runs, rows[TRAINED_FOR.get(name, name)])
     elif name in ("1", "10", "A1"):
         section.texts.append(f"Ours: {NOT_RUN}.")
     elif name == "A2":
@@ -221,18 +231,16 @@ def trained(rows, runs):
     """Rows with a config: the paper's errors, ours by the same config, ours scaled down."""
     cells = []
     for row in rows:
-        config = to_plain(read_config(row["config"]))
-        flat = flatten(config)
+        flat = flatten(to_plain(read_config(row["config"])))
         full, small = [], {}
         for run in runs:
             if not run.results or not run.config:
                 continue
-            told = [key for key, *_ in differences(config, run.results["config"]) if key != "seed"]
-            if not told:
+            if is_full(run, row["config"]):
                 full.append(run)
-            elif method(run.config) == method(flat) and run.config["dataset"] == flat["dataset"]:
-                small.setdefault(describe(run), []).append(run)
-        scaled = "; ".join(f"{errors(group)} ({words})" for words, group in small.items())
+            elif mixes_alike(run.config, flat) and run.config["dataset"] == flat["dataset"]:
+                small.setdefault(kind(run), []).append(run)
+        scaled = "; ".join(f"{errors(group)} ({describe(group[0])})" for group in small.values())
         cells.append(
             [
                 label(row),
@@ -247,6 +255,21 @@ def trained(rows, runs):
     return Table(head, cells)
 
 
+def is_full(run, name):
+    """Whether a run is one of the config `name`, on all images of its data set."""
+    if not run.config or run.results["train_examples"] != paper.DATA_SETS[paper.data_name(name)][2]:
+        return False
+    config = to_plain(read_config(name))
+    # Where the head starts anew, every run names the weights that it starts from.
+    free = ("seed", "init_from") if config["new_head"] else ("seed",)
+    return not any(key not in free for key, *_ in differences(config, run.results["config"]))
+
+
+def kind(run):
+    """What runs have in common that differ in their seeds alone."""
+    return method(run.config), details(run.config), describe(run), regime(run.config)
+
+
 def errors(runs):
     """The last and the best error of runs that differ in their seeds."""
     told = []
@@ -256,14 +279,23 @@ def errors(runs):
     return f"{' / '.join(told)}, {len(values)} seed{'s' * (len(values) != 1)}"
 
 
-def measured(evaluation, columns, runs):
-    """What an evaluation found on each run, in percent; and on each set of others."""
+def measured(evaluation, columns, runs, rows):
+    """What an evaluation found on each run, in percent; and on each set of others.
+
+    Args:
+      evaluation: its name.
+      columns: ``{name of a value: head of its column}``.
+      runs: all of them.
+      rows: of the paper, whose configs train the networks that it asked the same.
+    """
     asked = [run for run in runs if evaluation in run.evals]
     if not asked:
         return [Table(["ours"], [[f"{NOT_RUN}: --mode evaluate --evals {evaluation}"]])]
-    grouped = {}
+    configs = [c for row in rows for c in row.get("configs", {"": row.get("config")}).values() if c]
+    grouped, variants = {}, {}
     for run in asked:
-        grouped.setdefault((method(run.config), describe(run)), []).append(run)
+        grouped.setdefault(kind(run), []).append(run)
+        variants.setdefault((method(run.config), describe(run)), set()).add(details(run.config))
 
     def cell(members, key):
         values = {n: r.evals[evaluation]["values"].get(key) for n, r in enumerate(members)}
@@ -271,24 +303,27 @@ def measured(evaluation, columns, runs):
         return sweep.percent(sweep.moments(values)) if values else "–"
 
     head = ["ours, in %", *columns.values(), "images", "of what"]
-    rows = [
-        [
-            name,
-            *(cell(members, key) for key in columns),
-            text(members[0].evals[evaluation]["values"].get("examples")),
-            f"{SMALL}: {words}",
-        ]
-        for (name, words), members in grouped.items()
-    ]
-    tables = [Table(head, rows)]
+    cells, names = [], []
+    for (name, _, words, _), members in grouped.items():
+        names.append(tell_apart(members[0].config, variants[name, words]))
+        full = any(is_full(members[0], config) for config in configs)
+        cells.append(
+            [
+                names[-1],
+                *(cell(members, key) for key in columns),
+                text(members[0].evals[evaluation]["values"].get("examples")),
+                words if full else f"{SMALL}: {words}",
+            ]
+        )
+    tables = [Table(head, cells)]
     if evaluation == "ood":
         sets = dict.fromkeys(row["set"] for run in asked for row in run.evals["ood"]["rows"])
         head = ["AUROC by set, in %", *sets]
-        rows = [
+        cells = [
             [name, *(cell(members, f"{other}_auroc") for other in sets)]
-            for (name, _), members in grouped.items()
+            for name, members in zip(names, grouped.values(), strict=True)
         ]
-        tables.append(Table(head, rows))
+        tables.append(Table(head, cells))
     return tables
 
 

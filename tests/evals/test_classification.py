@@ -1,5 +1,7 @@
 """Errors against scikit-learn, calibration against a plain loop."""
 
+import io
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -22,6 +24,19 @@ def test_errors_and_confusion_agree_with_scikit_learn():
         classification.confusion_matrix(labels, probs.argmax(1), 7),
         metrics.confusion_matrix(labels, probs.argmax(1), labels=classes),
     )
+
+
+def test_what_is_no_number_is_no_right_prediction():
+    """As a diverged network has it, of which scikit-learn says nothing."""
+    for classes in (3, 10):
+        logits = np.full((4, classes), np.nan)
+        found = classification.errors(logits, np.array([0, 1, 2, 2]))
+        assert (found["top1_error"], found["top5_error"]) == (1, 1)
+    assert classification.ranks(np.array([[np.nan, 0.5, 0.7]]), np.array([2])).tolist() == [0]
+
+
+def test_of_equal_logits_the_lower_class_comes_first():
+    assert classification.ranks(np.zeros((3, 3)), np.arange(3)).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bins", [1, 15, 20])
@@ -59,3 +74,9 @@ def test_the_evaluation_repeats_what_training_measures(make_subject, devices):
     assert sum(row["examples"] for row in report.rows) == 297
     by_class = sum(row["examples"] * row["top1_error"] for row in report.rows) / 297
     assert by_class == pytest.approx(report.values["top1_error"])
+
+
+def test_names_of_classes_are_drawn_as_they_are():
+    """A folder may be called anything, a formula that is none included."""
+    names = ["$\\frac$", "$5 & $6", "_"]
+    classification.draw_confusion(np.eye(3, dtype=int), names).savefig(io.BytesIO())

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from cutmix_jax import UserError
 from cutmix_jax.evals import fgsm
 
 
@@ -96,13 +95,3 @@ def test_pgd_stays_around_the_image_and_is_the_stronger_attack(subject, pixels):
     assert x.min() >= 0
     assert x.max() <= 1
     assert several.mean() > single.mean()
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [({"eps": (-1.0,)}, r"fgsm\.eps"), ({"pgd_eps": (300.0,)}, "pgd_eps"),
-     ({"pgd_steps": 0}, "pgd_steps is 0")],
-)  # fmt: skip
-def test_sizes_that_no_image_has_are_refused(subject, values, told):
-    with pytest.raises(UserError, match=told):
-        fgsm.run(subject, options_of(subject, **values))

@@ -143,6 +143,18 @@ def test_localization_of_a_subject_is_that_of_its_maps(subject, pixels, predict)
     assert report.values["top1_error"] == pytest.approx(1 - right[kept].mean())
 
 
+def test_a_network_that_tells_nothing_apart_is_right_by_class_0_alone(subject):
+    weights = jax.tree.map(np.asarray, jax.device_get(subject.weights))
+    weights["params"]["fc"] = jax.tree.map(np.zeros_like, weights["params"]["fc"])
+    blind = dataclasses.replace(
+        with_boxes(subject, [np.array([[2.0, 2, 6, 6]])] * 297),
+        weights=subject.task.mapping.replicate(weights),
+    )
+    report = localization.run(blind, subject.task.config.evals.localization)
+    labels = subject.task.data.arrays["test"]["label"]
+    assert report.values["top1_error"] == pytest.approx((labels != 0).mean())
+
+
 def test_the_centred_box_knows_nothing_of_the_image():
     found = localization.center_baseline([np.array([[2.0, 2, 6, 6]])] * 3, 8, 8)
     assert found["center_box_gt_known_loc_acc"] == 1
