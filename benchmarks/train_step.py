@@ -19,6 +19,7 @@ from benchmarks import timing
 from benchmarks.memory import size as size_of
 from cutmix_jax import UserError, train
 from cutmix_jax.config import base_config
+from cutmix_jax.parallel import create_mapping
 
 MIXES = [
     "cutmix",
@@ -40,14 +41,14 @@ REGULARISERS = {
 STEPS = 3  # in a turn
 
 
-def create_task(model, size, side, classes=100, **keys):
+def create_task(model, size, side, classes=100, devices=None, **keys):
     """A task whose data are random images of CIFAR's shape, so that nothing need be prepared."""
     config = base_config()
     config.model, config.batch_size, config.epochs = model, size, 300
     config.dataset, config.image_size = "digits", side
     config.augment.pad = 0
     config.update_from_flattened_dict(keys)
-    task = train.create_task(config)
+    task = train.create_task(config, create_mapping(config.mapping, devices))
     rng = np.random.default_rng(0)
     count = max(1000, 4 * size)
     arrays = {
