@@ -1,5 +1,6 @@
 """Streaming decodes each process's slice in the order of resident data; torchvision's crops."""
 
+import dataclasses
 import io
 import shutil
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from cutmix_jax import UserError
 from cutmix_jax.data import Shards, find_set, open_data, records
+from cutmix_jax.data.settings import read_settings
 
 tf = pytest.importorskip("tensorflow")
 
@@ -175,6 +177,56 @@ def test_evaluation_of_real_photographs_equals_pillow(tfds_dir):
         want = pillow_center_crop(Image.fromarray(pixels), 256, 224)
         assert np.abs(xs["image"][0, i].astype(int) - want).max() <= 2
         assert xs["label"][0, i] == label
+
+
+@pytest.mark.parametrize("size", [(20, 300), (224, 224), (333, 150), (700, 501)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_side_after_the_other_equals_both_at_once(size, channels):
+    """The resize of TensorFlow in one call, up to what rounds to either side of a half."""
+    image = np.random.RandomState(0).randint(0, 256, (*size, channels), np.uint8)
+    image[:5], image[-5:] = 0, 255  # the ends of the range stay within it
+    got = streaming._resized(tf.constant(image), (224, 200)).numpy()
+    want = np.round(tf.image.resize(image, (224, 200), antialias=True).numpy()).astype(int)
+    assert got.dtype == np.uint8
+    assert np.abs(got - want).max() <= 1
+    assert (got != want).mean() < 1e-3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_equals_pillow(channels):
+    image = np.random.RandomState(0).randint(0, 256, (300, 180, channels), np.uint8)
+    picture = Image.fromarray(image if channels == 3 else image[..., 0])
+    want = np.asarray(picture.resize((200, 224), Image.Resampling.BILINEAR), int)
+    got = streaming._resized(tf.constant(image), (224, 200)).numpy()
+    assert np.abs(got - want.reshape(224, 200, channels)).max() <= 1
+
+
+def test_each_record_is_read_once_and_only_those_asked_for(photo_folder, monkeypatch):
+    """Records are read several at a time, also where their number is no multiple of that."""
+    monkeypatch.setattr(streaming, "READ_TOGETHER", 5)
+    folder = find_set("folder", str(photo_folder), None)
+    read = []
+
+    def noted(i):
+        read.append(int(i))
+        return folder.splits["train"].read(i)
+
+    train = dataclasses.replace(folder.splits["train"], read=noted)
+    noting = dataclasses.replace(folder, splits={**folder.splits, "train": train})
+    settings = read_settings(photo_config(photo_folder))
+    data = streaming.open_streaming(settings, noting, Shards())
+    for start, count in ((0, 24), (1, 16)):
+        read.clear()
+        index = [i for xs in data.train_batches(0, start) for i in xs["index"].ravel()]
+        assert len(read) == count
+        assert sorted(read) == sorted(index)
+
+
+def test_bytes_of_a_record_come_whole():
+    split = records.Split(3, lambda i: b"\0ab\0"[: i + 2] + b"\0" * i, np.arange(3), str)
+    encoded, labels = streaming._fetch(split, np.array([2, 0]))
+    assert encoded.numpy().tolist() == [b"\0ab\0\0\0", b"\0a"]
+    assert labels.numpy().tolist() == [2, 0]
 
 
 def test_squares_are_resized_without_aspect_and_cropped_at_random(photo_folder):
