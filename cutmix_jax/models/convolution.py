@@ -104,31 +104,31 @@ def conv_general_dilated(
         groups=feature_group_count,
         precision=precision,
     )
-    return _by_platform(plain, on_cpu, lhs, rhs)
+    return by_platform(plain, on_cpu, lhs, rhs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_platform(plain, on_cpu, x, kernel):
-    """`on_cpu(x, kernel)` where it is compiled for a CPU, else `plain(x, kernel)`.
+def by_platform(plain, on_cpu, *operands):
+    """`on_cpu(*operands)` where it is compiled for a CPU, else `plain(*operands)`.
 
     The choice is made anew for the gradients: derived through it, the program of one platform
     would carry what the other keeps for its own gradient.
     """
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    return lax.platform_dependent(*operands, cpu=on_cpu, default=plain)
 
 
-def _by_platform_forward(plain, on_cpu, x, kernel):
-    return _by_platform(plain, on_cpu, x, kernel), (x, kernel)
+def _by_platform_forward(plain, on_cpu, *operands):
+    return by_platform(plain, on_cpu, *operands), operands
 
 
 def _by_platform_backward(plain, on_cpu, operands, g):
     def gradients(function):
-        return lambda x, kernel, g: jax.vjp(function, x, kernel)[1](g)
+        return lambda g, *operands: jax.vjp(function, *operands)[1](g)
 
-    return lax.platform_dependent(*operands, g, cpu=gradients(on_cpu), default=gradients(plain))
+    return lax.platform_dependent(g, *operands, cpu=gradients(on_cpu), default=gradients(plain))
 
 
-_by_platform.defvjp(_by_platform_forward, _by_platform_backward)
+by_platform.defvjp(_by_platform_forward, _by_platform_backward)
 
 
 def _on_cpu(x, kernel, *, strides, padding, groups, precision):

@@ -21,8 +21,8 @@ from cutmix_jax.models.layers import (
     Tap,
     head,
     last_scale_init,
-    same_padding,
 )
+from cutmix_jax.models.pooling import max_pool
 from cutmix_jax.regularize import BlockRegularization
 
 
@@ -160,7 +160,7 @@ class ResNet(Network):
             x = conv(self.width, 3, name="conv1")(x)
         x = tap("stem", self.act(norm(name="bn1")(x)))
         if self.large_stem:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=same_padding(3))
+            x = max_pool(x, 3, 2, 1)
 
         block, done = self.make_block(self.block), 0
         for stage, blocks in enumerate(self.stage_sizes, 1):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cutmix_jax.models.layers import Network, Tap, head
+from cutmix_jax.models.pooling import max_pool
 
 # Convolutions of each stage, and their channels.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -47,7 +48,7 @@ class VGG(Network):
         x, place = jnp.asarray(tap("image", images), self.dtype), 0
         for stage, (convolutions, channels) in enumerate(STAGES, 1):
             if stage > 1:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, 2, 2)
                 place += 1
             for _ in range(convolutions):
                 features = channels * self.width // 64
