@@ -15,7 +15,7 @@ import itertools
 import jax
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import timing, tracing
 from benchmarks.memory import size as size_of
 from cutmix_jax import UserError, train
 from cutmix_jax.config import base_config
@@ -137,6 +137,14 @@ def measure(options):
         scale=1e3 / STEPS / 4,
         goal=">= 0.97",
         note="host's batches and counters included",
+    )
+    found = tracing.busy(lambda: running["none"].loop(4 * STEPS))
+    yield timing.Row(
+        f"device busy in the training loop, traced, {named}",
+        "share",
+        [found.share],
+        goal=">= 0.97",
+        note=f"longest gap {found.longest_gap * 1e3:.2f} ms in {found.seconds:.2f} s",
     )
     yield from memory_rows(running["none"], options)
     for batch in options.batch_sizes.split(","):
