@@ -7,10 +7,13 @@ Streams as `configs/imagenet.py` does (random-resized crop to 224) beside torchv
 over the same bytes in memory. Each turn is a whole pass, with what it takes to start one.
 """
 
+import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import pathlib
+import time
 
 import jax
 
@@ -66,38 +69,37 @@ def passes(data):
     return call
 
 
+class Photographs:
+    """A data set of torchvision's kind over encoded images; workers get a copy of it."""
+
+    def __init__(self, encoded, prepare):
+        self.encoded, self.prepare = encoded, prepare
+
+    def __len__(self):
+        return len(self.encoded)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        return self.prepare(Image.open(io.BytesIO(self.encoded[i])).convert("RGB")), i
+
+
 def torchvision_pass(split, workers):
     """The same by torchvision's DataLoader; raises ImportError where it is not installed."""
     import torch
-    from PIL import Image
     from torchvision import transforms
 
     torch.set_num_threads(1)
     encoded = [split.read(i) for i in range(split.count)]
     if split.labels is None:
         encoded = [parse_example(data)["image"].bytes_list.value[0] for data in encoded]
-    prepare = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-        ]
-    )
-
-    class Photographs(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(encoded)
-
-        def __getitem__(self, i):
-            return prepare(Image.open(io.BytesIO(encoded[i])).convert("RGB")), i
-
+    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    prepare = transforms.Compose([*steps, transforms.PILToTensor()])
+    # A forked worker could hang, since JAX and TensorFlow have threads by now.
+    more = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+    data = Photographs(encoded, prepare)
     loader = torch.utils.data.DataLoader(
-        Photographs(),
-        BATCH,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        data, BATCH, shuffle=True, drop_last=True, num_workers=workers, **more
     )
 
     def call():
@@ -105,6 +107,17 @@ def torchvision_pass(split, workers):
             pass
 
     return call
+
+
+def counted(call, spent):
+    """The call, which also appends to `spent` the processor's seconds of this process."""
+
+    def counting():
+        begin = time.process_time()
+        call()
+        spent.append(time.process_time() - begin)
+
+    return counting
 
 
 def per_core(seconds, cores, images):
@@ -124,21 +137,26 @@ def streaming_rows(data, split, options):
             missing = f"not installed ({error}): pip install -r requirements-peers.txt"
     for call in calls.values():
         call()
-    seconds = timing.take_turns(calls, options.repeats, options.rounds)
-    cost = {name: per_core(turns, used[name], images) for name, turns in seconds.items()}
-    what = f"streaming {options.dataset} to 224 px"
-    peers = [name for name in cost if name != "ours"]
-    for peer in peers or ["torchvision"]:
-        theirs, note = cost.get(peer, ()), missing
-        yield timing.compare(
-            what, "ms of a core", cost["ours"], peer, theirs, goal=">= 2", note=note
-        )
-    for name, turns in cost.items():
-        yield timing.rates(f"{what}, {name}", "images/s a core", 1e3, turns)
-    rates = timing.rates("", "", 1e3, cost["ours"]).ours
+    spent = {name: [] for name in calls}
+    counting = {name: counted(call, spent[name]) for name, call in calls.items()}
+    seconds = timing.take_turns(counting, options.repeats, options.rounds)
+    what, rounds = f"{options.dataset} to 224 px", options.rounds
+    told = {"goal": ">= 2", "note": missing}
+    passed = {name: per_core(turns, used[name], images) for name, turns in seconds.items()}
+    busy = {
+        name: per_core([turns[i : i + rounds] for i in range(0, len(turns), rounds)], 1, images)
+        for name, turns in spent.items()
+        if name in ("ours", "torchvision, 0 workers")  # workers are processes of their own
+    }
+    for of, cost in ((f"streaming {what}, time of cores", passed), (f"{what}, CPU time", busy)):
+        for peer in [name for name in cost if name != "ours"] or ["torchvision"]:
+            yield timing.compare(of, "ms an image", cost["ours"], peer, cost.get(peer, ()), **told)
+    for name, turns in busy.items():
+        yield timing.rates(f"{what}, {name}", "images a CPU second", 1e3, turns)
+    rates = timing.rates("", "", 1e3, busy["ours"]).ours
     for chip, (speed, source) in CHIPS.items():
-        what = f"cores that feed ResNet-50 on one {chip}"
-        yield timing.Row(what, "cores", cores_for(speed, rates), note=f"{speed} images/s: {source}")
+        told = {"note": f"{speed} images/s: {source}"}
+        yield timing.Row(f"ResNet-50 on one {chip}", "cores", cores_for(speed, rates), **told)
 
 
 def cores_for(speed, rates):
@@ -191,6 +209,9 @@ def memory_row(data, options):
 
 def measure(options):
     """Yields the rows."""
+    # Before TensorFlow: imported after it, PyTorch ends the process in a segmentation fault.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torchvision")
     data, split = open_photographs(options)
     yield memory_row(data, options)
     yield from streaming_rows(data, split, options)
@@ -202,7 +223,7 @@ def main():
     parser.add_argument("--data-dir", type=pathlib.Path, required=True)
     parser.add_argument("--dataset", default="imagenet_photos")
     parser.add_argument("--images", type=int, default=1024, help="in a pass, over and over")
-    parser.add_argument("--rounds", type=int, default=3, help="passes of each in a repeat")
+    parser.add_argument("--rounds", type=int, default=1, help="passes of each in a repeat")
     parser.add_argument("--epochs", type=int, default=5, help="passes watched for memory")
     options = parser.parse_args()
     timing.run(measure(options), options, "input")
