@@ -1,0 +1,190 @@
+"""All benchmarks, one after the other, on one page: under 15 minutes on two cores.
+
+    python -m benchmarks
+    python -m benchmarks --only networks,mix --output runs/benchmarks
+    python -m benchmarks --data-dir PATH --runs runs/convergence
+
+Each is a process of its own, with settings smaller than its own defaults. The folder gets NAME.json
+and NAME.log of each, benchmarks.json, benchmarks.md and benchmarks.png. The exit status is 1 where
+a program failed; the others run all the same.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+from benchmarks import summary, timing
+from cutmix_jax import UserError
+from cutmix_jax.command_line import guard
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A benchmark and how it is run here.
+
+    Attributes:
+      seconds: that it takes, about, on two cores with three repeats.
+      arguments: of its command line; names in braces are those of `NEEDS`, or `output`.
+      needs: a key of `NEEDS` without which it is not run.
+    """
+
+    seconds: int
+    arguments: tuple = ()
+    needs: str = ""
+
+
+PROGRAMS = {
+    "networks": Program(
+        170, ("--models=resnet20,resnet50,pyramidnet110", "--flax=resnet20,pyramidnet110")
+    ),
+    "train_step": Program(150, ("--turns=4", "--batch-sizes=16")),
+    "startup": Program(70),
+    "mix": Program(90, ("--rounds=7",)),
+    "input": Program(120, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
+    "scale": Program(180, ("--devices=1,4,16,64",)),
+    "convergence": Program(5, ("{runs}", "--plot={output}/convergence.png"), "runs"),
+    "accelerator": Program(600, (), "accelerator"),
+}
+# Why a program is not run without it.
+NEEDS = {
+    "data_dir": "no prepared photographs are named: --data-dir PATH",
+    "runs": "no runs are named: --runs FOLDER; python -m benchmarks.convergence says how to train",
+    "accelerator": "JAX finds no GPU or TPU here",
+}
+
+
+def default_backend():
+    """The kind of device that JAX uses, from a process of its own: it holds what it finds."""
+    found = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True)
+    return done.stdout.strip() or "cpu"
+
+
+def plan(programs, given):
+    """Splits the programs into those to run and those that lack what they need.
+
+    Args:
+      programs: ``{name: Program}``.
+      given: a value, or None, for each key of `NEEDS`, and for `output`.
+
+    Returns:
+      ``({name: arguments}, {name: why it is not run})``.
+    """
+    commands, left_out = {}, {}
+    for name, program in programs.items():
+        if program.needs and given[program.needs] is None:
+            left_out[name] = f"not run: {NEEDS[program.needs]}"
+        else:
+            commands[name] = [word.format(**given) for word in program.arguments]
+    return commands, left_out
+
+
+def run(name, arguments, output):
+    """Runs ``python -m benchmarks.NAME`` and returns its `summary.Outcome`.
+
+    What it prints is passed on; warnings and messages of errors go to ``NAME.log``.
+    """
+    written, log = output / f"{name}.json", output / f"{name}.log"
+    written.unlink(missing_ok=True)  # of an earlier run
+    words = [f"benchmarks.{name}", *arguments]
+    command = [sys.executable, "-m", *words, "--json", str(written)]
+    begin = time.monotonic()
+    with log.open("w") as messages:
+        status = subprocess.run(command, stderr=messages).returncode
+    seconds, shown = time.monotonic() - begin, "python -m " + " ".join(words)
+    if status == 0 and written.exists():
+        found = json.loads(written.read_text())
+        rows = [timing.Row(**row) for row in found["rows"]]
+        return summary.Outcome(name, shown, seconds, found["machine"], rows)
+    last = ([line for line in log.read_text().splitlines() if line.strip()] or [""])[-1].strip()
+    note = f"failed with exit status {status}: {last[:200]}"
+    row = timing.Row(name, "", [], note=note.replace("|", "\\|"))
+    return summary.Outcome(name, shown, seconds, "", [row], failed=True)
+
+
+def run_all(programs, commands, output):
+    """Yields the outcome of each program, and tells before it how far all of them are."""
+    begin, expected = time.monotonic(), sum(programs[name].seconds for name in commands)
+    for number, (name, arguments) in enumerate(commands.items(), 1):
+        gone = summary.clock(time.monotonic() - begin)
+        about = f"about {programs[name].seconds} s; {gone} of about {summary.clock(expected)} min"
+        print(f"\n[{number}/{len(commands)}] {name}, {about}", flush=True)
+        outcome = run(name, arguments, output)
+        if outcome.failed:
+            print(f"{name}: {outcome.rows[0].note}; see {output / name}.log", flush=True)
+        yield outcome
+
+
+def write(outcomes, output):
+    """Writes benchmarks.json, benchmarks.md and benchmarks.png."""
+    plain = [dataclasses.asdict(outcome) for outcome in outcomes]
+    (output / "benchmarks.json").write_text(json.dumps(plain, indent=1) + "\n")
+    (output / "benchmarks.md").write_text(summary.page(outcomes))
+    picture = output / "benchmarks.png"
+    if not summary.draw(outcomes, picture):
+        picture.unlink(missing_ok=True)
+
+
+def main(arguments, programs=PROGRAMS):
+    """Runs the programs that the command line names, and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
+    parser.add_argument("--only", help=f"some of {','.join(programs)}")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="prepared data sets, for input")
+    parser.add_argument("--runs", type=pathlib.Path, help="finished runs, for convergence")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(programs)
+    if unknown := [name for name in names if name not in programs]:
+        raise UserError(
+            f"There is no benchmark {unknown[0]!r}: --only takes {', '.join(programs)}."
+        )
+    output = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    chosen = {name: programs[name] for name in names}
+    asks = any(program.needs == "accelerator" for program in chosen.values())
+    backend = default_backend() if asks else "cpu"
+    commands, left_out = plan(
+        chosen,
+        {
+            "output": output,
+            "data_dir": options.data_dir,
+            "runs": options.runs,
+            "accelerator": None if backend == "cpu" else backend,
+        },
+    )
+    repeats = f"--repeats={options.repeats}"
+    commands = {name: [*words, repeats] for name, words in commands.items()}
+    outcomes = {}
+    for name, why in left_out.items():
+        row = timing.Row(name, "", [], note=why)
+        outcomes[name] = summary.Outcome(name, f"python -m benchmarks.{name}", 0, "", [row])
+        print(f"{name}: {why}", flush=True)
+    write(list(outcomes.values()), output)
+    for outcome in run_all(chosen, commands, output):
+        outcomes[outcome.benchmark] = outcome
+        write([outcomes[name] for name in names if name in outcomes], output)
+    found = [outcomes[name] for name in names]
+    taken = ", ".join(f"{outcome.benchmark} {time_of(outcome)}" for outcome in found)
+    print(f"\n{taken}; {summary.clock(sum(o.seconds for o in found))} min in all")
+    print(f"Written to {output / 'benchmarks.md'}, .json and .png.")
+    return int(any(outcome.failed for outcome in found))
+
+
+def time_of(outcome):
+    """How long it took, or that it did not finish."""
+    if outcome.failed:
+        return "failed"
+    return summary.clock(outcome.seconds) if outcome.machine else "not run"
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main, sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""What several benchmarks found, on one page and in one plot."""
+
+import dataclasses
+import re
+import statistics
+
+from benchmarks import timing
+
+MET, MISSED, PLAIN = "#1b7f4d", "#d62728", "#1f77b4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How one program went.
+
+    Attributes:
+      benchmark: its name.
+      command: with which it can be run by itself.
+      seconds: that it took.
+      machine: that it ran on; empty where it did not finish.
+      rows: `timing.Row`s; where it did not finish, one that says why.
+      failed: whether it should have finished and did not.
+    """
+
+    benchmark: str
+    command: str
+    seconds: float
+    machine: str
+    rows: list
+    failed: bool = False
+
+
+def clock(seconds):
+    """'12:05' of 725 seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def page(outcomes):
+    """The outcomes in Markdown: what took how long, then a table of each."""
+    total = clock(sum(outcome.seconds for outcome in outcomes))
+    lines = ["# Benchmarks", "", f"In {total} min in all. {LEGEND}"]
+    for outcome in outcomes:
+        told = f"`{outcome.command}`: {clock(outcome.seconds)} min"
+        told += f", on {outcome.machine}" if outcome.machine else ""
+        lines += ["", f"## {outcome.benchmark}", "", told, "", timing.table(outcome.rows)]
+    return "\n".join(lines) + "\n"
+
+
+LEGEND = (
+    "Medians of the repeats, with the least and the most in brackets. A ratio is the peer's value "
+    "over ours where less is better: above 1 where ours is the better."
+)
+
+
+def goal_of(row):
+    """The number that a row's ratio was to reach, or None.
+
+    Example:
+      >>> goal_of(timing.Row("step", "ms", [1], "peer", [2], [2], goal=">= 1.3"))
+      1.3
+    """
+    found = re.fullmatch(r"(?:>= ?)?([\d.]+)", row.goal)
+    return float(found[1]) if row.ratios and found else None
+
+
+def draw(outcomes, path):
+    """Draws the ratio of each row that has one: its median, its spread and its goal.
+
+    Args:
+      outcomes: a list of `Outcome`; those without ratios have no panel.
+      path: of the PNG file.
+
+    Returns:
+      Whether there was a ratio to draw.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panels = [(outcome.benchmark, [r for r in outcome.rows if r.ratios]) for outcome in outcomes]
+    panels = [(name, rows) for name, rows in panels if rows]
+    if not panels:
+        return False
+    heights = [len(rows) + 1.5 for _, rows in panels]
+    figure = Figure(figsize=(10, 0.21 * sum(heights) + 1), dpi=100, layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (name, rows) in zip(axes, panels, strict=True):
+        for at, row in enumerate(rows):
+            middle, goal = statistics.median(row.ratios), goal_of(row)
+            color = PLAIN if goal is None else MET if middle >= goal else MISSED
+            axis.plot([min(row.ratios), max(row.ratios)], [at, at], color=color, linewidth=1.5)
+            axis.plot(middle, at, "o", color=color, markersize=5)
+            if goal is not None:
+                axis.plot(goal, at, "|", color="black", markersize=11)
+        axis.axvline(1, color="0.6", linewidth=0.8, zorder=0)
+        labels = [f"{row.what} | {row.peer}" for row in rows]
+        axis.set_yticks(range(len(rows)), labels, fontsize=7, parse_math=False)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_title(name, fontsize=9, loc="left", fontweight="bold")
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(axis="x", labelsize=7, labelbottom=True)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axes[-1].set_xlabel("ratio to the peer, above 1 where ours is the better", fontsize=8)
+    marks = [
+        Line2D([], [], marker="o", color=color, label=label)
+        for color, label in ((MET, "goal met"), (MISSED, "goal missed"), (PLAIN, "no goal"))
+    ]
+    marks.append(Line2D([], [], marker="|", color="black", linestyle="", label="goal"))
+    figure.legend(handles=marks, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
+    figure.savefig(path)
+    return True

@@ -1,0 +1,76 @@
+"""Mixes beside other libraries: who is missing, or refuses a batch, is named in a row."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from benchmarks import mix
+
+OPTIONS = argparse.Namespace(repeats=2, rounds=1)
+
+
+def rows(libraries, dtype="float32"):
+    batch = np.zeros((4, 8, 8, 3), dtype), np.arange(4), 4
+    return list(mix.batch_rows("4 x 8 px", batch, libraries, OPTIONS))
+
+
+@pytest.mark.parametrize("name", mix.LIBRARIES)
+def test_a_library_that_is_not_installed_is_named_once(name, monkeypatch):
+    for module in ("torch", "torchvision", "timm", "kornia", "keras"):
+        monkeypatch.setitem(mix.sys.modules, module, None)
+    libraries = {name: mix.LIBRARIES[name]}
+    (row,) = [row for row in told(libraries) if row.peer == name]
+    assert "not installed" in row.note
+    assert "requirements-peers.txt" in row.note
+    assert libraries == {}  # the next batches need not tell it again
+
+
+def told(libraries):
+    """The rows, with a plain function in place of ours, which need not compile here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mix, "ours", plain)
+        return rows(libraries)
+
+
+def plain(images, labels, classes):
+    yield mix.COPY, images.copy
+    yield "CutMix", images.copy
+    yield "Mixup", images.copy
+
+
+def test_a_mix_that_fails_is_told_beside_one_that_runs():
+    def peer(images, labels, classes):
+        yield "CutMix", images.copy
+        yield "Mixup", lambda: 1 / 0
+
+    found = {row.what: row for row in told({"peer": peer}) if row.peer == "peer"}
+    assert len(found["CutMix, 4 x 8 px"].ratios) == 2
+    assert found["Mixup, 4 x 8 px"].ratios == []
+    assert found["Mixup, 4 x 8 px"].note == "ZeroDivisionError: division by zero"
+
+
+def test_a_library_that_refuses_the_batch_stays_for_the_next():
+    def peer(images, labels, classes):
+        raise TypeError("is for floats")
+        yield
+
+    libraries = {"peer": peer}
+    (row,) = [row for row in told(libraries) if row.peer == "peer"]
+    assert (row.what, row.note) == ("CutMix and Mixup, 4 x 8 px", "TypeError: is for floats")
+    assert libraries == {"peer": peer}
+
+
+def test_ours_are_measured_beside_a_copy():
+    found = {row.what: row for row in rows({})}
+    assert set(found) == {
+        f"{kind}, 4 x 8 px"
+        for kind in (
+            "CutMix",
+            "pixels alone, mask",
+            "pixels alone, window",
+            "CutMix each image",
+            "Mixup",
+        )
+    }
+    assert all(row.peer == "copy, JAX" and len(row.ratios) == 2 for row in found.values())
