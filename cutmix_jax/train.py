@@ -282,21 +282,15 @@ def map_steps(task):
 
 
 def compile_ahead(task, state):
-    """Compiles what a call of several steps runs, while the caller prepares the first of them.
-
-    Returns:
-      A future of ``{steps: program}``, where `program` takes what the mapped `train_steps` takes.
-    """
-    per_call, devices = steps_per_call(task.config, task.data), task.mapping.local_devices
-    mapped, _ = map_steps(task)
-    xs = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((devices, per_call, *x.shape), x.dtype),
-        dict(task.data.train_shapes),
-    )
-    arrays = task.data.arrays["train"]
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, arrays))
-    compiler = concurrent.futures.ThreadPoolExecutor(1)
-    return compiler.submit(lambda: {per_call: mapped.lower(*shapes, xs).compile()})
+    """A future of ``{steps: program}``: what a call runs, compiled while the caller goes on."""
+    per_call, (mapped, _) = steps_per_call(task.config, task.data), map_steps(task)
+    leading = (task.mapping.mesh.devices.size, per_call)
+    xs = {
+        name: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype)
+        for name, x in task.data.train_shapes.items()
+    }
+    lower = functools.partial(mapped.lower, state, task.data.arrays["train"], xs)
+    return concurrent.futures.ThreadPoolExecutor(1).submit(lambda: {per_call: lower().compile()})
 
 
 def evaluate(task, mapped_eval_step, weights, arrays):
