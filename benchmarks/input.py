@@ -17,7 +17,7 @@ import time
 
 import jax
 
-from benchmarks import timing, train_step
+from benchmarks import scale, timing, train_step
 from configs.imagenet import get_config
 from cutmix_jax.data import Shards, find_set
 from cutmix_jax.data.records import parse_example
@@ -25,18 +25,7 @@ from cutmix_jax.data.settings import read_settings
 from cutmix_jax.data.streaming import open_streaming
 
 BATCH = 64
-# ResNet-50 in training, images/s of one chip, and who says so.
-CHIPS = {
-    "A100": (2470, "NVIDIA, DeepLearningExamples, PyTorch in mixed precision"),
-    "H100": (
-        6940,
-        "MLPerf 3.0, 13.466 min on eight; 35 epochs are assumed, the result does not tell them",
-    ),
-    "TPU v4": (
-        4250,
-        "2.1 times TPU v3 (Jouppi et al., 2023): 125,100 steps of 1024 in 4.4 h on 4 chips (Flax)",
-    ),
-}
+FED = ("A100", "H100", "TPU v4")  # chips that the cores have to feed
 
 
 def repeated(split, count):
@@ -154,9 +143,10 @@ def streaming_rows(data, split, options):
     for name, turns in busy.items():
         yield timing.rates(f"{what}, {name}", "images a CPU second", 1e3, turns)
     rates = timing.rates("", "", 1e3, busy["ours"]).ours
-    for chip, (speed, source) in CHIPS.items():
-        told = {"note": f"{speed} images/s: {source}"}
-        yield timing.Row(f"ResNet-50 on one {chip}", "cores", cores_for(speed, rates), **told)
+    for name in FED:
+        speed = scale.CHIPS[name].images
+        told = f"{speed} images/s; docs/scaling.md names the source"
+        yield timing.Row(f"ResNet-50 on one {name}", "cores", cores_for(speed, rates), note=told)
 
 
 def cores_for(speed, rates):

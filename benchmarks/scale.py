@@ -248,7 +248,7 @@ class Chip:
 
 CHIPS = {
     "A100": Chip(images=2470, bandwidth=225e9, cores=16),
-    "H100": Chip(images=4940, bandwidth=337e9, cores=14),
+    "H100": Chip(images=5740, bandwidth=337e9, cores=14),
     "TPU v3": Chip(images=2022, bandwidth=164e9, cores=12),
     "TPU v4": Chip(images=4246, bandwidth=90e9, cores=30),
     "TPU v5e": Chip(images=3042, bandwidth=100e9, cores=14),
