@@ -33,6 +33,7 @@ def write_run(folder, method, seed, errors, speed=None, finished=True, **changes
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     results = {"config": config, "train_examples": 320, "epochs": len(errors)}
     results |= {"devices": 1, "device_kind": "cpu"}
+    results |= {"top1_error_last": errors[-1], "top1_error_best": min(errors)}
     if finished:
         (folder / "results.json").write_text(json.dumps(results))
 
