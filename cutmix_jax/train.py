@@ -284,13 +284,14 @@ def map_steps(task):
 def compile_ahead(task, state):
     """A future of ``{steps: program}``: what a call runs, compiled while the caller goes on."""
     per_call, (mapped, _) = steps_per_call(task.config, task.data), map_steps(task)
-    leading = (task.mapping.mesh.devices.size, per_call)
     xs = {
-        name: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype)
+        name: jax.ShapeDtypeStruct((task.mapping.local_devices, per_call, *x.shape), x.dtype)
         for name, x in task.data.train_shapes.items()
     }
     lower = functools.partial(mapped.lower, state, task.data.arrays["train"], xs)
-    return concurrent.futures.ThreadPoolExecutor(1).submit(lambda: {per_call: lower().compile()})
+    # Of several processes, only the mapped function takes what is local to each.
+    programs = dict if jax.process_count() > 1 else lambda: {per_call: lower().compile()}
+    return concurrent.futures.ThreadPoolExecutor(1).submit(programs)
 
 
 def evaluate(task, mapped_eval_step, weights, arrays):
