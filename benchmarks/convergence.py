@@ -85,7 +85,9 @@ def compare(name, ours, theirs, note):
 
     for threshold in thresholds(curves):
         what = f"until the error is below {threshold:.0%}"
-        yield row(f"images {what}", "images", lambda c, t=threshold: cost(c, c.images, t))
+        yield row(
+            f"images {what}", "1000 images", lambda c, t=threshold: cost(c, c.images, t) / 1000
+        )
         if all(found.seconds for found in curves):
             yield row(f"training {what}", "s", lambda c, t=threshold: cost(c, c.seconds, t))
     yield row("error of the last epoch", "%", lambda c: 100 * c.errors[-1], note)

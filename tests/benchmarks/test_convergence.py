@@ -52,7 +52,7 @@ def test_images_and_seconds_until_an_error(tmp_path):
     write_runs(tmp_path)
     found = rows(tmp_path)
     images = found["cutmix: images until the error is below 30%"]
-    assert (images.ours, images.theirs) == ([960, 960], [640, 640])
+    assert (images.ours, images.theirs) == ([0.96, 0.96], [0.64, 0.64])
     seconds = found["cutmix: training until the error is below 30%"]
     assert (seconds.ours, seconds.theirs) == ([19.2, 19.2], [6.4, 6.4])
     assert seconds.ratios == pytest.approx([1 / 3] * 2)  # below 1: the baseline was the cheaper
