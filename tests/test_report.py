@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import to_plain
+from cutmix_jax.report import drawings, sections
 from cutmix_jax.report.__main__ import main
 from cutmix_jax.report.runs import group, method, read_runs
 
@@ -99,6 +100,53 @@ def full(tmp_path_factory):
     write_eval(of_images(run, 5_994), "localization", {"top1_loc_acc": 0.54})
     assert main([str(folder), "--output", str(folder / "out")]) == 0
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def figure_3(tmp_path_factory):
+    """The folder of runs of several alphas and layers and of a baseline, with their report."""
+    folder = tmp_path_factory.mktemp("figure3")
+    small = functools.partial(write_run, model="resnet20", epochs=2)
+    for seed in (0, 1):
+        small(folder / f"baseline{seed}", "configs/cifar.py:,baseline", 0.50 + 0.02 * seed, seed)
+        small(folder / f"one{seed}", "configs/cifar.py:,cutmix", 0.42 + 0.02 * seed, seed)
+    for alpha, error in ((4, 0.47), (0.1, 0.48), (0.5, 0.44)):
+        small(folder / f"alpha{alpha}", f"configs/cifar.py:,cutmix_alpha{alpha}", error)
+    small(folder / "often", "configs/cifar.py:,cutmix_alpha2", 0.3, **{"mix.prob": 0.9})
+    for layer, error in ((3, 0.49), (1, 0.45), (2, 0.46), (4, 0.52)):
+        small(folder / f"layer{layer}", f"configs/cifar.py:,feature_cutmix_layer{layer}", error)
+    small(folder / "random", "configs/cifar.py:,feature_cutmix", 0.2)
+    assert main([str(folder), "--output", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [
+        ("figure-3-left", {0.1: [48], 0.5: [44], 1: [42, 44], 4: [47]}),
+        # Layer 0 is the image: CutMix itself. Of layers drawn at random there is no point.
+        ("figure-3-right", {0: [42, 44], 1: [45], 2: [46], 3: [49], 4: [52]}),
+    ],
+)
+def test_figure_3_is_drawn_over_alpha_and_over_the_layer(figure_3, name, points):
+    (methods,) = group(read_runs([figure_3]))
+    curve = drawings.PARAMETERS[name]
+    (line,) = drawings.parameter_lines(methods, curve).values()
+    assert list(line) == list(points)
+    for value, errors in points.items():
+        assert sorted(line[value]) == pytest.approx(errors)
+    text = (figure_3 / "out/index.md").read_text()
+    assert f"(figures/group1_{curve.name}.png)\n{sections.TITLES[name]}\n" in text
+
+
+def test_figure_3_says_what_it_lacks(page, figure_3, tmp_path):
+    text = (page / "index.md").read_text()
+    assert "Figure 3, left: the parameter alpha: not run (CutMix of two alphas or more" in text
+    assert "Figure 3, right: the layer that is mixed: not run (Feature CutMix fixed at two" in text
+    without = [str(path) for path in figure_3.glob("[al]*[0-9]")]
+    assert main([*without, "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "index.md").read_text()
+    assert "Figure 3, right: the layer that is mixed; baseline not run\n" in text
 
 
 def rows_of(page):

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 from cutmix_jax import pictures
 from cutmix_jax.evals import figures
+from cutmix_jax.mix.recipe import LAYERS, parameters_of
+from cutmix_jax.report.runs import details, method, own_words
 
 
 def png(draw):
@@ -65,6 +67,88 @@ def overlay(methods, evaluation, plots, where=lambda row: True):
     return png(figure.savefig)
 
 
+def over_parameter(methods, curve):
+    """Figure 3: the last epoch's error over one parameter of CutMix, and the baseline's.
+
+    Means over the seeds, with the sample deviation.
+
+    Args:
+      methods: ``{name: {seed: run}}``.
+      curve: one of `PARAMETERS`.
+    """
+    lines = parameter_lines(methods, curve)
+    if not lines:
+        return None
+    figure, axis = figures.new_figure(width=4.8, height=3.6)
+    for color, (rest, points) in zip(pictures.line_colors(len(lines)), lines.items(), strict=True):
+        means = [statistics.fmean(errors) for errors in points.values()]
+        spread = [statistics.stdev(e) if len(e) > 1 else 0 for e in points.values()]
+        own = own_words(rest, lines)
+        label = f"CutMix ({own})" if own else "CutMix"
+        axis.errorbar(
+            list(points), means, spread, marker="o", ms=4, capsize=2, color=color, label=label
+        )
+    if "baseline" in methods:
+        level = statistics.fmean(last_errors(methods["baseline"]))
+        axis.axhline(level, color="0.35", linestyle="--", label="baseline")
+    ticks = sorted(set().union(*lines.values()))
+    axis.set_xscale(curve.scale)
+    axis.set_xticks(ticks, [curve.tick(value) for value in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel(curve.label)
+    axis.set_ylabel("top-1 error, last epoch (%)")
+    axis.legend(frameon=False, fontsize=8)
+    figures.plain(axis)
+    return png(figure.savefig)
+
+
+def parameter_lines(methods, curve):
+    """The points of `over_parameter`: a line for all runs that share the rest of their mix.
+
+    Returns:
+      ``{the rest in words: {value: [error of each seed in %]}}``, by rising value; what has one
+      value alone is left out.
+    """
+    lines = {}
+    for seeds in methods.values():
+        config = next(iter(seeds.values())).config
+        value = curve.read(config)
+        if value is not None:
+            rest = tuple(word for word in details(config) if not word.startswith(curve.key))
+            lines.setdefault(rest, {}).setdefault(value, []).extend(last_errors(seeds))
+    return {rest: dict(sorted(line.items())) for rest, line in lines.items() if len(line) > 1}
+
+
+def last_errors(seeds):
+    """Top-1 errors in %, one for each seed."""
+    return [100 * run.results["top1_error_last"] for run in seeds.values()]
+
+
+def alpha_of(config):
+    """The alpha of CutMix alone, of a flat config; None of any other method."""
+    if method(config) == "cutmix":
+        return float(config.get("mix.alpha", parameters_of("cutmix")["alpha"]))
+    return None
+
+
+def layer_of(config):
+    """The index of the one layer at which CutMix alone is fixed, or None.
+
+    Example:
+      >>> layer_of({'mix.name': 'feature_cutmix', 'mix.layers': [2]})
+      2
+      >>> layer_of({'mix.name': 'cutmix'})
+      0
+    """
+    name = method(config)
+    if name not in ("cutmix", "feature_cutmix"):
+        return None
+    layers = config.get("mix.layers", parameters_of(name)["layers"])
+    if len(layers) != 1:
+        return None
+    return LAYERS.index(layers[0]) if layers[0] in LAYERS else layers[0]
+
+
 def every(row):
     """The condition that all rows meet."""
     return bool(row)
@@ -102,5 +186,29 @@ CURVES = {
                 lambda row: row["attack"] == "fgsm",
             )
         ],
+    ),
+}
+
+# Those that are curves over a parameter of CutMix, by the name of the paper's rows: what
+# `over_parameter` takes, and what it needs.
+PARAMETERS = {
+    "figure-3-left": SimpleNamespace(
+        name="alpha",
+        key="alpha=",
+        read=alpha_of,
+        scale="log",
+        tick="{:g}".format,
+        label="alpha",
+        needs="CutMix of two alphas or more, as of the recipes cutmix_alpha0.5 and cutmix_alpha2",
+    ),
+    "figure-3-right": SimpleNamespace(
+        name="layer",
+        key="layers=",
+        read=layer_of,
+        scale="linear",
+        tick=lambda layer: f"{layer}\n{LAYERS[layer]}",
+        label="layer at which Feature CutMix is fixed",
+        needs="Feature CutMix fixed at two layers or more, as of the recipes "
+        "feature_cutmix_layer0 to feature_cutmix_layer4",
     ),
 }

@@ -178,9 +178,19 @@ def tell_apart(config, variants):
       config: one of them.
       variants: the details of all of this method, by which they are told apart.
     """
-    shared = set.intersection(*map(set, variants))
-    own = ", ".join(words for words in details(config) if words not in shared)
+    own = own_words(details(config), variants)
     return f"{method(config)} ({own})" if own else method(config)
+
+
+def own_words(words, variants):
+    """Those of the words that not all variants share, joined.
+
+    Example:
+      >>> own_words(('clip=True', 'seed=1'), [('clip=True', 'seed=1'), ('clip=True', 'seed=2')])
+      'seed=1'
+    """
+    shared = set.intersection(*map(set, variants))
+    return ", ".join(word for word in words if word not in shared)
 
 
 def group(runs):

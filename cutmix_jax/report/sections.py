@@ -166,6 +166,13 @@ def compare(methods, rows, number):
             ", mean over seeds" if max(map(len, methods.values())) > 1 else ""
         )
         section.figures.append(Figure(f"group{number}_errors.png", caption, curve))
+    for name, curve in drawings.PARAMETERS.items():
+        drawn = drawings.over_parameter(methods, curve)
+        if drawn:
+            caption = TITLES[name] + ("" if plain else f"; baseline {NOT_RUN}")
+            section.figures.append(Figure(f"group{number}_{curve.name}.png", caption, drawn))
+        else:
+            section.texts.append(f"{TITLES[name]}: {NOT_RUN} ({curve.needs}).")
     for caption, curve in drawings.CURVES.items():
         drawn = drawings.overlay(methods, curve.name, curve.plots)
         if drawn:
