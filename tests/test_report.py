@@ -14,7 +14,7 @@ from cutmix_jax.command_line import read_config
 from cutmix_jax.config import to_plain
 from cutmix_jax.report import drawings, sections
 from cutmix_jax.report.__main__ import main
-from cutmix_jax.report.runs import group, method, read_runs
+from cutmix_jax.report.runs import conditions, group, method, read_runs, tell_conditions
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -147,6 +147,39 @@ def test_figure_3_says_what_it_lacks(page, figure_3, tmp_path):
     assert main([*without, "--output", str(tmp_path)]) == 0
     text = (tmp_path / "index.md").read_text()
     assert "Figure 3, right: the layer that is mixed; baseline not run\n" in text
+
+
+def test_what_was_evaluated_under_other_options_is_told_apart(tmp_path):
+    """Seeds share a row where all is equal; an older file tells no options."""
+    rows = "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n8,0.9,0.5\n"
+    asked = {
+        "cutmix0": {"options.clip": True},
+        "cutmix1": {"options.clip": True},
+        "cutmix2": {"options.clip": False},
+        "cutmix3": {},
+        "baseline0": {"options.clip": True},
+    }
+    for seed, (name, options) in enumerate(asked.items()):
+        recipe = f"configs/cifar.py:resnet20,{name[:-1]}"
+        run = write_run(tmp_path / name, recipe, 0.5, seed, epochs=2)
+        values = {"examples": 9, "split": "test", **options}
+        write_eval(run, "fgsm", {**values, "fgsm_8_top1_accuracy": 0.1 * seed})
+        fill = "mean" if name < "cutmix" else "black"
+        write_eval(run, "occlusion", {"options.fill": fill}, rows)
+        sets = str(("uniform",) + ("svhn",) * (name == "baseline0"))
+        write_eval(run, "ood", {"options.seed": 0, "sets": sets, "mean_auroc": 0.1 * seed})
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    cells = {row[0]: row[2] for row in rows_of(tmp_path / "out") if "scaled down: " in row[-1]}
+    assert cells["cutmix, evaluated with clip=True"] == "5.00 ± 7.07"
+    assert cells["cutmix, evaluated with clip=False"] == "20.00"
+    assert cells["cutmix, evaluated with options that its file does not tell"] == "30.00"
+    assert cells["baseline, evaluated with clip=True"] == "40.00"
+    assert cells["cutmix, evaluated with sets=('uniform',)"] == "15.00 ± 12.91"
+    assert cells["baseline, evaluated with sets=('uniform', 'svhn')"] == "40.00"
+    (methods,) = group(read_runs([tmp_path]))
+    told = {name: conditions(next(iter(r.values())), "occlusion") for name, r in methods.items()}
+    labels = [tell_conditions(name, words, told.values()) for name, words in told.items()]
+    assert labels == ["baseline, evaluated with fill=mean", "cutmix, evaluated with fill=black"]
 
 
 def rows_of(page):

@@ -29,7 +29,6 @@ def run(subject, options):
             else:
                 values[f"{attack}_{eps:g}_top1_error"] = error
                 values[f"{attack}_{eps:g}_top1_accuracy"] = 1 - error
-    values["clip"] = bool(options.clip)
     return Report(values, rows, {"fgsm.png": draw(errors, options)})
 
 

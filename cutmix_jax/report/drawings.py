@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from cutmix_jax import pictures
 from cutmix_jax.evals import figures
 from cutmix_jax.mix.recipe import LAYERS, parameters_of
-from cutmix_jax.report.runs import details, method, own_words
+from cutmix_jax.report.runs import conditions, details, method, own_words, tell_conditions
 
 
 def png(draw):
@@ -34,22 +34,22 @@ def errors(methods):
     return png(lambda file: pictures.draw_errors(histories, file)) if histories else None
 
 
-def overlay(methods, evaluation, plots, where=lambda row: True):
+def overlay(methods, evaluation, plots):
     """Curves of one evaluation, a line for each method (its first seed that was evaluated).
+
+    Those that were made under different options say so.
 
     Args:
       methods: ``{name: {seed: run}}``.
       evaluation: its name.
       plots: a list of ``(title, x column, y column, label of x, condition on a row)``.
-      where: further condition on a row.
     """
-    asked = {}
+    asked, told = {}, {}
     for name, seeds in methods.items():
-        rows = next(
-            (run.evals[evaluation]["rows"] for run in seeds.values() if evaluation in run.evals), ()
-        )
-        if rows:
-            asked[name] = [row for row in rows if where(row)]
+        run = next((run for run in seeds.values() if evaluation in run.evals), None)
+        if run and run.evals[evaluation]["rows"]:
+            asked[name] = run.evals[evaluation]["rows"]
+            told[name] = conditions(run, evaluation)
     if not asked:
         return None
     figure, axes = figures.new_figure(width=4.2 * len(plots), columns=len(plots), squeeze=False)
@@ -57,7 +57,8 @@ def overlay(methods, evaluation, plots, where=lambda row: True):
     for axis, (title, x, y, label, condition) in zip(axes[0], plots, strict=True):
         for color, (name, rows) in zip(colors, asked.items(), strict=True):
             points = [(float(r[x]), 100 * float(r[y])) for r in rows if condition(r)]
-            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=name)
+            label = tell_conditions(name, told[name], told.values())
+            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=label)
         axis.set_title(title)
         axis.set_xlabel(label)
         axis.set_ylabel("top-1 error (%)")

@@ -193,6 +193,34 @@ def own_words(words, variants):
     return ", ".join(word for word in words if word not in shared)
 
 
+def conditions(run, evaluation):
+    """What an evaluation of a run was made under, in words: its options and its split.
+
+    Sets of images are those that were measured, of all that were asked for. Older files do not tell
+    the options.
+    """
+    values = run.evals[evaluation]["values"]
+    told = {
+        key.removeprefix("options."): value
+        for key, value in values.items()
+        if key.startswith("options.")
+    }
+    words = () if told else ("options that its file does not tell",)
+    told |= {key: values[key] for key in ("split", "sets") if key in values}
+    return words + tuple(f"{key}={value}" for key, value in sorted(told.items()))
+
+
+def tell_conditions(name, words, variants):
+    """A name, with what `conditions` says of it and not of all variants.
+
+    Example:
+      >>> tell_conditions('cutmix', ('clip=True',), [('clip=True',), ('clip=False',)])
+      'cutmix, evaluated with clip=True'
+    """
+    own = own_words(words, variants)
+    return f"{name}, evaluated with {own}" if own else name
+
+
 def group(runs):
     """The finished runs by what they have in common.
 

@@ -7,6 +7,7 @@ from cutmix_jax.command_line import read_config
 from cutmix_jax.config import differences, flatten, to_plain
 from cutmix_jax.report import drawings
 from cutmix_jax.report.runs import (
+    conditions,
     describe,
     details,
     group,
@@ -14,6 +15,7 @@ from cutmix_jax.report.runs import (
     mixes_alike,
     regime,
     tell_apart,
+    tell_conditions,
 )
 
 TITLES = {
@@ -289,6 +291,9 @@ def errors(runs):
 def measured(evaluation, columns, runs, rows):
     """What an evaluation found on each run, in percent; and on each set of others.
 
+    Seeds share a row where they were asked the same, under the same options; rows say in what these
+    differ.
+
     Args:
       evaluation: its name.
       columns: ``{name of a value: head of its column}``.
@@ -301,7 +306,9 @@ def measured(evaluation, columns, runs, rows):
     configs = [c for row in rows for c in row.get("configs", {"": row.get("config")}).values() if c]
     grouped, variants = {}, {}
     for run in asked:
-        grouped.setdefault(kind(run), []).append(run)
+        images = text(run.evals[evaluation]["values"].get("examples"))
+        key = (*kind(run), images, conditions(run, evaluation))
+        grouped.setdefault(key, []).append(run)
         variants.setdefault((method(run.config), describe(run)), set()).add(details(run.config))
 
     def cell(members, key):
@@ -311,14 +318,15 @@ def measured(evaluation, columns, runs, rows):
 
     head = ["ours, in %", *columns.values(), "images", "of what"]
     cells, names = [], []
-    for (name, _, words, _), members in grouped.items():
-        names.append(tell_apart(members[0].config, variants[name, words]))
+    for (name, _, words, _, images, told), members in grouped.items():
+        apart = tell_apart(members[0].config, variants[name, words])
+        names.append(tell_conditions(apart, told, [key[-1] for key in grouped]))
         full = any(is_full(members[0], config) for config in configs)
         cells.append(
             [
                 names[-1],
                 *(cell(members, key) for key in columns),
-                text(members[0].evals[evaluation]["values"].get("examples")),
+                images,
                 words if full else f"{SMALL}: {words}",
             ]
         )
