@@ -10,6 +10,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
+from cutmix_jax import UserError
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import to_plain
 from cutmix_jax.report import drawings, sections
@@ -72,7 +73,8 @@ def page(tmp_path_factory):
     write_eval(last, "ood", {"mean_auroc": 0.654, "uniform_auroc": 0.321}, "set\nuniform\n")
     write_eval(last, "mine", {"<b>a|b": "<img src=http://localhost/x>\n\n# 2"})
     (folder / "runs/begun").mkdir()
-    (folder / "runs/begun/metrics.jsonl").write_text('{"epoch": 7}\n')
+    line = {"epoch": 7, "test_top1_error": 0.5, "train_weighted_accuracy": 0.5}
+    (folder / "runs/begun/metrics.jsonl").write_text(json.dumps(line) + "\n")
     assert main([str(folder / "runs"), "--output", str(folder / "out")]) == 0
     return folder / "out"
 
@@ -319,6 +321,47 @@ def test_what_cannot_be_read_is_named(broken, told, tmp_path):
     assert done.stderr.startswith("error: ")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("evals/occlusion.csv", "\0\udcff", "occlusion.csv' is no table"),
+        ("evals/occlusion.csv", "side\n0\n", "occlusion.csv' has a line without 'center_top1"),
+        (
+            "evals/occlusion.csv",
+            "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n8,none,0.5\n",
+            "occlusion.csv' has 'none' for 'center_top1_error', which is no number",
+        ),
+        ("evals/occlusion.csv", "side,center_top1_error,boundary_top1_error\n0,0.5\n",
+         "occlusion.csv' has a line without 'boundary_top1_error'"),
+        ("evals/between.csv", "at,error\n0,0.5\n", "between.csv' has a line without 'form'"),
+        ("evals/ood.csv", "name\nuniform\n", "ood.csv' has a line without 'set'"),
+        ("evals/ood.json", {"mean_auroc": "high"}, "ood.json' has 'high' for 'mean_auroc'"),
+        ("evals/ood.json", {"uniform_auroc": [1]}, "ood.json' has [1] for 'uniform_auroc'"),
+        ("results.json", {"top1_error_last": "low"}, "has 'low' for 'top1_error_last'"),
+        ("results.json", {"epochs": None}, "results.json' has None for 'epochs'"),
+        ("metrics.jsonl", {"epoch": 3}, "metrics.jsonl' says nothing of 'test_top1_error'"),
+        ("metrics.jsonl", {"epoch": "x"}, "metrics.jsonl' has 'x' for 'epoch'"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_a_finished_run_is_named(name, damage, told, tmp_path):
+    run = write_run(tmp_path / "run", "configs/cifar.py:resnet20,cutmix", 0.5, epochs=2)
+    rows = "form,at,error\nmixup,0,0.5\n"
+    write_eval(run, "between", {}, rows)
+    write_eval(run, "occlusion", {}, "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n")
+    write_eval(run, "ood", {"uniform_auroc": 0.5}, "set\nuniform\n")
+    assert main([str(run), "--output", str(tmp_path / "out")]) == 0
+    text = damage
+    if isinstance(damage, dict):
+        text = json.dumps(damage)
+        if name == "metrics.jsonl":  # a further line
+            text = (run / name).read_text() + text
+        else:
+            text = json.dumps(json.loads((run / name).read_text()) | damage)
+    (run / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=re.escape(told)):
+        main([str(run), "--output", str(tmp_path / "out")])
 
 
 def test_methods_of_the_same_words_are_told_apart(tmp_path):

@@ -7,7 +7,16 @@ from types import SimpleNamespace
 from cutmix_jax import pictures
 from cutmix_jax.evals import figures
 from cutmix_jax.mix.recipe import LAYERS, parameters_of
-from cutmix_jax.report.runs import conditions, details, method, own_words, tell_conditions
+from cutmix_jax.report.runs import (
+    EPOCH_KEYS,
+    conditions,
+    details,
+    method,
+    own_words,
+    table_cell,
+    tell_conditions,
+    to_number,
+)
 
 
 def png(draw):
@@ -23,11 +32,7 @@ def errors(methods):
     for name, seeds in methods.items():
         epochs = zip(*(run.history for run in seeds.values()), strict=False)
         histories[name] = [
-            {
-                key: statistics.fmean(record[key] for record in records)
-                for key in ("epoch", "test_top1_error", "train_weighted_accuracy")
-                if key in records[0]
-            }
+            {key: statistics.fmean(record[key] for record in records) for key in EPOCH_KEYS}
             for records in epochs
         ]
     histories = {name: records for name, records in histories.items() if records}
@@ -42,30 +47,41 @@ def overlay(methods, evaluation, plots):
     Args:
       methods: ``{name: {seed: run}}``.
       evaluation: its name.
-      plots: a list of ``(title, x column, y column, label of x, condition on a row)``.
+      plots: a list of ``(title, x column, y column, label of x, {column: value} of its rows)``.
     """
     asked, told = {}, {}
     for name, seeds in methods.items():
         run = next((run for run in seeds.values() if evaluation in run.evals), None)
         if run and run.evals[evaluation]["rows"]:
-            asked[name] = run.evals[evaluation]["rows"]
+            asked[name] = run
             told[name] = conditions(run, evaluation)
     if not asked:
         return None
     figure, axes = figures.new_figure(width=4.2 * len(plots), columns=len(plots), squeeze=False)
     colors = pictures.line_colors(len(asked))
-    for axis, (title, x, y, label, condition) in zip(axes[0], plots, strict=True):
-        for color, (name, rows) in zip(colors, asked.items(), strict=True):
-            points = [(float(r[x]), 100 * float(r[y])) for r in rows if condition(r)]
+    for axis, (title, x, y, xlabel, where) in zip(axes[0], plots, strict=True):
+        for color, (name, run) in zip(colors, asked.items(), strict=True):
+            points = table_points(run, evaluation, x, y, where)
             label = tell_conditions(name, told[name], told.values())
             axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=label)
         axis.set_title(title)
-        axis.set_xlabel(label)
+        axis.set_xlabel(xlabel)
         axis.set_ylabel("top-1 error (%)")
         axis.set_ylim(0, None)
         figures.plain(axis)
     axes[0][0].legend(frameon=False, fontsize=8)
     return png(figure.savefig)
+
+
+def table_points(run, evaluation, x, y, where):
+    """``[(x, y in %)]`` of those lines of an evaluation's table that have the values `where`."""
+    path = run.folder / "evals" / f"{evaluation}.csv"
+    points = []
+    for row in run.evals[evaluation]["rows"]:
+        cells = {key: table_cell(run, evaluation, row, key) for key in (x, y, *where)}
+        if where.items() <= cells.items():
+            points.append((to_number(path, x, cells[x]), 100 * to_number(path, y, cells[y])))
+    return points
 
 
 def over_parameter(methods, curve):
@@ -150,43 +166,25 @@ def layer_of(config):
     return LAYERS.index(layers[0]) if layers[0] in LAYERS else layers[0]
 
 
-def every(row):
-    """The condition that all rows meet."""
-    return bool(row)
-
-
-def form(name):
-    """The condition that a row is of this form."""
-    return lambda row: row["form"] == name
-
-
 # Figures of the paper that are curves of an evaluation: what `overlay` takes.
 CURVES = {
     "Figure 5a: occlusion": SimpleNamespace(
         name="occlusion",
         plots=[
-            ("centre hidden", "side", "center_top1_error", "side of the square (px)", every),
-            ("boundary hidden", "side", "boundary_top1_error", "side of what is left (px)", every),
+            ("centre hidden", "side", "center_top1_error", "side of the square (px)", {}),
+            ("boundary hidden", "side", "boundary_top1_error", "side of what is left (px)", {}),
         ],
     ),
     "Figure 5b: in-between images": SimpleNamespace(
         name="between",
         plots=[
-            ("Mixup", "at", "error", "lambda", form("mixup")),
-            ("CutMix", "at", "error", "side of the patch (px)", form("cutmix")),
+            ("Mixup", "at", "error", "lambda", {"form": "mixup"}),
+            ("CutMix", "at", "error", "side of the patch (px)", {"form": "cutmix"}),
         ],
     ),
     "FGSM over the size of the perturbation": SimpleNamespace(
         name="fgsm",
-        plots=[
-            (
-                "FGSM",
-                "eps_255",
-                "top1_error",
-                "eps (1/255)",
-                lambda row: row["attack"] == "fgsm",
-            )
-        ],
+        plots=[("FGSM", "eps_255", "top1_error", "eps (1/255)", {"attack": "fgsm"})],
     ),
 }
 

@@ -14,8 +14,10 @@ from cutmix_jax.report.runs import (
     method,
     mixes_alike,
     regime,
+    table_cell,
     tell_apart,
     tell_conditions,
+    to_number,
 )
 
 TITLES = {
@@ -312,8 +314,11 @@ def measured(evaluation, columns, runs, rows):
         variants.setdefault((method(run.config), describe(run)), set()).add(details(run.config))
 
     def cell(members, key):
-        values = {n: r.evals[evaluation]["values"].get(key) for n, r in enumerate(members)}
-        values = {n: value for n, value in values.items() if value is not None}
+        values = {
+            number: to_number(run.folder / "evals" / f"{evaluation}.json", key, found[key])
+            for number, run in enumerate(members)
+            if (found := run.evals[evaluation]["values"]).get(key) is not None
+        }
         return sweep.percent(sweep.moments(values)) if values else "–"
 
     head = ["ours, in %", *columns.values(), "images", "of what"]
@@ -332,7 +337,9 @@ def measured(evaluation, columns, runs, rows):
         )
     tables = [Table(head, cells)]
     if evaluation == "ood":
-        sets = dict.fromkeys(row["set"] for run in asked for row in run.evals["ood"]["rows"])
+        sets = dict.fromkeys(
+            table_cell(run, "ood", row, "set") for run in asked for row in run.evals["ood"]["rows"]
+        )
         head = ["AUROC by set, in %", *sets]
         cells = [
             [name, *(cell(members, f"{other}_auroc") for other in sets)]
