@@ -66,7 +66,7 @@ def draw_pairs(examples, count, seed=0):
     """int64 ``[count, 2]``: positions of two images each, a function of its arguments alone.
 
     Each round of `examples` pairs is a random ring, in which every image comes once as the first
-    and once as the second, and none is paired with itself.
+    and once as the second, and none is paired with itself (unless there is one image alone).
     """
     rounds = []
     for number in range(-(-count // examples)):
