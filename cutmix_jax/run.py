@@ -288,14 +288,15 @@ def initialize_from(task, state, path):
 
 
 def draw_start(task, state, arrays, folder, primary):
-    """Writes the parameter table, and a sheet of the first mixed images as the model sees them."""
+    """Writes the parameter table, and a sheet of mixed images as the model sees them.
+
+    It shows the first of the first 20 batches whose images are mixed. Where none is, where the mix
+    is at feature maps alone, and with several processes, it shows the very first.
+    """
     if primary:
         table = parameter_overview.get_parameter_overview(state.params)
         (folder / "parameters.txt").write_text(table + "\n")
-    mapped = task.mapping.map(partial(train_lib.prepare, task))
-    epoch, offset = divmod(int(state.step), task.data.steps_per_epoch)
-    xs = next(iter(task.data.train_batches(epoch, offset)))
-    batch = jax.device_get(mapped(state.step, arrays["train"], task.mapping.shard(xs)))
+    batch = jax.device_get(first_mixed(task, int(state.step), arrays["train"]))
     if primary:
         mean, std = (np.asarray(task.config.normalize[name]) for name in ("mean", "std"))
         pictures.draw_mixed(
@@ -303,6 +304,40 @@ def draw_start(task, state, arrays, folder, primary):
             task.data.class_names,
             folder / "mixed.png",
         )
+
+
+def first_mixed(task, step, arrays, tries=20):
+    """What `train_lib.prepare` makes of the batch that `draw_start` shows, from `step` on.
+
+    The plans of a step do not depend on its images: steps are searched with those of the first,
+    and only the batch that is shown is read besides. A stream would decode all between.
+    """
+    data, mapping = task.data, task.mapping
+    mapped = mapping.map(partial(train_lib.prepare, task))
+
+    def read(at):
+        return mapping.shard(next(iter(data.train_batches(*divmod(at, data.steps_per_epoch)))))
+
+    def prepare(at, xs):
+        return mapped(mapping.replicate(np.int32(at)), arrays, xs)
+
+    xs = read(step)
+    first = prepare(step, xs)
+    # Processes may see other plans, and all have to make the same calls.
+    if "image" not in task.mix.layers or jax.process_count() > 1:
+        return first
+    for at in range(step, min(step + tries, task.total_steps)):
+        batch = first if at == step else prepare(at, xs)
+        if any(map(mixes_images, jax.device_get(batch["plans"]))):
+            return batch if at == step else prepare(at, read(at))
+    return first
+
+
+def mixes_images(plan):
+    """Whether a plan, on the host, changes any image."""
+    pastes = (plan.box[:, 1] > plan.box[:, 0]).all(-1).any()
+    blends = plan.ratio is not None and (plan.ratio != 1).any()
+    return plan.layer == "image" and bool(pastes or blends)
 
 
 def describe(task, state):

@@ -10,10 +10,12 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
+from cutmix_jax import UserError
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import to_plain
+from cutmix_jax.report import drawings, sections
 from cutmix_jax.report.__main__ import main
-from cutmix_jax.report.runs import group, method, read_runs
+from cutmix_jax.report.runs import conditions, group, method, read_runs, tell_conditions
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -71,7 +73,8 @@ def page(tmp_path_factory):
     write_eval(last, "ood", {"mean_auroc": 0.654, "uniform_auroc": 0.321}, "set\nuniform\n")
     write_eval(last, "mine", {"<b>a|b": "<img src=http://localhost/x>\n\n# 2"})
     (folder / "runs/begun").mkdir()
-    (folder / "runs/begun/metrics.jsonl").write_text('{"epoch": 7}\n')
+    line = {"epoch": 7, "test_top1_error": 0.5, "train_weighted_accuracy": 0.5}
+    (folder / "runs/begun/metrics.jsonl").write_text(json.dumps(line) + "\n")
     assert main([str(folder / "runs"), "--output", str(folder / "out")]) == 0
     return folder / "out"
 
@@ -99,6 +102,86 @@ def full(tmp_path_factory):
     write_eval(of_images(run, 5_994), "localization", {"top1_loc_acc": 0.54})
     assert main([str(folder), "--output", str(folder / "out")]) == 0
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def figure_3(tmp_path_factory):
+    """The folder of runs of several alphas and layers and of a baseline, with their report."""
+    folder = tmp_path_factory.mktemp("figure3")
+    small = functools.partial(write_run, model="resnet20", epochs=2)
+    for seed in (0, 1):
+        small(folder / f"baseline{seed}", "configs/cifar.py:,baseline", 0.50 + 0.02 * seed, seed)
+        small(folder / f"one{seed}", "configs/cifar.py:,cutmix", 0.42 + 0.02 * seed, seed)
+    for alpha, error in ((4, 0.47), (0.1, 0.48), (0.5, 0.44)):
+        small(folder / f"alpha{alpha}", f"configs/cifar.py:,cutmix_alpha{alpha}", error)
+    small(folder / "often", "configs/cifar.py:,cutmix_alpha2", 0.3, **{"mix.prob": 0.9})
+    for layer, error in ((3, 0.49), (1, 0.45), (2, 0.46), (4, 0.52)):
+        small(folder / f"layer{layer}", f"configs/cifar.py:,feature_cutmix_layer{layer}", error)
+    small(folder / "random", "configs/cifar.py:,feature_cutmix", 0.2)
+    assert main([str(folder), "--output", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [
+        ("figure-3-left", {0.1: [48], 0.5: [44], 1: [42, 44], 4: [47]}),
+        # Layer 0 is the image: CutMix itself. Of layers drawn at random there is no point.
+        ("figure-3-right", {0: [42, 44], 1: [45], 2: [46], 3: [49], 4: [52]}),
+    ],
+)
+def test_figure_3_is_drawn_over_alpha_and_over_the_layer(figure_3, name, points):
+    (methods,) = group(read_runs([figure_3]))
+    curve = drawings.PARAMETERS[name]
+    (line,) = drawings.parameter_lines(methods, curve).values()
+    assert list(line) == list(points)
+    for value, errors in points.items():
+        assert sorted(line[value]) == pytest.approx(errors)
+    text = (figure_3 / "out/index.md").read_text()
+    assert f"(figures/group1_{curve.name}.png)\n{sections.TITLES[name]}\n" in text
+
+
+def test_figure_3_says_what_it_lacks(page, figure_3, tmp_path):
+    text = (page / "index.md").read_text()
+    assert "Figure 3, left: the parameter alpha: not run (CutMix of two alphas or more" in text
+    assert "Figure 3, right: the layer that is mixed: not run (Feature CutMix fixed at two" in text
+    without = [str(path) for path in figure_3.glob("[al]*[0-9]")]
+    assert main([*without, "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "index.md").read_text()
+    assert "Figure 3, right: the layer that is mixed; baseline not run\n" in text
+
+
+def test_what_was_evaluated_under_other_options_is_told_apart(tmp_path):
+    """Seeds share a row where all is equal; an older file tells no options."""
+    rows = "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n8,0.9,0.5\n"
+    asked = {
+        "cutmix0": {"options.clip": True},
+        "cutmix1": {"options.clip": True},
+        "cutmix2": {"options.clip": False},
+        "cutmix3": {},
+        "baseline0": {"options.clip": True},
+    }
+    for seed, (name, options) in enumerate(asked.items()):
+        recipe = f"configs/cifar.py:resnet20,{name[:-1]}"
+        run = write_run(tmp_path / name, recipe, 0.5, seed, epochs=2)
+        values = {"examples": 9, "split": "test", **options}
+        write_eval(run, "fgsm", {**values, "fgsm_8_top1_accuracy": 0.1 * seed})
+        fill = "mean" if name < "cutmix" else "black"
+        write_eval(run, "occlusion", {"options.fill": fill}, rows)
+        sets = str(("uniform",) + ("svhn",) * (name == "baseline0"))
+        write_eval(run, "ood", {"options.seed": 0, "sets": sets, "mean_auroc": 0.1 * seed})
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    cells = {row[0]: row[2] for row in rows_of(tmp_path / "out") if "scaled down: " in row[-1]}
+    assert cells["cutmix, evaluated with clip=True"] == "5.00 ± 7.07"
+    assert cells["cutmix, evaluated with clip=False"] == "20.00"
+    assert cells["cutmix, evaluated with options that its file does not tell"] == "30.00"
+    assert cells["baseline, evaluated with clip=True"] == "40.00"
+    assert cells["cutmix, evaluated with sets=('uniform',)"] == "15.00 ± 12.91"
+    assert cells["baseline, evaluated with sets=('uniform', 'svhn')"] == "40.00"
+    (methods,) = group(read_runs([tmp_path]))
+    told = {name: conditions(next(iter(r.values())), "occlusion") for name, r in methods.items()}
+    labels = [tell_conditions(name, words, told.values()) for name, words in told.items()]
+    assert labels == ["baseline, evaluated with fill=mean", "cutmix, evaluated with fill=black"]
 
 
 def rows_of(page):
@@ -238,6 +321,47 @@ def test_what_cannot_be_read_is_named(broken, told, tmp_path):
     assert done.stderr.startswith("error: ")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("evals/occlusion.csv", "\0\udcff", "occlusion.csv' is no table"),
+        ("evals/occlusion.csv", "side\n0\n", "occlusion.csv' has a line without 'center_top1"),
+        (
+            "evals/occlusion.csv",
+            "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n8,none,0.5\n",
+            "occlusion.csv' has 'none' for 'center_top1_error', which is no number",
+        ),
+        ("evals/occlusion.csv", "side,center_top1_error,boundary_top1_error\n0,0.5\n",
+         "occlusion.csv' has a line without 'boundary_top1_error'"),
+        ("evals/between.csv", "at,error\n0,0.5\n", "between.csv' has a line without 'form'"),
+        ("evals/ood.csv", "name\nuniform\n", "ood.csv' has a line without 'set'"),
+        ("evals/ood.json", {"mean_auroc": "high"}, "ood.json' has 'high' for 'mean_auroc'"),
+        ("evals/ood.json", {"uniform_auroc": [1]}, "ood.json' has [1] for 'uniform_auroc'"),
+        ("results.json", {"top1_error_last": "low"}, "has 'low' for 'top1_error_last'"),
+        ("results.json", {"epochs": None}, "results.json' has None for 'epochs'"),
+        ("metrics.jsonl", {"epoch": 3}, "metrics.jsonl' says nothing of 'test_top1_error'"),
+        ("metrics.jsonl", {"epoch": "x"}, "metrics.jsonl' has 'x' for 'epoch'"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_a_finished_run_is_named(name, damage, told, tmp_path):
+    run = write_run(tmp_path / "run", "configs/cifar.py:resnet20,cutmix", 0.5, epochs=2)
+    rows = "form,at,error\nmixup,0,0.5\n"
+    write_eval(run, "between", {}, rows)
+    write_eval(run, "occlusion", {}, "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n")
+    write_eval(run, "ood", {"uniform_auroc": 0.5}, "set\nuniform\n")
+    assert main([str(run), "--output", str(tmp_path / "out")]) == 0
+    text = damage
+    if isinstance(damage, dict):
+        text = json.dumps(damage)
+        if name == "metrics.jsonl":  # a further line
+            text = (run / name).read_text() + text
+        else:
+            text = json.dumps(json.loads((run / name).read_text()) | damage)
+    (run / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=re.escape(told)):
+        main([str(run), "--output", str(tmp_path / "out")])
 
 
 def test_methods_of_the_same_words_are_told_apart(tmp_path):

@@ -1,6 +1,7 @@
 """A run as its user sees it: outputs, resume, what stops it, and what it says then."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -54,6 +55,35 @@ def test_a_run_leaves_all_its_outputs(finished):
         assert words in printed
     assert printed.index("last epoch") < printed.index("held-out choice")
     assert printed.index("held-out choice") < printed.index("best on test")
+
+
+@pytest.mark.parametrize(
+    ("mix", "mixed"),
+    [
+        # The probability rises from 0: the first batch is never mixed, a later one is.
+        ({"mix.schedule": "linear"}, True),
+        ({"mix.prob": 0.0}, False),
+        ({"mix.name": "feature_cutmix", "mix.layers": (2,)}, False),
+    ],
+)
+def test_the_sheet_shows_a_batch_that_is_mixed(monkeypatch, mix, mixed):
+    task = train.create_task(small_config(epochs=2, **mix), create_mapping("pmap", 1))
+    arrays = task.mapping.replicate(task.data.arrays["train"])
+    traced, prepare = [], train.prepare
+    mapped = task.mapping.map(functools.partial(prepare, task))
+    monkeypatch.setattr(train, "prepare", lambda *a: (traced.append(1), prepare(*a))[1])
+    shown = run.first_mixed(task, 0, arrays)
+    assert len(traced) == 1
+    read = [xs for epoch in (0, 1) for xs in task.data.train_batches(epoch)]
+    batches = [
+        mapped(task.mapping.replicate(np.int32(at)), arrays, task.mapping.shard(xs))
+        for at, xs in enumerate(read)
+    ]
+    pasted = [bool((batch["plans"][0].box[:, 1] > 0).any()) for batch in batches]
+    at = pasted.index(True) if mixed else 0
+    assert (at > 0) == mixed
+    np.testing.assert_array_equal(shown["image"], batches[at]["image"])
+    np.testing.assert_array_equal(shown["target"], batches[at]["target"])
 
 
 def test_tensorboard_can_read_the_events(finished):

@@ -75,7 +75,8 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
       stream: where it is told how it goes; standard error by default.
 
     Returns:
-      ``{name: values}``, with 'checkpoint', 'examples' and 'seconds' among the values.
+      ``{name: values}``, with 'checkpoint', 'examples', 'seconds' and each 'options.KEY' among the
+      values.
 
     Raises:
       UserError: an evaluation that was named does not apply.
@@ -116,6 +117,7 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
             "seconds": round(time.monotonic() - began, 1),
             **report.values,
             "split": subject.split,
+            **told_options(subject, name),
             "digest": None if report.again else key,
         }
         if report.left_out:
@@ -137,10 +139,18 @@ def fingerprint(subject, name, weights):
         "version": EVALS[name].version,
         "split": subject.split,
         "examples": subject.examples,
-        "options": config["evals"][name],
+        "options": told_options(subject, name),
         "config": {key: value for key, value in config.items() if key not in config_lib.FREE_KEYS},
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def told_options(subject, name):
+    """The options of an evaluation as ``{'options.KEY': value}``, tuples as they are overridden."""
+    return {
+        f"options.{key}": str(value) if isinstance(value, tuple) else value
+        for key, value in subject.task.config.evals[name].to_dict().items()
+    }
 
 
 def read_values(folder, name, key):

@@ -8,6 +8,7 @@ from cutmix_jax.data.batches import permutation
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
 from cutmix_jax.evals.occlusion import center_box, hole_sides, inside_box
+from cutmix_jax.evals.subject import predictions
 
 
 def run(subject, options):
@@ -32,7 +33,7 @@ def run(subject, options):
         # Of a pair of one class the probability is counted once.
         both = probs.at[jnp.arange(len(labels))[:, None], labels].set(0)
         return {
-            "error": (logits.argmax(-1)[:, None] != labels).all(1),
+            "error": (predictions(logits)[:, None] != labels).all(1),
             "prob": both.sum(-1),
         }
 
@@ -66,7 +67,7 @@ def draw_pairs(examples, count, seed=0):
     """int64 ``[count, 2]``: positions of two images each, a function of its arguments alone.
 
     Each round of `examples` pairs is a random ring, in which every image comes once as the first
-    and once as the second, and none is paired with itself.
+    and once as the second, and none is paired with itself (unless there is one image alone).
     """
     rounds = []
     for number in range(-(-count // examples)):

@@ -5,26 +5,26 @@ import numpy as np
 from cutmix_jax import pictures
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.evals.subject import predictions
 
 
 def run(subject, options):
     """Top-1 and top-5 error, loss, expected calibration error; per class, and which for which."""
-    found = subject.map_examples(
-        lambda weights, batch: {
-            "logits": subject.logits(weights, batch["image"]),
-            "label": batch["label"],
-        },
-        words="classification",
-    )
+
+    def look(weights, batch):
+        logits = subject.logits(weights, batch["image"])
+        return {"logits": logits, "predicted": predictions(logits), "label": batch["label"]}
+
+    found = subject.map_examples(look, words="classification")
     logits, labels = found["logits"].astype(np.float64), found["label"]
+    predicted = found["predicted"]
     names = subject.task.data.class_names
     values = errors(logits, labels)
     probs = softmax(logits)
-    confidence, right = probs.max(1), probs.argmax(1) == labels
-    bins = calibration(confidence, right, options.bins)
+    bins = calibration(probs.max(1), predicted == labels, options.bins)
     values["ece"] = bins.pop("ece")
-    confusion = confusion_matrix(labels, probs.argmax(1), len(names))
-    count = confusion.sum(1)
+    confusion = confusion_matrix(labels, predicted, len(names))
+    count = np.bincount(labels, minlength=len(names))
     rows = [
         {
             "class": k,
@@ -142,9 +142,13 @@ def calibration(confidence, right, bins=15):
     }
 
 
-def confusion_matrix(labels, predictions, num_classes):
-    """int ``[K, K]``: of the examples of class i (row), how many were taken for class j."""
-    places = labels * num_classes + predictions
+def confusion_matrix(labels, predicted, num_classes):
+    """int ``[K, K]``: of the examples of class i (row), how many were taken for class j.
+
+    An example whose prediction is -1 was taken for none.
+    """
+    taken = predicted >= 0
+    places = labels[taken] * num_classes + predicted[taken]
     return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

@@ -7,7 +7,7 @@ from jax import numpy as jnp
 
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
-from cutmix_jax.evals.subject import own
+from cutmix_jax.evals.subject import own, predictions
 
 
 def run(subject, options):
@@ -29,7 +29,6 @@ def run(subject, options):
             else:
                 values[f"{attack}_{eps:g}_top1_error"] = error
                 values[f"{attack}_{eps:g}_top1_accuracy"] = 1 - error
-    values["clip"] = bool(options.clip)
     return Report(values, rows, {"fgsm.png": draw(errors, options)})
 
 
@@ -91,7 +90,7 @@ def fgsm_errors(subject, options):
 
     def wrong(weights, batch, signs, eps):
         images = perturb(batch["image"], own(signs, batch["label"]), eps, options.clip)
-        return subject.logits(weights, images).argmax(-1) != batch["label"]
+        return predictions(subject.logits(weights, images)) != batch["label"]
 
     signs, measure = subject.compile(sign), subject.compile(wrong)
     sizes = sorted({0.0, *map(float, options.eps)})
@@ -129,7 +128,7 @@ def pgd_errors(subject, options):
 
     def wrong(weights, batch, adversarial):
         logits = subject.logits(weights, own(adversarial, batch["label"]))
-        return logits.argmax(-1) != batch["label"]
+        return predictions(logits) != batch["label"]
 
     start, step, wrong = map(subject.compile, (start, step, wrong))
     sizes = sorted(set(map(float, options.pgd_eps)))

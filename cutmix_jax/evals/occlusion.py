@@ -6,6 +6,7 @@ from jax import numpy as jnp
 from cutmix_jax import UserError
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.evals.subject import predictions
 
 FILLS = ("mean", "black")
 
@@ -20,7 +21,7 @@ def run(subject, options):
 
     def wrong(weights, batch, setting):
         images = occlude(batch["image"], *setting, fill)
-        return subject.logits(weights, images).argmax(-1) != batch["label"]
+        return predictions(subject.logits(weights, images)) != batch["label"]
 
     found = subject.map_examples(wrong, settings, words="occlusion")
     errors = [float(part.mean()) for part in found]

@@ -75,7 +75,7 @@ def run(subject, options):
     mean = {key: float(np.mean([row[key] for row in rows])) for key in MEASURES}
     rows.append({"set": "mean", "examples": sum(row["examples"] for row in rows), **mean})
     values = {f"{row['set']}_{key}": row[key] for row in rows for key in MEASURES}
-    values["sets"] = len(sets)
+    values["sets"] = str(tuple(scores))
     return Report(values, rows, {"ood.png": draw(inside, scores)}, {}, tuple(left_out), again)
 
 

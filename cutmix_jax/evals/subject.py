@@ -211,6 +211,16 @@ def create_subject(task, weights, split="test", quiet=False):
     return Subject(task, weights, arrays, split, quiet)
 
 
+def predictions(logits):
+    """int32 ``[b]``: the class of the highest logit, or -1, no class, where none is a number.
+
+    Example:
+      >>> predictions(jnp.array([[0.1, 0.7, jnp.nan], [jnp.nan, jnp.nan, jnp.nan]])).tolist()
+      [1, -1]
+    """
+    return jnp.nanargmax(logits, -1)
+
+
 def scale(x):
     """Images in [0, 1] from uint8; anything else as it is."""
     if x is None or x.dtype != jnp.uint8:

@@ -6,6 +6,17 @@ from types import SimpleNamespace
 
 from cutmix_jax import pictures
 from cutmix_jax.evals import figures
+from cutmix_jax.mix.recipe import LAYERS, parameters_of
+from cutmix_jax.report.runs import (
+    EPOCH_KEYS,
+    conditions,
+    details,
+    method,
+    own_words,
+    table_cell,
+    tell_conditions,
+    to_number,
+)
 
 
 def png(draw):
@@ -21,43 +32,40 @@ def errors(methods):
     for name, seeds in methods.items():
         epochs = zip(*(run.history for run in seeds.values()), strict=False)
         histories[name] = [
-            {
-                key: statistics.fmean(record[key] for record in records)
-                for key in ("epoch", "test_top1_error", "train_weighted_accuracy")
-                if key in records[0]
-            }
+            {key: statistics.fmean(record[key] for record in records) for key in EPOCH_KEYS}
             for records in epochs
         ]
     histories = {name: records for name, records in histories.items() if records}
     return png(lambda file: pictures.draw_errors(histories, file)) if histories else None
 
 
-def overlay(methods, evaluation, plots, where=lambda row: True):
+def overlay(methods, evaluation, plots):
     """Curves of one evaluation, a line for each method (its first seed that was evaluated).
+
+    Those that were made under different options say so.
 
     Args:
       methods: ``{name: {seed: run}}``.
       evaluation: its name.
-      plots: a list of ``(title, x column, y column, label of x, condition on a row)``.
-      where: further condition on a row.
+      plots: a list of ``(title, x column, y column, label of x, {column: value} of its rows)``.
     """
-    asked = {}
+    asked, told = {}, {}
     for name, seeds in methods.items():
-        rows = next(
-            (run.evals[evaluation]["rows"] for run in seeds.values() if evaluation in run.evals), ()
-        )
-        if rows:
-            asked[name] = [row for row in rows if where(row)]
+        run = next((run for run in seeds.values() if evaluation in run.evals), None)
+        if run and run.evals[evaluation]["rows"]:
+            asked[name] = run
+            told[name] = conditions(run, evaluation)
     if not asked:
         return None
     figure, axes = figures.new_figure(width=4.2 * len(plots), columns=len(plots), squeeze=False)
     colors = pictures.line_colors(len(asked))
-    for axis, (title, x, y, label, condition) in zip(axes[0], plots, strict=True):
-        for color, (name, rows) in zip(colors, asked.items(), strict=True):
-            points = [(float(r[x]), 100 * float(r[y])) for r in rows if condition(r)]
-            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=name)
+    for axis, (title, x, y, xlabel, where) in zip(axes[0], plots, strict=True):
+        for color, (name, run) in zip(colors, asked.items(), strict=True):
+            points = table_points(run, evaluation, x, y, where)
+            label = tell_conditions(name, told[name], told.values())
+            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=label)
         axis.set_title(title)
-        axis.set_xlabel(label)
+        axis.set_xlabel(xlabel)
         axis.set_ylabel("top-1 error (%)")
         axis.set_ylim(0, None)
         figures.plain(axis)
@@ -65,14 +73,97 @@ def overlay(methods, evaluation, plots, where=lambda row: True):
     return png(figure.savefig)
 
 
-def every(row):
-    """The condition that all rows meet."""
-    return bool(row)
+def table_points(run, evaluation, x, y, where):
+    """``[(x, y in %)]`` of those lines of an evaluation's table that have the values `where`."""
+    path = run.folder / "evals" / f"{evaluation}.csv"
+    points = []
+    for row in run.evals[evaluation]["rows"]:
+        cells = {key: table_cell(run, evaluation, row, key) for key in (x, y, *where)}
+        if where.items() <= cells.items():
+            points.append((to_number(path, x, cells[x]), 100 * to_number(path, y, cells[y])))
+    return points
 
 
-def form(name):
-    """The condition that a row is of this form."""
-    return lambda row: row["form"] == name
+def over_parameter(methods, curve):
+    """Figure 3: the last epoch's error over one parameter of CutMix, and the baseline's.
+
+    Means over the seeds, with the sample deviation.
+
+    Args:
+      methods: ``{name: {seed: run}}``.
+      curve: one of `PARAMETERS`.
+    """
+    lines = parameter_lines(methods, curve)
+    if not lines:
+        return None
+    figure, axis = figures.new_figure(width=4.8, height=3.6)
+    for color, (rest, points) in zip(pictures.line_colors(len(lines)), lines.items(), strict=True):
+        means = [statistics.fmean(errors) for errors in points.values()]
+        spread = [statistics.stdev(e) if len(e) > 1 else 0 for e in points.values()]
+        own = own_words(rest, lines)
+        label = f"CutMix ({own})" if own else "CutMix"
+        axis.errorbar(
+            list(points), means, spread, marker="o", ms=4, capsize=2, color=color, label=label
+        )
+    if "baseline" in methods:
+        level = statistics.fmean(last_errors(methods["baseline"]))
+        axis.axhline(level, color="0.35", linestyle="--", label="baseline")
+    ticks = sorted(set().union(*lines.values()))
+    axis.set_xscale(curve.scale)
+    axis.set_xticks(ticks, [curve.tick(value) for value in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel(curve.label)
+    axis.set_ylabel("top-1 error, last epoch (%)")
+    axis.legend(frameon=False, fontsize=8)
+    figures.plain(axis)
+    return png(figure.savefig)
+
+
+def parameter_lines(methods, curve):
+    """The points of `over_parameter`: a line for all runs that share the rest of their mix.
+
+    Returns:
+      ``{the rest in words: {value: [error of each seed in %]}}``, by rising value; what has one
+      value alone is left out.
+    """
+    lines = {}
+    for seeds in methods.values():
+        config = next(iter(seeds.values())).config
+        value = curve.read(config)
+        if value is not None:
+            rest = tuple(word for word in details(config) if not word.startswith(curve.key))
+            lines.setdefault(rest, {}).setdefault(value, []).extend(last_errors(seeds))
+    return {rest: dict(sorted(line.items())) for rest, line in lines.items() if len(line) > 1}
+
+
+def last_errors(seeds):
+    """Top-1 errors in %, one for each seed."""
+    return [100 * run.results["top1_error_last"] for run in seeds.values()]
+
+
+def alpha_of(config):
+    """The alpha of CutMix alone, of a flat config; None of any other method."""
+    if method(config) == "cutmix":
+        return float(config.get("mix.alpha", parameters_of("cutmix")["alpha"]))
+    return None
+
+
+def layer_of(config):
+    """The index of the one layer at which CutMix alone is fixed, or None.
+
+    Example:
+      >>> layer_of({'mix.name': 'feature_cutmix', 'mix.layers': [2]})
+      2
+      >>> layer_of({'mix.name': 'cutmix'})
+      0
+    """
+    name = method(config)
+    if name not in ("cutmix", "feature_cutmix"):
+        return None
+    layers = config.get("mix.layers", parameters_of(name)["layers"])
+    if len(layers) != 1:
+        return None
+    return LAYERS.index(layers[0]) if layers[0] in LAYERS else layers[0]
 
 
 # Figures of the paper that are curves of an evaluation: what `overlay` takes.
@@ -80,27 +171,43 @@ CURVES = {
     "Figure 5a: occlusion": SimpleNamespace(
         name="occlusion",
         plots=[
-            ("centre hidden", "side", "center_top1_error", "side of the square (px)", every),
-            ("boundary hidden", "side", "boundary_top1_error", "side of what is left (px)", every),
+            ("centre hidden", "side", "center_top1_error", "side of the square (px)", {}),
+            ("boundary hidden", "side", "boundary_top1_error", "side of what is left (px)", {}),
         ],
     ),
     "Figure 5b: in-between images": SimpleNamespace(
         name="between",
         plots=[
-            ("Mixup", "at", "error", "lambda", form("mixup")),
-            ("CutMix", "at", "error", "side of the patch (px)", form("cutmix")),
+            ("Mixup", "at", "error", "lambda", {"form": "mixup"}),
+            ("CutMix", "at", "error", "side of the patch (px)", {"form": "cutmix"}),
         ],
     ),
     "FGSM over the size of the perturbation": SimpleNamespace(
         name="fgsm",
-        plots=[
-            (
-                "FGSM",
-                "eps_255",
-                "top1_error",
-                "eps (1/255)",
-                lambda row: row["attack"] == "fgsm",
-            )
-        ],
+        plots=[("FGSM", "eps_255", "top1_error", "eps (1/255)", {"attack": "fgsm"})],
+    ),
+}
+
+# Those that are curves over a parameter of CutMix, by the name of the paper's rows: what
+# `over_parameter` takes, and what it needs.
+PARAMETERS = {
+    "figure-3-left": SimpleNamespace(
+        name="alpha",
+        key="alpha=",
+        read=alpha_of,
+        scale="log",
+        tick="{:g}".format,
+        label="alpha",
+        needs="CutMix of two alphas or more, as of the recipes cutmix_alpha0.5 and cutmix_alpha2",
+    ),
+    "figure-3-right": SimpleNamespace(
+        name="layer",
+        key="layers=",
+        read=layer_of,
+        scale="linear",
+        tick=lambda layer: f"{layer}\n{LAYERS[layer]}",
+        label="layer at which Feature CutMix is fixed",
+        needs="Feature CutMix fixed at two layers or more, as of the recipes "
+        "feature_cutmix_layer0 to feature_cutmix_layer4",
     ),
 }

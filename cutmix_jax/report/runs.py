@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from numbers import Real
 
 from cutmix_jax import UserError
 from cutmix_jax.config import FREE_KEYS, flatten
@@ -17,17 +18,24 @@ REGULARIZERS = {
     "label_smoothing": "label_smoothing",
 }
 # What is read of every run that has ended, and of every epoch.
-RESULT_KEYS = (
-    "config.seed",
-    "config.model",
-    "config.dataset",
-    "config.batch_size",
-    "epochs",
-    "train_examples",
-    "top1_error_last",
-    "top1_error_best",
-)
-EPOCH_KEYS = ("epoch",)
+RESULT_KEYS = {
+    "config.seed": Real,
+    "config.model": str,
+    "config.dataset": str,
+    "config.batch_size": Real,
+    "config.mix.name": str,
+    "config.mix.alpha": Real,
+    "config.mix.layers": list,
+    "params": Real,
+    "epochs": Real,
+    "train_examples": Real,
+    "top1_error_last": Real,
+    "top1_error_best": Real,
+    "top1_error_held_out": Real,
+}
+MAY_LACK = ("config.mix.alpha", "config.mix.layers", "top1_error_held_out")
+EPOCH_KEYS = dict.fromkeys(("epoch", "test_top1_error", "train_weighted_accuracy"), Real)
+WORDS = {Real: "number", str: "text", list: "list"}
 METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
 
 
@@ -93,9 +101,7 @@ def read_run(folder):
     evals = {}
     for path in sorted(folder.glob("evals/*.json")):
         values = parse(path, path.read_bytes())
-        table = path.with_suffix(".csv")
-        rows = list(csv.DictReader(table.open(newline=""))) if table.is_file() else []
-        evals[path.stem] = {"values": values, "rows": rows}
+        evals[path.stem] = {"values": values, "rows": read_rows(path.with_suffix(".csv"))}
     return Run(
         folder=folder,
         results=parse(results, results.read_bytes(), RESULT_KEYS) if results.is_file() else None,
@@ -106,22 +112,59 @@ def read_run(folder):
     )
 
 
-def parse(path, text, keys=()):
-    """A JSON object with these dotted keys, or the name of the file that holds none."""
+def read_rows(path):
+    """The lines of an evaluation's table; none where it is not there."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise damaged(path, f"is no table ({error})") from error
+
+
+def parse(path, text, keys=None):
+    """A JSON object with these dotted keys, or the name of the file that holds none.
+
+    Args:
+      path: of the file.
+      text: of it.
+      keys: ``{key: kind of its value}``; those of `MAY_LACK` are checked where they are there.
+    """
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(
-            f"{str(path)!r} is no JSON ({error}): remove it, or leave its run out."
-        ) from error
+        raise damaged(path, f"is no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{str(path)!r} holds no JSON object: remove it, or leave its run out.")
-    if missing := [key for key in keys if key not in flatten(value)]:
-        raise UserError(
-            f"{str(path)!r} says nothing of {missing[0]!r}, as main.py does: remove it, or leave "
-            "its run out."
-        )
+        raise damaged(path, "holds no JSON object")
+    flat = flatten(value)
+    for key, kind in (keys or {}).items():
+        if key in flat and not isinstance(flat[key], kind):
+            raise damaged(path, f"has {flat[key]!r} for {key!r}, which is no {WORDS[kind]}")
+        if key not in flat and key not in MAY_LACK:
+            raise damaged(path, f"says nothing of {key!r}, as main.py does")
     return value
+
+
+def table_cell(run, evaluation, row, column):
+    """What a line of an evaluation's table has in a column, or the name of the damaged file."""
+    if row.get(column) is None:
+        path = run.folder / "evals" / f"{evaluation}.csv"
+        raise damaged(path, f"has a line without {column!r}, as no evaluation writes it")
+    return row[column]
+
+
+def to_number(path, name, value):
+    """A float, or the name of the file that has something else for `name`."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise damaged(path, f"has {value!r} for {name!r}, which is no number") from error
+
+
+def damaged(path, what):
+    """What is told of a file that the report cannot use."""
+    return UserError(f"{str(path)!r} {what}: remove it, or leave its run out.")
 
 
 def method(config):
@@ -178,9 +221,47 @@ def tell_apart(config, variants):
       config: one of them.
       variants: the details of all of this method, by which they are told apart.
     """
-    shared = set.intersection(*map(set, variants))
-    own = ", ".join(words for words in details(config) if words not in shared)
+    own = own_words(details(config), variants)
     return f"{method(config)} ({own})" if own else method(config)
+
+
+def own_words(words, variants):
+    """Those of the words that not all variants share, joined.
+
+    Example:
+      >>> own_words(('clip=True', 'seed=1'), [('clip=True', 'seed=1'), ('clip=True', 'seed=2')])
+      'seed=1'
+    """
+    shared = set.intersection(*map(set, variants))
+    return ", ".join(word for word in words if word not in shared)
+
+
+def conditions(run, evaluation):
+    """What an evaluation of a run was made under, in words: its options and its split.
+
+    Sets of images are those that were measured, of all that were asked for. Older files do not tell
+    the options.
+    """
+    values = run.evals[evaluation]["values"]
+    told = {
+        key.removeprefix("options."): value
+        for key, value in values.items()
+        if key.startswith("options.")
+    }
+    words = () if told else ("options that its file does not tell",)
+    told |= {key: values[key] for key in ("split", "sets") if key in values}
+    return words + tuple(f"{key}={value}" for key, value in sorted(told.items()))
+
+
+def tell_conditions(name, words, variants):
+    """A name, with what `conditions` says of it and not of all variants.
+
+    Example:
+      >>> tell_conditions('cutmix', ('clip=True',), [('clip=True',), ('clip=False',)])
+      'cutmix, evaluated with clip=True'
+    """
+    own = own_words(words, variants)
+    return f"{name}, evaluated with {own}" if own else name
 
 
 def group(runs):

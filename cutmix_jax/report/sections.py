@@ -7,13 +7,17 @@ from cutmix_jax.command_line import read_config
 from cutmix_jax.config import differences, flatten, to_plain
 from cutmix_jax.report import drawings
 from cutmix_jax.report.runs import (
+    conditions,
     describe,
     details,
     group,
     method,
     mixes_alike,
     regime,
+    table_cell,
     tell_apart,
+    tell_conditions,
+    to_number,
 )
 
 TITLES = {
@@ -166,6 +170,13 @@ def compare(methods, rows, number):
             ", mean over seeds" if max(map(len, methods.values())) > 1 else ""
         )
         section.figures.append(Figure(f"group{number}_errors.png", caption, curve))
+    for name, curve in drawings.PARAMETERS.items():
+        drawn = drawings.over_parameter(methods, curve)
+        if drawn:
+            caption = TITLES[name] + ("" if plain else f"; baseline {NOT_RUN}")
+            section.figures.append(Figure(f"group{number}_{curve.name}.png", caption, drawn))
+        else:
+            section.texts.append(f"{TITLES[name]}: {NOT_RUN} ({curve.needs}).")
     for caption, curve in drawings.CURVES.items():
         drawn = drawings.overlay(methods, curve.name, curve.plots)
         if drawn:
@@ -282,6 +293,9 @@ def errors(runs):
 def measured(evaluation, columns, runs, rows):
     """What an evaluation found on each run, in percent; and on each set of others.
 
+    Seeds share a row where they were asked the same, under the same options; rows say in what these
+    differ.
+
     Args:
       evaluation: its name.
       columns: ``{name of a value: head of its column}``.
@@ -294,30 +308,38 @@ def measured(evaluation, columns, runs, rows):
     configs = [c for row in rows for c in row.get("configs", {"": row.get("config")}).values() if c]
     grouped, variants = {}, {}
     for run in asked:
-        grouped.setdefault(kind(run), []).append(run)
+        images = text(run.evals[evaluation]["values"].get("examples"))
+        key = (*kind(run), images, conditions(run, evaluation))
+        grouped.setdefault(key, []).append(run)
         variants.setdefault((method(run.config), describe(run)), set()).add(details(run.config))
 
     def cell(members, key):
-        values = {n: r.evals[evaluation]["values"].get(key) for n, r in enumerate(members)}
-        values = {n: value for n, value in values.items() if value is not None}
+        values = {
+            number: to_number(run.folder / "evals" / f"{evaluation}.json", key, found[key])
+            for number, run in enumerate(members)
+            if (found := run.evals[evaluation]["values"]).get(key) is not None
+        }
         return sweep.percent(sweep.moments(values)) if values else "–"
 
     head = ["ours, in %", *columns.values(), "images", "of what"]
     cells, names = [], []
-    for (name, _, words, _), members in grouped.items():
-        names.append(tell_apart(members[0].config, variants[name, words]))
+    for (name, _, words, _, images, told), members in grouped.items():
+        apart = tell_apart(members[0].config, variants[name, words])
+        names.append(tell_conditions(apart, told, [key[-1] for key in grouped]))
         full = any(is_full(members[0], config) for config in configs)
         cells.append(
             [
                 names[-1],
                 *(cell(members, key) for key in columns),
-                text(members[0].evals[evaluation]["values"].get("examples")),
+                images,
                 words if full else f"{SMALL}: {words}",
             ]
         )
     tables = [Table(head, cells)]
     if evaluation == "ood":
-        sets = dict.fromkeys(row["set"] for run in asked for row in run.evals["ood"]["rows"])
+        sets = dict.fromkeys(
+            table_cell(run, "ood", row, "set") for run in asked for row in run.evals["ood"]["rows"]
+        )
         head = ["AUROC by set, in %", *sets]
         cells = [
             [name, *(cell(members, f"{other}_auroc") for other in sets)]

@@ -36,6 +36,8 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
         assert values["checkpoint"] == 10
         assert values["examples"] == 297
         assert values["seconds"] > 0
+        options = {key for key in values if key.startswith("options.")}
+        assert options == {f"options.{key}" for key in small_config().evals[name]}
         assert not any(isinstance(value, dict | list) for value in values.values())
         with (place / f"{name}.csv").open() as file:
             assert list(csv.DictReader(file))
@@ -44,6 +46,11 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
         for picture in pictures:
             with Image.open(picture) as image:
                 assert min(image.size) > 200
+
+    assert (told["fgsm"]["options.eps"], told["fgsm"]["options.pgd_steps"]) == ("(8.0,)", 2)
+    # The network was made for the digits.
+    assert told["ood"]["options.sets"] == "('uniform', 'gaussian', 'digits')"
+    assert told["ood"]["sets"] == "('uniform', 'gaussian')"
 
     again = evaluate(workdir, "--evals=all", *quick)
     assert json.loads(again.stdout) == told

@@ -59,6 +59,7 @@ def test_pairs_are_rings():
     assert (pairs[:, 0] != pairs[:, 1]).all()
     np.testing.assert_array_equal(pairs, between.draw_pairs(50, 120, seed=3))
     assert (pairs != between.draw_pairs(50, 120, seed=4)).any()
+    assert between.draw_pairs(1, 2).tolist() == [[0, 0], [0, 0]]  # there is no other
 
 
 def test_blend_against_slices():

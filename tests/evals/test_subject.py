@@ -1,5 +1,8 @@
 """Every example counts once, in its order, on any number of devices."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,6 +59,23 @@ def test_the_network_sees_normalised_images(subject, pixels, predict):
     found = subject.map_examples(lambda weights, batch: subject.logits(weights, batch["image"]))
     np.testing.assert_allclose(found, predict(pixels[0]), rtol=1e-4, atol=1e-4)
     assert len(set(found.argmax(1))) > 5  # the other tests compare predictions
+
+
+def test_a_network_without_numbers_is_never_right(subject):
+    """Nor does it take an image for the first class, whose logit is the first that is none."""
+    weights = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), subject.weights)
+    broken = dataclasses.replace(subject, weights=weights)
+    options = subject.task.config.evals.copy_and_resolve_references()
+    options.fgsm.update({"eps": (8.0,), "pgd_steps": 1})
+    options.occlusion.steps = options.between.steps = options.between.lam_steps = 1
+    for name in ("fgsm", "occlusion", "between", "classification"):
+        report = evals.EVALS[name].run(broken, options[name])
+        keys = [key for key in report.rows[0] if key.endswith("error")]
+        assert keys
+        assert {row[key] for row in report.rows for key in keys} == {1.0}, name
+    taken = report.tables["classification_confusion.csv"]
+    assert not any(row[str(k)] for row in taken for k in range(10))
+    assert sum(row["examples"] for row in report.rows) == 297
 
 
 def test_a_split_that_is_not_there_is_refused(subject):
