@@ -46,7 +46,7 @@ PROGRAMS = {
     "mix": Program(90, ("--rounds=7",)),
     "input": Program(120, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
     "scale": Program(180, ("--devices=1,4,16,64",)),
-    "convergence": Program(5, ("{runs}", "--plot={output}/convergence.png"), "runs"),
+    "convergence": Program(10, ("{runs}", "--plot={output}/convergence.png"), "runs"),
     "accelerator": Program(600, (), "accelerator"),
 }
 # Why a program is not run without it.

@@ -75,7 +75,7 @@ def draw(outcomes, path):
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     panels = [(outcome.benchmark, [r for r in outcome.rows if r.ratios]) for outcome in outcomes]
     panels = [(name, rows) for name, rows in panels if rows]
@@ -83,7 +83,7 @@ def draw(outcomes, path):
         return False
     heights = [len(rows) + 1.5 for _, rows in panels]
     figure = Figure(figsize=(10, 0.21 * sum(heights) + 1), dpi=100, layout="constrained")
-    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     for axis, (name, rows) in zip(axes, panels, strict=True):
         for at, row in enumerate(rows):
             middle, goal = statistics.median(row.ratios), goal_of(row)
@@ -99,9 +99,11 @@ def draw(outcomes, path):
         axis.set_title(name, fontsize=9, loc="left", fontweight="bold")
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(axis="x", labelsize=7, labelbottom=True)
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_xlim()
+        wide, narrow = LogLocator(subs=(1, 2, 5)), MaxNLocator(8, steps=(1, 2, 5, 10))
+        axis.xaxis.set_major_locator(wide if high > 4 * low else narrow)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes[-1].set_xlabel("ratio to the peer, above 1 where ours is the better", fontsize=8)
