@@ -20,7 +20,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,6 +58,7 @@ CASES = (
 # a chip has no TF32), as the makers give them; a TPU takes several passes for float32.
 PEAKS = {
     "H200": (989, 495),
+    "H100 PCIe": (756, 378),
     "H100": (989, 495),
     "A100": (312, 156),
     "L4": (121, 60),
@@ -258,10 +261,16 @@ def describe_speed(flops, dtype, size, seconds):
     if flops:
         told += f", {flops / seconds / 1e12:.3g} TFLOP/s"
         kind = jax.devices()[0].device_kind
-        peak = next((PEAKS[chip] for chip in PEAKS if chip in kind), (None, None))
+        found = (PEAKS[chip] for chip in PEAKS if re.search(rf"{chip}\b", kind))
+        peak = next(found, (None, None))
         if peak := peak[dtype == "float32"]:
             told += f", {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s"
     return told
+
+
+def describe_error(error):
+    """Its type and the first line of what it says, if it says anything."""
+    return f"{type(error).__name__}: {str(error)[:150]}".splitlines()[0].removesuffix(": ")
 
 
 def measure_case(options):
@@ -280,7 +289,7 @@ def measure_case(options):
         try:
             theirs[peer] = torch_training(name, dtype, size, side, PEERS[peer])
         except Exception as error:  # whatever it is, it is said in the table
-            missing[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+            missing[peer] = describe_error(error)
         else:
             compiling[peer] = f"first steps in {time.perf_counter() - since:.0f} s"
     compiled = {key: done.result() for key, done in compiled.items()}
@@ -303,7 +312,8 @@ def measure_case(options):
     steps = many * max(1, math.ceil(options.seconds / each / many))
     turns = {key: functools.partial(call, steps) for key, call in calls.items()}
     seconds = timing.take_turns(turns, options.repeats, options.turns)
-    fastest = min(map(min, seconds["many"])) / steps
+    typical = statistics.median(map(statistics.median, seconds["many"])) / steps
+    speed = describe_speed(flops, dtype, size, typical)
     found = tracing.busy(functools.partial(ours["many"].loop, steps))
     busy = f"traced: device busy {found.share:.1%}, longest gap {found.longest_gap * 1e3:.2f} ms"
 
@@ -321,11 +331,11 @@ def measure_case(options):
     several = f", {many} steps a call"
     for peer in peers:
         goal = ">= 1.3" if peer == "PyTorch" and name != "resnet50" else ">= 1.0"
-        told = missing.get(peer) or describe_speed(flops, dtype, size, fastest)
+        told = missing.get(peer, "")
         yield row(several, "many", peer, peer, goal=goal, note=told)
         told = missing.get(peer) or f"peer's {compiling[peer]}"
         yield row("", "one", peer, peer, goal=goal, note=told)
-    yield row(several, "many", "one step a call", "one", note=took)
+    yield row(several, "many", "one step a call", "one", note=f"{speed}; {took}")
     yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
     yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97", note=busy)
 

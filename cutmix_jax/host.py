@@ -5,6 +5,7 @@ import hashlib
 import pathlib
 import platform
 import sys
+import tempfile
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -41,8 +42,9 @@ def keep_compiled_programs():
     `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Call it before the first compilation.
 
     Returns:
-        The folder, a `pathlib.Path`. Hosts with different processors that share a home have one
-        each, since a program compiled for one may hold instructions that the other lacks.
+        The folder, a `pathlib.Path`, or None where it cannot be written, which is said once. Hosts
+        with different processors that share a home have one each, since a program compiled for
+        one may hold instructions that the other lacks.
 
     Example:
         >>> from cutmix_jax.host import keep_compiled_programs
@@ -55,7 +57,14 @@ def keep_compiled_programs():
     if jax.config.jax_compilation_cache_dir:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
     digest = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-    folder = cache_dir() / f"compiled-{digest}"
+    try:
+        folder = cache_dir() / f"compiled-{digest}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:  # the latter where a user has no home
+        told = f"Compiled programs are not kept ({error}): name a folder with CUTMIX_JAX_CACHE."
+        print(told, file=sys.stderr, flush=True)
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default programs that take less than a second are compiled at every start, and there are
     # many of those.

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import threading
 import time
 from typing import Any
 
@@ -291,7 +292,17 @@ def compile_ahead(task, state):
     lower = functools.partial(mapped.lower, state, task.data.arrays["train"], xs)
     # Of several processes, only the mapped function takes what is local to each.
     programs = dict if jax.process_count() > 1 else lambda: {per_call: lower().compile()}
-    return concurrent.futures.ThreadPoolExecutor(1).submit(programs)
+    future = concurrent.futures.Future()
+
+    def compile_them():
+        try:
+            future.set_result(programs())
+        except BaseException as error:  # for whoever asks for the programs
+            future.set_exception(error)
+
+    # A daemon, unlike an executor's threads: an error meanwhile ends the process at once.
+    threading.Thread(target=compile_them, daemon=True).start()
+    return future
 
 
 def evaluate(task, mapped_eval_step, weights, arrays):

@@ -5,8 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from cutmix_jax import host
 from tests.commands import REPOSITORY
 
 COMPILE = """
@@ -18,13 +20,18 @@ jax.jit(lambda x: x + 1)(1.0)
 """
 
 
-def folder_and_entries(**settings):
-    """Compiles in a process of its own; where programs are kept, and how many are."""
+def compile_apart(**settings):
+    """What a process that compiles prints, and its standard error."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
     env |= {"PYTHONPATH": str(REPOSITORY), **settings}
-    told = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=True
     )
+
+
+def folder_and_entries(**settings):
+    """Where a process that compiles keeps its programs, and how many."""
+    told = compile_apart(**settings)
     folder = pathlib.Path(told.stdout.strip())
     return folder, len(list(folder.glob("*-cache"))) if folder.exists() else 0
 
@@ -53,3 +60,22 @@ def test_nothing_is_kept_where_that_is_turned_off(tmp_path):
         CUTMIX_JAX_CACHE=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="false"
     )
     assert not entries
+
+
+def test_a_folder_that_cannot_be_written_is_named_once(tmp_path):
+    (tmp_path / "file").touch()
+    told = compile_apart(CUTMIX_JAX_CACHE=str(tmp_path / "file/cache"))
+    assert told.stdout == "None\n"
+    assert len(told.stderr.splitlines()) == 1
+    assert "CUTMIX_JAX_CACHE" in told.stderr
+
+
+def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch, capsys):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CUTMIX_JAX_CACHE", raising=False)
+    monkeypatch.setattr(pathlib.Path, "expanduser", no_home)
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None)
+    assert host.keep_compiled_programs() is None
+    assert "home directory" in capsys.readouterr().err

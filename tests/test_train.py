@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import threading
 
 import chex
 import jax
@@ -385,3 +386,23 @@ def test_mixing_where_the_model_has_no_map_is_refused():
 def test_a_box_larger_than_the_images_is_refused():
     with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 is no box"):
         train.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
+
+
+def test_compilation_ahead_keeps_no_process_that_has_failed(monkeypatch):
+    """And an error of its own reaches whoever asks for the programs."""
+    released = threading.Event()
+
+    class Slow:
+        def lower(self, *_):
+            released.wait()
+            raise ValueError("not compiled")
+
+    monkeypatch.setattr(train, "map_steps", lambda _: (Slow(), None))
+    before = set(threading.enumerate())
+    task = train.create_task(small_config(), create_mapping("pmap", local_devices=1))
+    programs = train.compile_ahead(task, None)
+    (compiling,) = set(threading.enumerate()) - before
+    released.set()
+    assert compiling.daemon
+    with pytest.raises(ValueError, match="not compiled"):
+        programs.result()

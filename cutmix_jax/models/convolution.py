@@ -38,7 +38,8 @@ def conv_general_dilated(
 
     .. math:: y_{nhwo} = \sum_{ijc} x_{n, s h + i, s w + j, c} k_{ijco}
 
-    It has that function's values and gradients to rounding. Two-dimensional convolutions without
+    It has that function's values and gradients to rounding; only that NaN and inf in one group may
+    spread to its neighbours, as zeros are multiplied by them. Two-dimensional convolutions without
     dilation, channels last, in float32 or float64, are computed otherwise where they are compiled
     for a CPU; anything else is passed on. It has reverse-mode derivatives only.
 
@@ -94,9 +95,11 @@ def conv_general_dilated(
     )
     if dilated or not known:
         return plain(lhs, rhs)
+    # This raises what is wrong with the shapes in its own words.
+    if not jax.eval_shape(plain, lhs, rhs).size:
+        return plain(lhs, rhs)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-    jax.eval_shape(plain, lhs, rhs)  # raises what is wrong with the shapes in its own words
     on_cpu = functools.partial(
         _on_cpu,
         strides=strides,

@@ -151,6 +151,13 @@ def test_kernels_as_large_as_the_map():
     assert_close(*(value_and_gradients(f, weights)(*operands) for f in (ours, theirs)))
 
 
+@pytest.mark.parametrize("kernel", [(7, 7, 8, 4), (3, 3, 8, 0), (1, 1, 8, 0)])
+def test_where_no_value_comes_out_the_gradients_are_zero(kernel):
+    (ours, theirs), operands = both(one_case(kernel, 1, padding="VALID"))
+    weights = weights_of(theirs, operands)
+    assert_close(*(value_and_gradients(f, weights)(*operands) for f in (ours, theirs)))
+
+
 def test_other_layouts_are_passed_on():
     x, kernel = jnp.ones((2, 3, 5, 5)), jnp.ones((4, 3, 3, 3))
     layout = ("NCHW", "OIHW", "NCHW")

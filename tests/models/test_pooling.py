@@ -54,6 +54,15 @@ def test_other_dtypes_are_passed_on():
     assert max_pool(images, 2, 2).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 2, 1), (5, 6, 3)])
+def test_windows_beyond_the_image_and_single_images_are_passed_on(shape):
+    case = (jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape), (3, 2, 0))
+    for a, b in zip(
+        *(value_and_gradient(f, *case) for f in (max_pool, flax_max_pool)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_under_vmap_and_remat():
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 8, 8, 2)), jnp.float32)
 
