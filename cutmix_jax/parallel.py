@@ -6,7 +6,9 @@ and what comes back is the same on every device, because `f` has reduced it over
 """
 
 import collections
+import concurrent.futures
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -117,6 +119,21 @@ class Mapping:
     @property
     def _is_local(self):
         return all(d.process_index == jax.process_index() for d in self.mesh.devices.flat)
+
+
+def start_in_background(function):
+    """A future of `function()`, whose thread does not keep the process from ending."""
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(function())
+        except BaseException as error:  # for whoever asks for the result
+            future.set_exception(error)
+
+    # A daemon, unlike an executor's threads: an error meanwhile ends the process at once.
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def all_devices():

@@ -6,11 +6,9 @@ devices by `parallel`, and reduces over the axis `AXIS` itself.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import threading
 import time
 from typing import Any
 
@@ -25,7 +23,7 @@ from cutmix_jax import UserError, metrics, mix, optimizer
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import Shards, open_data
 from cutmix_jax.models import check_image_size
-from cutmix_jax.parallel import AXIS, create_mapping
+from cutmix_jax.parallel import AXIS, create_mapping, start_in_background
 
 # How many calls of the step may be under way before their metrics are fetched: enough that the
 # device never waits for Python, few enough that a loss that is not finite is noticed at once.
@@ -292,17 +290,7 @@ def compile_ahead(task, state):
     lower = functools.partial(mapped.lower, state, task.data.arrays["train"], xs)
     # Of several processes, only the mapped function takes what is local to each.
     programs = dict if jax.process_count() > 1 else lambda: {per_call: lower().compile()}
-    future = concurrent.futures.Future()
-
-    def compile_them():
-        try:
-            future.set_result(programs())
-        except BaseException as error:  # for whoever asks for the programs
-            future.set_exception(error)
-
-    # A daemon, unlike an executor's threads: an error meanwhile ends the process at once.
-    threading.Thread(target=compile_them, daemon=True).start()
-    return future
+    return start_in_background(programs)
 
 
 def evaluate(task, mapped_eval_step, weights, arrays):

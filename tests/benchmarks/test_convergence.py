@@ -26,13 +26,13 @@ def write_run(folder, method, seed, errors, speed=None, finished=True, **changes
     config = to_plain(read_config(f"configs/cifar10.py:resnet20,{method}", overrides))
     folder.mkdir(parents=True)
     records = [
-        {"epoch": n, "step": 10 * n, "test_top1_error": error}
+        {"epoch": n, "step": 10 * n, "test_top1_error": error, "train_weighted_accuracy": 0.5}
         | ({"images_per_second": speed} if speed else {})
         for n, error in enumerate(errors, 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     results = {"config": config, "train_examples": 320, "epochs": len(errors)}
-    results |= {"devices": 1, "device_kind": "cpu"}
+    results |= {"devices": 1, "device_kind": "cpu", "params": 272_474}
     results |= {"top1_error_last": errors[-1], "top1_error_best": min(errors)}
     if finished:
         (folder / "results.json").write_text(json.dumps(results))
