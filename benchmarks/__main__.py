@@ -38,13 +38,18 @@ class Program:
 
 
 PROGRAMS = {
-    "networks": Program(
-        170, ("--models=resnet20,resnet50,pyramidnet110", "--flax=resnet20,pyramidnet110")
+    "networks": Program(260, ("--models=resnet20,resnet50,pyramidnet110", "--flax=resnet20")),
+    "train_step": Program(
+        250,
+        (
+            "--mixes=cutmix,mixup,cutout,manifold_mixup,feature_cutmix",
+            "--turns=3",
+            "--batch-sizes=16",
+        ),
     ),
-    "train_step": Program(150, ("--turns=4", "--batch-sizes=16")),
-    "startup": Program(70),
-    "mix": Program(90, ("--rounds=7",)),
-    "input": Program(120, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
+    "startup": Program(80),
+    "mix": Program(60, ("--rounds=7",)),
+    "input": Program(70, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
     "scale": Program(180, ("--devices=1,4,16,64",)),
     "convergence": Program(10, ("{runs}", "--plot={output}/convergence.png"), "runs"),
     "accelerator": Program(600, (), "accelerator"),

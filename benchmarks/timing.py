@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import platform
 import random
@@ -11,7 +10,7 @@ import statistics
 import sys
 import time
 
-from cutmix_jax.host import keep_freed_memory
+from cutmix_jax.host import cores, keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +72,6 @@ def rates(what, unit, amount, ours):
 
 def _medians(repeats, scale):
     return [scale * statistics.median(turns) for turns in repeats]
-
-
-def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def machine():

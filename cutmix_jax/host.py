@@ -1,7 +1,8 @@
-"""What this host keeps: the memory of large batches, and compiled programs on its disk."""
+"""What this host has and keeps: cores, the memory of large batches, and compiled programs on its disk."""
 
 import ctypes
 import hashlib
+import os
 import pathlib
 import platform
 import sys
@@ -9,6 +10,11 @@ import tempfile
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def keep_freed_memory():

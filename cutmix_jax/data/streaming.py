@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, host
 from cutmix_jax.data import augment, batches, boxes, records, resident
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.settings import Settings
@@ -170,6 +170,11 @@ def _decode_all(
     stream = tf.data.Dataset.from_tensor_slices((rows.reshape(-1), positions.reshape(-1)))
     stream = stream.batch(READ_TOGETHER).map(read, **parallel).unbatch().map(decode, **parallel)
     stream = stream.batch(rows.shape[1], drop_remainder=True).prefetch(PREFETCH)
+    options = tf.data.Options()
+    # Images are shared among threads, one thread each: parts of an image are too small for that.
+    options.threading.max_intra_op_parallelism = 1
+    options.threading.private_threadpool_size = host.cores() + 1
+    stream = stream.with_options(options)
     iterator = stream.as_numpy_iterator()
     for step in range(steps):
         try:
