@@ -38,9 +38,9 @@ class Program:
 
 
 PROGRAMS = {
-    "networks": Program(260, ("--models=resnet20,resnet50,pyramidnet110", "--flax=resnet20")),
+    "networks": Program(250, ("--models=resnet20,resnet50,pyramidnet110", "--flax=resnet20")),
     "train_step": Program(
-        250,
+        240,
         (
             "--mixes=cutmix,mixup,cutout,manifold_mixup,feature_cutmix",
             "--turns=3",
@@ -50,7 +50,7 @@ PROGRAMS = {
     "startup": Program(80),
     "mix": Program(60, ("--rounds=7",)),
     "input": Program(70, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
-    "scale": Program(180, ("--devices=1,4,16,64",)),
+    "scale": Program(150, ("--devices=1,4,16,64",)),
     "convergence": Program(10, ("{runs}", "--plot={output}/convergence.png"), "runs"),
     "accelerator": Program(600, (), "accelerator"),
 }

@@ -1,4 +1,4 @@
-"""What this host has and keeps: cores, the memory of large batches, and compiled programs on its disk."""
+"""What this host has and keeps: cores, memory of large batches, compiled programs on its disk."""
 
 import ctypes
 import hashlib
