@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -227,8 +228,22 @@ def allocator_row(repeats):
     )
 
 
+def compile_row(repeats):
+    """Processor seconds to trace and compile CutMix, each time for another image size."""
+    seconds = []
+    for side in range(32, 32 + repeats):
+        images = jax.ShapeDtypeStruct((8, side, side, 3), jnp.float32)
+        labels = jax.ShapeDtypeStruct((8,), jnp.int32)
+        step = jax.jit(partial(mix.cutmix, num_classes=10, paste="window"))
+        begin = time.process_time()
+        step.lower(jax.random.key(0), images, labels).compile()
+        seconds.append(time.process_time() - begin)
+    return timing.Row("compiling CutMix, window", "s", seconds, goal="<= 2")
+
+
 def measure(options):
     """Yields the rows."""
+    yield compile_row(options.repeats)
     yield allocator_row(options.repeats)
     libraries = dict(LIBRARIES)
     for shape, classes in CLASSES.items():

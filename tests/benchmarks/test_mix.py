@@ -74,3 +74,10 @@ def test_ours_are_measured_beside_a_copy():
         )
     }
     assert all(row.peer == "copy, JAX" and len(row.ratios) == 2 for row in found.values())
+
+
+def test_compiling_is_measured_once_a_repeat():
+    row = mix.compile_row(repeats=2)
+    assert row.unit == "s"
+    assert len(row.ours) == 2
+    assert min(row.ours) > 0
