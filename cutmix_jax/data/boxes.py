@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
 
 # Names shown where files are missing.
@@ -54,10 +54,46 @@ def per_split(indices: Mapping, boxes_of: Callable | None) -> Callable | None:
     return boxes
 
 
-def of_record(data: bytes, key: str) -> np.ndarray:
+def checked(shares: np.ndarray, name: str) -> np.ndarray:
+    """Boxes in shares of the image, as float32 [n, 4], clipped to it.
+
+    Raises:
+      UserError: a corner is not a number, or nothing of the image lies within a box; the message
+        names `name`.
+    """
+    shares = np.asarray(shares, np.float64).reshape(-1, 4)
+    clipped = np.clip(shares, 0, 1)
+    for box, (top, left, bottom, right) in zip(shares, clipped, strict=True):
+        if not (np.isfinite(box).all() and top < bottom and left < right):
+            raise UserError(
+                f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, in "
+                "shares of the image), which holds nothing of it: correct it or take it out"
+            )
+    return clipped.astype(np.float32)
+
+
+def from_corners(corners, size, name: str) -> np.ndarray:
+    """`checked` boxes from inclusive corners (top, left, bottom, right) in pixels, counted from 0.
+
+    `size` is (height, width) of the image that they were drawn in.
+
+    Example:
+      >>> from_corners([[0, 8, 31, 15]], (64, 16), 'cat.xml').tolist()
+      [[0.0, 0.5, 0.5, 1.0]]
+    """
+    if not all(0 < side < np.inf for side in size):
+        raise UserError(
+            f"{name} says that its image has height {size[0]:g} and width {size[1]:g}, but pixels "
+            "are expected: correct it"
+        )
+    boxes = np.asarray(corners, np.float64).reshape(-1, 4)
+    boxes = boxes + np.array([0, 0, 1, 1])
+    return checked(boxes / (*size, *size), name)
+
+
+def of_record(data: bytes, key: str, name: str) -> np.ndarray:
     """float32 [n, 4] of a serialised `tf.train.Example`, in shares of the image."""
-    values = records.parse_example(data)[key].float_list.value
-    return np.asarray(values, np.float32).reshape(-1, 4)
+    return checked(records.parse_example(data)[key].float_list.value, name)
 
 
 def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarray]:
@@ -109,9 +145,7 @@ def _of_xml_file(path: str) -> np.ndarray:
         ]
     except (xml.etree.ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise UserError(
-            f"{path} is not an annotation file ({records.first_line(error)}): expected the XML of "
+            f"{path} is not an annotation file ({first_line(error)}): expected the XML of "
             "ILSVRC, with size and object/bndbox; replace it"
         ) from error
-    boxes = np.asarray(corners, np.float64).reshape(-1, 4)
-    boxes[:, 2:] += 1
-    return np.clip(boxes / (size * 2), 0, 1).astype(np.float32)
+    return from_corners(corners, size, path)

@@ -253,21 +253,3 @@ def test_evaluation_crop_must_lie_within_the_resized_image(photo_folder):
     pytest.importorskip("tensorflow")
     config = {"dataset": "folder", "data_dir": str(photo_folder), "augment": {"min_area": 0.1}}
     refused("eval_resize=100 is smaller than image_size=224", eval_resize=100, **config)
-
-
-def test_deep_pixels_are_not_cut_off_silently(tmp_path):
-    from PIL import Image
-
-    path = tmp_path / "deep.png"
-    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(path)
-    with pytest.raises(UserError, match="8 bits a channel are expected"):
-        records.decode_image(path.read_bytes(), 1, str(path))
-
-
-def test_file_that_is_no_image_is_named():
-    with pytest.raises(UserError) as caught:
-        records.decode_image(b"<html>", 3, "train/ant/page.jpg")
-    assert str(caught.value) == (
-        "train/ant/page.jpg is not a readable image (cannot identify image file): replace or "
-        "remove it"
-    )
