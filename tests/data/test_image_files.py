@@ -1,7 +1,10 @@
 """Every source reads a file as Pillow does, or refuses it by name; all find the same files."""
 
+import contextlib
 import io
+import os
 import pathlib
+import shutil
 import struct
 import zlib
 
@@ -10,12 +13,11 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import UserError, gallery
-from cutmix_jax.data import image_files, open_data
+from cutmix_jax.data import find_set, folder, image_files, open_data
 from cutmix_jax.evals import ood
 
 from .conftest import photograph
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SIDE = 24
 RGB = photograph(0, SIDE, SIDE)
 GRAY = RGB[..., 1]
@@ -222,3 +224,180 @@ def test_a_file_is_read_alike_by_every_source(source, data, pixels, tree):
 def test_a_file_is_refused_alike_by_every_source(source, data, reason, tree):
     with pytest.raises(UserError, match=rf"train/ant/a\.jpg .*{reason}"):
         source(tree(data))
+
+
+def gone(tree):
+    """A file that is there when the set is opened, and no longer when it is read."""
+    (pathlib.Path(tree) / "train/ant/a.jpg").unlink()
+
+
+def without_permission(tree):
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    (pathlib.Path(tree) / "train/ant/a.jpg").chmod(0)
+
+
+@pytest.mark.parametrize("damage", [gone, without_permission])
+@pytest.mark.parametrize("source", [resident, streaming])
+def test_a_file_that_cannot_be_opened_is_named(source, damage, tree, monkeypatch):
+    root, opened = tree(PNG), folder.open_folder
+
+    def open_and_damage(*args):
+        image_set = opened(*args)
+        damage(root)
+        return image_set
+
+    monkeypatch.setattr("cutmix_jax.data.open_folder", open_and_damage)
+    with pytest.raises(UserError, match=r"train/ant/a\.jpg cannot be read \((No such|Perm)") as e:
+        source(root)
+    assert "\n" not in str(e.value)
+
+
+def dangling(path):
+    path.symlink_to("nowhere")
+
+
+def circular(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [dangling, circular, os.mkfifo])
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_is_only_named_like_an_image_is_named(source, make, tree):
+    """Before anything is read: a pipe would never end."""
+    root = tree(PNG)
+    make(pathlib.Path(root) / "train/ant/b.jpg")
+    with pytest.raises(UserError, match=r"train/ant/b\.jpg is named like an image, but is "):
+        source(root)
+
+
+def test_all_readers_find_the_same_files_and_count_the_others(tree, capfd):
+    root = pathlib.Path(tree(PNG))
+    ant = root / "train/ant"
+    for name in ("b.WebP", "c.jpe", "sub/deep/d.png", "sub/a.tiff"):
+        (ant / name).parent.mkdir(parents=True, exist_ok=True)
+        (ant / name).write_bytes(PNG)
+    (ant / "x.jpg").mkdir()
+    (ant / "sub/up").symlink_to(root / "train", target_is_directory=True)
+    for name in (".DS_Store", "._a.jpg", "._b.jpg", "notes.txt", "README"):
+        (ant / name).write_bytes(b"")
+    (root / "train/lost.jpg").write_bytes(PNG)
+    found = ["a.jpg", "b.WebP", "c.jpe", "sub/a.tiff", "sub/deep/d.png"]
+    others = (
+        "1 ending in .txt (train/ant/notes.txt); "
+        "1 folders named like an image (train/ant/x.jpg); "
+        "3 hidden (train/ant/.DS_Store, train/ant/._a.jpg, ...); "
+        "{}1 links to a folder above (train/ant/sub/up); "
+        "1 without an ending (train/ant/README).\n"
+    )
+    split = find_set("folder", str(root), None).splits["train"]
+    assert [split.name(i) for i in range(split.count)] == [str(ant / name) for name in found]
+    told = f"{root}: 8 entries are passed over: " + others.format(
+        "1 in no class folder (train/lost.jpg); "
+    )
+    assert capfd.readouterr().err == told
+    (root / "train/lost.jpg").unlink()
+    shutil.rmtree(root / "val")
+    assert ood.open_files(root, 3)[0] == 5
+    told = f"{root}: 7 entries are passed over: " + others.format("")
+    assert capfd.readouterr().err == told
+    assert gallery.read_images([str(root)], SIDE)[1] == ["a", "b", "c", "a", "d"]
+    assert capfd.readouterr().err == told
+    assert find_set("folder", tree_without_others(root), "held_out").splits["train"].count == 5
+    assert capfd.readouterr().err == ""
+
+
+def tree_without_others(root):
+    for name in ("x.jpg", "sub/up", ".DS_Store", "._a.jpg", "._b.jpg", "notes.txt", "README"):
+        path = root / "train/ant" / name
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    return str(root)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none cannot be listed \(No such file or directory\)"):
+        image_files.find(tmp_path / "none", {})
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_name_that_is_not_utf8_is_no_obstacle(source, tree):
+    root = tree(PNG)
+    ant = pathlib.Path(root) / "train/ant"
+    (ant / "a.jpg").rename(ant / NOT_UTF8)
+    shutil.rmtree(pathlib.Path(root) / "val") if source in (evaluation, figure) else None
+    np.testing.assert_array_equal(source(root), RGB)
+
+
+def test_a_name_that_is_not_utf8_is_drawn_and_printed(tmp_path, capfd):
+    (tmp_path / NOT_UTF8).write_bytes(PNG)
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"")
+    flags = ["--images", str(tmp_path), "--output", str(tmp_path / "sheet.png"), "--side", "16"]
+    assert gallery.main([*flags, "--mixes", "mixup"]) == 0
+    assert r"1 ending in .txt (caf\xe9.txt)" in capfd.readouterr().err
+
+
+def resize_then_crop(image, resized, offset, shape):
+    """The plain way, by Pillow."""
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = picture.resize(resized[::-1], Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture).reshape(*resized, -1)
+    return pixels[offset[0] : offset[0] + shape[0], offset[1] : offset[1] + shape[1]]
+
+
+SHAPES = [(333, 500), (500, 333), (40, 50), (224, 224), (20, 900), (4, 150), (150, 4), (1, 90)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("stored", SHAPES)
+def test_a_crop_of_the_resized_image_has_the_bits_of_resizing_first(stored, channels):
+    random = np.random.RandomState(0)
+    image = random.randint(0, 256, (*stored, channels), np.uint8)
+    shape = (56, 60)
+    for resize in (60, 64, 97):
+        resized = tuple(resize * side // min(stored) for side in stored)
+        middle = tuple((side - part) // 2 for side, part in zip(resized, shape, strict=True))
+        end = resized[0] - shape[0], resized[1] - shape[1]
+        for offset in ((0, 0), middle, end):
+            args = image, resized, offset, shape
+            got = image_files.resize_and_crop(*args)
+            np.testing.assert_array_equal(got, resize_then_crop(*args))
+
+
+@contextlib.contextmanager
+def at_most_mib(limit):
+    """Of memory that is added within, counted by Linux."""
+    if not pathlib.Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux counts the highest use of memory anew")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = status_mib("VmRSS")
+    yield
+    assert status_mib("VmHWM") - before < limit
+
+
+def status_mib(key):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**10
+
+
+@pytest.mark.parametrize("stored", [(4, 8000), (20000, 1), (1, 20000)])
+def test_elongated_images_take_little_memory(stored):
+    """The first would take 0.4 GB as a whole, the others 4."""
+    image = np.full((*stored, 3), 7, np.uint8)
+    resized = tuple(256 * side // min(stored) for side in stored)
+    offset = tuple((side - 224) // 2 for side in resized)
+    with at_most_mib(100):
+        assert (image_files.resize_and_crop(image, resized, offset, (224, 224)) == 7).all()
+        assert (ood.fit(image, (224, 224, 3), "crop", (0, 1)) == 7).all()
+
+
+@NOT_BY_TENSORFLOW
+def test_elongated_images_take_little_memory_when_streamed(tree):
+    root = tree(encode(np.zeros((4, 1500, 3), np.uint8), "png"))
+    config = {"dataset": "folder", "data_dir": root, "batch_size": 1, "image_size": 224}
+    data = open_data({**config, "source": "streaming"})
+    with at_most_mib(100):
+        (xs,) = data.eval_batches("test")
+    assert xs["image"].shape == (1, 1, 224, 224, 3)
