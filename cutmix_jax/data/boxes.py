@@ -4,6 +4,7 @@ A box is (top, left, bottom, right), half-open: in shares of the image as it is 
 once it is moved to the model's input. Boxes are read only when they are asked for.
 """
 
+import collections
 import os
 import pathlib
 import xml.etree.ElementTree
@@ -116,22 +117,34 @@ def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarra
 
 def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> None:
     """Fills `files` with the path for every index of the split."""
-    found = {
-        pathlib.Path(name).stem: os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith(".xml")
-    }
-    stems = [pathlib.Path(records.file_name(split, i)).stem for i in range(split.count)]
+    found = collections.defaultdict(list)
+    for folder, _, names in os.walk(root):
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix == ".xml":
+                found[stem].append(os.path.join(folder, name))
+    images = [records.file_name(split, i) for i in range(split.count)]
+    stems = [pathlib.Path(name).stem for name in images]
     missing = [stem for stem in stems if stem not in found]
     if missing:
         some = ", ".join(f"{stem}.xml" for stem in missing[:SHOWN])
         raise UserError(
-            f"boxes_dir={root} holds {len(found)} XML files, but {len(missing)} of {split.count} "
-            f"images have none ({some}{', ...' if len(missing) > SHOWN else ''}): give the folder "
+            f"boxes_dir={root} holds {sum(map(len, found.values()))} XML files, but "
+            f"{len(missing)} of {split.count} images have none "
+            f"({some}{', ...' if len(missing) > SHOWN else ''}): give the folder "
             "with a file for every image of this split by --config.boxes_dir"
         )
-    files |= {i: found[stem] for i, stem in enumerate(stems)}
+    images_of = collections.defaultdict(list)
+    for stem, image in zip(stems, images, strict=True):
+        images_of[stem].append(image)
+    for stem in images_of:
+        for same in (images_of[stem], found[stem]):
+            if len(same) > 1:
+                raise UserError(
+                    f"{same[0]} and {same[1]} have the same name, so that boxes_dir={root} does "
+                    "not say which boxes belong to which image: give every image a name of its own"
+                )
+    files |= {i: found[stem][0] for i, stem in enumerate(stems)}
 
 
 def _of_xml_file(path: str) -> np.ndarray:

@@ -218,9 +218,9 @@ def find(folder, passed_over: dict[str, list[str]]) -> list[str]:
         if entry.name[0] == ".":
             reason = "hidden"
         elif kind == "folder" and suffix in SUFFIXES:
-            reason = "folders named like an image"
+            reason = "named like an image but a folder"
         elif kind == "folder" and _is_above(entry, folder):
-            reason = "links to a folder above"
+            reason = "linking to a folder above"
         elif kind == "folder":
             files += find(entry.path, passed_over)
             continue
@@ -281,8 +281,7 @@ def say_passed_over(root, passed_over: dict[str, list[str]]) -> None:
         names = [printable(os.path.relpath(path, root)) for path in paths[:SHOWN]]
         more = ", ..." if len(paths) > SHOWN else ""
         reasons.append(f"{len(paths)} {reason} ({', '.join(names)}{more})")
-    count = sum(map(len, passed_over.values()))
-    line = f"{printable(root)}: {count} entries are passed over: {'; '.join(reasons)}."
+    line = f"{printable(root)}: passed over {'; '.join(reasons)}."
     print(line, file=sys.stderr, flush=True)
 
 
