@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax import UserError, first_line
-from cutmix_jax.data import boxes, cache
+from cutmix_jax.data import boxes, cache, image_files
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
@@ -190,13 +190,18 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
     def name(i: int) -> str:
         return f"record {i} of {split} (in {paths[bisect.bisect_right(ends, i)]})"
 
+    def read(i: int) -> bytes:
+        try:
+            return reader()(i)  # opened at the first use: a cached set is never opened
+        except OSError as error:
+            raise image_files.unreadable(error.filename or name(i), error) from error
+
     return Split(
         count=count,
-        # Opened at the first use: a cached set is never opened.
-        read=lambda i: reader()(i),
+        read=read,
         labels=None,
         name=name,
-        boxes=(lambda i: boxes.of_record(reader()(i), box_key, name(i))) if box_key else None,
+        boxes=(lambda i: boxes.of_record(read(i), box_key, name(i))) if box_key else None,
     )
 
 

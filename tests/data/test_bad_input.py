@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.data import Shards, open_data, prepared, records, resident
+from cutmix_jax.data import Shards, find_set, open_data, prepared, records, resident
 
 
 def refused(match, shards=Shards(), **config):  # noqa: B008
@@ -208,6 +208,15 @@ def test_damaged_preparation(toy_set, damage):
         info.write_text("{")
         match = "could not be read as a TFDS data set"
     refused(match, **toys(data_dir))
+
+
+def test_shard_that_cannot_be_opened_is_named(toy_set):
+    data_dir, *_ = toy_set()
+    split = find_set("toys", str(data_dir), None).splits["train"]
+    for shard in (data_dir / "toys/1.0.0").glob("toys-train*"):
+        shard.unlink()
+    with pytest.raises(UserError, match=r"toys-train\S* cannot be read \(No such file"):
+        split.read(0)
 
 
 def test_damaged_image_in_a_prepared_set_is_named(toy_set):
