@@ -3,6 +3,7 @@
 Folders within a class folder belong to that class, at any depth.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -14,7 +15,7 @@ from cutmix_jax.data.records import ImageSet, Split, choose_split
 
 def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
     """The tree below `root`, with its class names."""
-    folders = {entry.name for entry in image_files.list_folder(root) if entry.is_dir()}
+    folders = {entry.name for entry in image_files.list_folder(root) if os.path.isdir(entry)}
     if "train" not in folders:
         raise UserError(
             f"{root} holds no folder train: expected train/CLASS/*.jpg and val/CLASS/*.jpg; "
@@ -66,7 +67,7 @@ def _class_folders(folder: pathlib.Path, passed_over: dict[str, list[str]]) -> l
     for entry in image_files.list_folder(folder):
         if entry.name[0] == ".":
             passed_over.setdefault("hidden", []).append(entry.path)
-        elif entry.is_dir():
+        elif os.path.isdir(entry):
             found.append(entry.name)
         else:
             passed_over.setdefault("in no class folder", []).append(entry.path)
