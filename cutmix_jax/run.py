@@ -193,6 +193,10 @@ def open_run(task, checkpoints):
         checkpoints.set_aside_after(step)
     if step < task.total_steps:
         notes = [*notes, f"Going on from step {step} of {task.total_steps}."]
+        reader, now = meta.get("reader"), task.data.reader
+        if reader != now:
+            before = reader or "TensorFlow, with other random crops"
+            notes.append(f"Images are now read by {now}. So far, they were read by {before}.")
     return state, train_lib.Progress(**meta["progress"]), notes
 
 
@@ -223,11 +227,12 @@ def abstract_saved(task, saved):
 
 
 def describe_run(task):
-    """What every checkpoint tells of its maker: config and data, to compare on resume."""
+    """What every checkpoint tells of its maker: config, data, reader, to compare on resume."""
     names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
     return {
         "config": config_lib.to_plain(task.config),
         "data": {"examples": dict(task.data.examples), "class_names": names},
+        "reader": task.data.reader,
     }
 
 
