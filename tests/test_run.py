@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cutmix_jax import UserError, run, train
 from cutmix_jax.checkpoint import workdir_lock
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
-from tests.commands import SMALL, checkpoint_digest, run_main, small_config
+from tests.commands import SMALL, checkpoint_digest, run_main, small_config, write_photographs
 
 RESULTS = {
     *("config", "params", "epochs", "train_examples", "top1_error_last", "top5_error_last"),
@@ -144,6 +145,30 @@ def test_a_workdir_of_another_run_is_refused_by_the_key_that_differs(finished):
     folder, _ = finished
     with pytest.raises(UserError, match=r"config\.learning_rate=0\.1.*has 0\.2.*--workdir"):
         run.train(small_config(held_out=100, learning_rate=0.2), folder)
+
+
+def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
+    config = small_config(**write_photographs(tmp_path / "photographs"))
+    task = train.create_task(config, create_mapping("pmap", 1))
+    meta = run.describe_run(task) | {"progress": {}}
+    assert re.search(r"pillow \d+\.\d+", meta["reader"])
+
+    class Checkpoints:
+        folder = tmp_path / "checkpoints"
+
+        def restore(self, state, check):
+            check(meta)
+            return types.SimpleNamespace(step=5), meta, []
+
+    def told():
+        return run.open_run(task, Checkpoints())[2][1:]
+
+    assert told() == []
+    now = f"Images are now read by {task.data.reader}. So far, they were read by "
+    meta["reader"] = "pillow 12.0.0"
+    assert told() == [now + "pillow 12.0.0."]
+    del meta["reader"]  # a run from before the reader was named
+    assert told() == [now + "TensorFlow, with other random crops."]
 
 
 def test_a_second_run_in_one_workdir_is_refused(tmp_path):
