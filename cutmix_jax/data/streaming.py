@@ -68,7 +68,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
 
     def boxes_of(name: str, i: int) -> np.ndarray:
         split = image_set.splits[name]
-        stored = (1, 1) if resize is None else records.stored_size(split, i)
+        stored = shape[:2] if resize is None else records.stored_size(split, i)
         return boxes.in_pixels(split.boxes(i), *center(*stored), shape)
 
     def stream(name: str, positions: np.ndarray, mask: np.ndarray, prepare, sample):
