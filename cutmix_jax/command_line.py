@@ -7,12 +7,14 @@ import os
 import pathlib
 import re
 import sys
+import threading
 
 from absl import flags
 from ml_collections import config_flags
 
 from cutmix_jax import UserError
 from cutmix_jax.config import base_config, flatten, nearest
+from cutmix_jax.host import BACKGROUND
 
 # `configs/` lies beside the package in a clone; its files may import each other.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -78,6 +80,11 @@ def explain(error, argv):
 def fail(sentence, status):
     """Ends the program with one sentence."""
     print(f"error: {sentence}", file=sys.stderr)
+    if any(thread.name == BACKGROUND for thread in threading.enumerate()):
+        # A thread that is compiling would abort the process when the interpreter ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -8,6 +8,7 @@ import platform
 import sys
 import tempfile
 
+BACKGROUND = "background"  # threads that compile while the process goes on
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 

@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cutmix_jax.host import BACKGROUND
+
 AXIS = "batch"
 
 
@@ -131,8 +133,8 @@ def start_in_background(function):
         except BaseException as error:  # for whoever asks for the result
             future.set_exception(error)
 
-    # A daemon, unlike an executor's threads: an error meanwhile ends the process at once.
-    threading.Thread(target=run, daemon=True).start()
+    # A daemon, unlike an executor's threads: an error meanwhile ends the process at once (`fail`).
+    threading.Thread(target=run, name=BACKGROUND, daemon=True).start()
     return future
 
 

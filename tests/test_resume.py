@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 
@@ -63,9 +64,14 @@ def test_kill_at_several_moments(uninterrupted, tmp_path):
     assert without_speed((tmp_path / "metrics.jsonl").read_text()) == without_speed(records)
 
 
+def streaming(root):
+    """The arguments of a run that streams photographs, which are written to `root`."""
+    values = write_photographs(root)
+    return [*LONGER, *(f"--config.{key}={value}" for key, value in values.items())]
+
+
 def test_a_stream_that_is_killed_within_epochs(tmp_path):
-    values = write_photographs(tmp_path / "photographs")
-    arguments = [*LONGER, *(f"--config.{key}={value}" for key, value in values.items())]
+    arguments = streaming(tmp_path / "photographs")
     whole = run_main(f"--workdir={tmp_path / 'whole'}", *arguments)
     assert whole.returncode == 0, whole.stderr
     for step in (6, 18):
@@ -77,6 +83,15 @@ def test_a_stream_that_is_killed_within_epochs(tmp_path):
     assert begun >= 18
     assert "now read by" not in done.stdout
     assert checkpoint_digest(tmp_path / "killed") == checkpoint_digest(tmp_path / "whole")
+
+
+def test_a_damaged_image_ends_a_stream_in_one_sentence(tmp_path):
+    arguments = streaming(tmp_path / "photographs")
+    damaged = tmp_path / "photographs/train/b/17.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    done = run_main(f"--workdir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: {damaged} is not a readable image .*\n", done.stderr)
 
 
 def test_bits_do_differ_where_the_run_does(uninterrupted, tmp_path):
