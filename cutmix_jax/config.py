@@ -16,6 +16,7 @@ FREE_KEYS = (
     "mapping",
     "steps_per_call",
     "checkpoint_every",
+    "checkpoint_epochs",
     "evals",
 )
 
@@ -112,7 +113,8 @@ def base_config():
     config.test_split = config_dict.placeholder(str)  # None: 'test', else 'validation'
     config.augment = config_dict.ConfigDict(
         {
-            "pad": 0,  # pixels of zero padding before the random crop (resident)
+            "pad": 0,  # pixels of padding before the random crop (resident)
+            "pad_mode": "zero",  # or 'reflect'
             "flip": False,
             "min_area": config_dict.placeholder(float),  # least share of the image that the
             "max_area": 1.0,  # random-resized crop keeps (streaming), and the most; None: no such
@@ -136,7 +138,8 @@ def base_config():
 
     config.mapping = "pmap"  # or 'shard_map'
     config.steps_per_call = 0  # 0: 1 on CPU, many on GPU and TPU with resident data
-    config.checkpoint_every = 0  # steps; 0: at the end of each epoch only
+    config.checkpoint_every = 0  # steps; 0: at the end of epochs only
+    config.checkpoint_epochs = 1  # epochs; more: fewer checkpoints, where an epoch takes seconds
     config.evals = evals_config()
     return config
 
@@ -409,6 +412,7 @@ _RULES = {
     "mapping": _one_of("pmap", "shard_map"),
     "steps_per_call": _between(0),
     "checkpoint_every": _between(0),
+    "checkpoint_epochs": _between(1),
     "evals.classification.bins": _between(1),
     "evals.cam.images": _between(1),
     "evals.cam.threshold": _inner_share,

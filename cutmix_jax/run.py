@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import platform
+import statistics
 import sys
 from functools import partial
 
@@ -405,6 +406,9 @@ def summarize(task, state, progress):
         "top1_error_best": best["test_top1_error"],
         "top5_error_best": best["test_top5_error"],
         "best_epoch": best["epoch"],
+        "top1_error_median_10": statistics.median(
+            record["test_top1_error"] for record in progress.history[-10:]
+        ),
     }
     if "held_out" in task.data.examples:
         chosen = metrics.best(progress.history, "held_out")

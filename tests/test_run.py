@@ -57,6 +57,16 @@ def test_a_run_leaves_all_its_outputs(finished):
     assert printed.index("held-out choice") < printed.index("best on test")
 
 
+def test_checkpoints_may_be_fewer_than_epochs(tmp_path):
+    config = small_config(epochs=3, checkpoint_epochs=2)
+    results = run.train(config, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {records[1]["step"], records[2]["step"]}
+    errors = [record["test_top1_error"] for record in records]
+    assert results["top1_error_median_10"] == np.median(errors)
+
+
 @pytest.mark.parametrize(
     ("mix", "mixed"),
     [

@@ -184,6 +184,7 @@ def open_resident(
             augment.load_augmented,
             load=gather,
             pad=settings.pad,
+            pad_mode=settings.pad_mode,
             flip=settings.flip,
         ),
         load_eval=gather,

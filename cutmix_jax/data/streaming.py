@@ -99,6 +99,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
             augment.load_augmented,
             load=load_eval,
             pad=settings.pad,
+            pad_mode=settings.pad_mode,
             flip=settings.flip,
         ),
         load_eval=load_eval,

@@ -34,6 +34,10 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
         ({"source": "disk"}, "source='disk' is unknown: expected one of auto, resident, streaming"),
         ({"augment": {"pad": -1}}, "augment.pad=-1"),
         ({"augment": {"pad": 17}}, "augment.pad=17 is larger than the images"),
+        (
+            {"augment": {"pad_mode": "edge"}},
+            "pad_mode=.edge. is unknown: expected one of zero, reflect",
+        ),
         ({"augment": {"color_jitter": float("nan")}}, "augment.color_jitter=nan"),
         ({"augment": {"lighting": -0.1}}, "augment.lighting=-0.1"),
         ({"augment": {"lighting": 0.1}}, "need images of 3 channels"),
