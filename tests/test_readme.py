@@ -53,7 +53,12 @@ def test_commands_name_what_exists():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/evaluations.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md")),
+    ],
 )
 def test_links_lead_somewhere(page):
     path = ROOT / page
