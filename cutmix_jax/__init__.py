@@ -1,6 +1,7 @@
 """CutMix in JAX: the mixing library, training, and the evaluations of the paper."""
 
 import difflib
+import re
 
 __version__ = "0.1.0"
 
@@ -13,3 +14,9 @@ def nearest(name, names):
     """A hint at the likeliest of `names`, for error messages."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without the addresses of Python objects."""
+    lines = re.sub(r" <[^>]*>", "", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -10,15 +10,16 @@ that of its file. Mixes at feature maps are drawn on the image, at the resolutio
 
 import argparse
 import io
+import os
 import pathlib
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cutmix_jax import UserError, mix, pictures
+from cutmix_jax.data import image_files
 
 MIXES = (
     "cutmix",
@@ -37,36 +38,33 @@ MIXES = (
 )
 # The sides of feature maps over the image's, for the networks of the paper on small images.
 MAPS = {"image": 1, "stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 INK = "#222222"
 
 
-def read_images(paths, side):
-    """Reads images as uint8 `[B, side, side, 3]`, cropped to squares, and their names."""
-    from PIL import Image, UnidentifiedImageError
+def read_images(paths, side, count=None):
+    """Reads `count` images as uint8 `[B, side, side, 3]`, cropped to squares, and their names."""
+    from PIL import Image
 
     files = []
-    for path in map(pathlib.Path, paths):
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        files += [file for file in inside if path.is_file() or file.suffix.lower() in SUFFIXES]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing or not files:
+    for path in paths:
+        passed_over = {}
+        files += image_files.find(path, passed_over) if os.path.isdir(path) else [path]
+        image_files.say_passed_over(path, passed_over)
+    if not files:
         raise UserError(
-            f"--images {' '.join(paths)}: {'no file ' + missing[0] if missing else 'no images'}"
-            f" found; give image files, or a folder of them ({', '.join(sorted(SUFFIXES))})."
+            f"--images {' '.join(paths)}: no images found; give image files, or a folder of them "
+            f"({', '.join(image_files.SUFFIXES)})."
         )
     images = []
-    for file in files:
-        try:
-            image = Image.open(file).convert("RGB")
-        except UnidentifiedImageError:
-            raise UserError(f"--images: {file} is not an image; give JPEG or PNG files.") from None
-        width, height = image.size
+    for file in files[:count]:
+        pixels = image_files.decode(image_files.read(file), 3, file)
+        height, width = pixels.shape[:2]
         edge = min(width, height)
         left, top = (width - edge) // 2, (height - edge) // 2
-        square = image.crop((left, top, left + edge, top + edge))
-        images.append(np.asarray(square.resize((side, side), Image.LANCZOS)))
-    return np.stack(images), [file.stem for file in files]
+        square = Image.fromarray(pixels[top : top + edge, left : left + edge])
+        images.append(np.asarray(square.resize((side, side), Image.Resampling.LANCZOS)))
+    names = [pathlib.Path(image_files.printable(file)).stem for file in files[:count]]
+    return np.stack(images), names
 
 
 def read_digits(count, side):
@@ -168,8 +166,7 @@ def main(arguments=None):
     flags = parser.parse_args(arguments)
     try:
         if flags.images:
-            read = partial(read_images, flags.images)
-            images, names = (found[: flags.count] for found in read(flags.side))
+            images, names = read_images(flags.images, flags.side, flags.count)
         else:
             images, names = read_digits(flags.count, flags.side)
         draw(images, names, flags.mixes, flags.output, seed=flags.seed, scope=flags.scope)

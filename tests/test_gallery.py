@@ -33,7 +33,7 @@ def test_draws_images_of_a_folder(tmp_path):
 
 
 WRONG = {
-    "no such file": (["--images", "nowhere.png"], "no file nowhere.png found"),
+    "no such file": (["--images", "nowhere.png"], "nowhere.png cannot be read (No such file"),
     "an empty folder": (["--images", "."], "no images found"),
     "unknown mix": (["--mixes", "cutmx"], "did you mean 'cutmix'"),
     "unknown format": (["--mixes", "cutmix", "--output", "sheet.nope"], "cannot be written"),

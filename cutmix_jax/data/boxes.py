@@ -4,6 +4,7 @@ A box is (top, left, bottom, right), half-open: in shares of the image as it is 
 once it is moved to the model's input. Boxes are read only when they are asked for.
 """
 
+import collections
 import os
 import pathlib
 import xml.etree.ElementTree
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
 
 # Names shown where files are missing.
@@ -54,10 +55,46 @@ def per_split(indices: Mapping, boxes_of: Callable | None) -> Callable | None:
     return boxes
 
 
-def of_record(data: bytes, key: str) -> np.ndarray:
+def checked(shares: np.ndarray, name: str) -> np.ndarray:
+    """Boxes in shares of the image, as float32 [n, 4], clipped to it.
+
+    Raises:
+      UserError: a corner is not a number, or nothing of the image lies within a box; the message
+        names `name`.
+    """
+    shares = np.asarray(shares, np.float64).reshape(-1, 4)
+    clipped = np.clip(shares, 0, 1)
+    for box, (top, left, bottom, right) in zip(shares, clipped, strict=True):
+        if not (np.isfinite(box).all() and top < bottom and left < right):
+            raise UserError(
+                f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, in "
+                "shares of the image), which holds nothing of it: correct it or take it out"
+            )
+    return clipped.astype(np.float32)
+
+
+def from_corners(corners, size, name: str) -> np.ndarray:
+    """`checked` boxes from inclusive corners (top, left, bottom, right) in pixels, counted from 0.
+
+    `size` is (height, width) of the image that they were drawn in.
+
+    Example:
+      >>> from_corners([[0, 8, 31, 15]], (64, 16), 'cat.xml').tolist()
+      [[0.0, 0.5, 0.5, 1.0]]
+    """
+    if not all(0 < side < np.inf for side in size):
+        raise UserError(
+            f"{name} says that its image has height {size[0]:g} and width {size[1]:g}, but pixels "
+            "are expected: correct it"
+        )
+    boxes = np.asarray(corners, np.float64).reshape(-1, 4)
+    boxes = boxes + np.array([0, 0, 1, 1])
+    return checked(boxes / (*size, *size), name)
+
+
+def of_record(data: bytes, key: str, name: str) -> np.ndarray:
     """float32 [n, 4] of a serialised `tf.train.Example`, in shares of the image."""
-    values = records.parse_example(data)[key].float_list.value
-    return np.asarray(values, np.float32).reshape(-1, 4)
+    return checked(records.parse_example(data)[key].float_list.value, name)
 
 
 def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarray]:
@@ -80,22 +117,34 @@ def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarra
 
 def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> None:
     """Fills `files` with the path for every index of the split."""
-    found = {
-        pathlib.Path(name).stem: os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith(".xml")
-    }
-    stems = [pathlib.Path(records.file_name(split, i)).stem for i in range(split.count)]
+    found = collections.defaultdict(list)
+    for folder, _, names in os.walk(root):
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix == ".xml":
+                found[stem].append(os.path.join(folder, name))
+    images = [records.file_name(split, i) for i in range(split.count)]
+    stems = [pathlib.Path(name).stem for name in images]
     missing = [stem for stem in stems if stem not in found]
     if missing:
         some = ", ".join(f"{stem}.xml" for stem in missing[:SHOWN])
         raise UserError(
-            f"boxes_dir={root} holds {len(found)} XML files, but {len(missing)} of {split.count} "
-            f"images have none ({some}{', ...' if len(missing) > SHOWN else ''}): give the folder "
+            f"boxes_dir={root} holds {sum(map(len, found.values()))} XML files, but "
+            f"{len(missing)} of {split.count} images have none "
+            f"({some}{', ...' if len(missing) > SHOWN else ''}): give the folder "
             "with a file for every image of this split by --config.boxes_dir"
         )
-    files |= {i: found[stem] for i, stem in enumerate(stems)}
+    images_of = collections.defaultdict(list)
+    for stem, image in zip(stems, images, strict=True):
+        images_of[stem].append(image)
+    for stem in images_of:
+        for same in (images_of[stem], found[stem]):
+            if len(same) > 1:
+                raise UserError(
+                    f"{same[0]} and {same[1]} have the same name, so that boxes_dir={root} does "
+                    "not say which boxes belong to which image: give every image a name of its own"
+                )
+    files |= {i: found[stem][0] for i, stem in enumerate(stems)}
 
 
 def _of_xml_file(path: str) -> np.ndarray:
@@ -109,9 +158,7 @@ def _of_xml_file(path: str) -> np.ndarray:
         ]
     except (xml.etree.ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise UserError(
-            f"{path} is not an annotation file ({records.first_line(error)}): expected the XML of "
+            f"{path} is not an annotation file ({first_line(error)}): expected the XML of "
             "ILSVRC, with size and object/bndbox; replace it"
         ) from error
-    boxes = np.asarray(corners, np.float64).reshape(-1, 4)
-    boxes[:, 2:] += 1
-    return np.clip(boxes / (size * 2), 0, 1).astype(np.float32)
+    return from_corners(corners, size, path)

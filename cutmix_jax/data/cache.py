@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from cutmix_jax.data import image_files
+
 # Part of every key: raise it when the meaning of what is stored changes.
 FORMAT = 1
 
@@ -24,7 +26,9 @@ def cache_dir() -> pathlib.Path:
 
 def cache_path(name: str, fingerprint: str) -> pathlib.Path:
     """The file that holds `name` as made from what `fingerprint` describes."""
-    digest = hashlib.sha256(f"{FORMAT}\n{fingerprint}".encode()).hexdigest()[:16]
+    # Of a path that is not UTF-8 the bytes as they are.
+    described = f"{FORMAT}\n{fingerprint}".encode(errors="surrogateescape")
+    digest = hashlib.sha256(described).hexdigest()[:16]
     return cache_dir() / f"{name.replace('/', '-').replace(':', '-')}-{digest}.npz"
 
 
@@ -37,7 +41,10 @@ def stats(paths: Iterable) -> list[str]:
     """One line a file, which changes whenever the file does."""
     lines = []
     for path in paths:
-        stat = os.stat(path)
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise image_files.unreadable(path, error) from error
         lines.append(f"{os.fspath(path)} {stat.st_size} {stat.st_mtime_ns}")
     return lines
 

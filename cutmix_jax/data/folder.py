@@ -1,4 +1,7 @@
-"""Folders of images: train/CLASS/*.jpg and val/CLASS/*.jpg, classes and files sorted by name."""
+"""Folders of images: train/CLASS/*.jpg and val/CLASS/*.jpg, classes and files sorted by name.
+
+Folders within a class folder belong to that class, at any depth.
+"""
 
 import os
 import pathlib
@@ -6,15 +9,13 @@ import pathlib
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import cache
+from cutmix_jax.data import cache, image_files
 from cutmix_jax.data.records import ImageSet, Split, choose_split
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
     """The tree below `root`, with its class names."""
-    folders = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    folders = {entry.name for entry in image_files.list_folder(root) if os.path.isdir(entry)}
     if "train" not in folders:
         raise UserError(
             f"{root} holds no folder train: expected train/CLASS/*.jpg and val/CLASS/*.jpg; "
@@ -25,44 +26,51 @@ def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
         names["test"] = choose_split(
             folders - {"train"}, test_split, ("val", "validation", "test"), str(root)
         )
-    classes = tuple(_class_folders(root / "train"))
-    splits, entries = {}, []
+    passed_over = {}
+    classes = tuple(_class_folders(root / "train", {}))
+    splits, paths = {}, []
     for split, folder in names.items():
         files, labels = [], []
-        for name in _class_folders(root / folder):
+        for name in _class_folders(root / folder, passed_over):
             if name not in classes:
                 raise UserError(
                     f"{root / folder / name} is a class without a folder in {root / 'train'}: "
                     "every class must occur in train"
                 )
-            found = _image_files(root / folder / name)
+            found = image_files.find(root / folder / name, passed_over)
             if not found and split == "train":
                 raise UserError(
                     f"{root / folder / name} holds no image: expected files ending in "
-                    f"{', '.join(IMAGE_SUFFIXES)}; remove the folder or fill it"
+                    f"{', '.join(image_files.SUFFIXES)}; remove the folder or fill it"
                 )
-            files += [entry.path for entry in found]
+            files += found
             labels += [classes.index(name)] * len(found)
-            entries += found
         splits[split] = Split(
             count=len(files),
-            read=lambda i, files=files: pathlib.Path(files[i]).read_bytes(),
+            read=lambda i, files=files: image_files.read(files[i]),
             labels=np.asarray(labels, np.int32),
             name=files.__getitem__,
         )
+        paths += files
+    image_files.say_passed_over(root, passed_over)
     return ImageSet(
         name=f"folder-{root.resolve().name}",
         class_names=classes,
         shape=(None, None, 3),
         splits=splits,
-        fingerprint=lambda: "\n".join(
-            [str(root.resolve()), *names.values(), *cache.stats(entries)]
-        ),
+        fingerprint=lambda: "\n".join([str(root.resolve()), *names.values(), *cache.stats(paths)]),
     )
 
 
-def _class_folders(folder: pathlib.Path) -> list[str]:
-    found = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+def _class_folders(folder: pathlib.Path, passed_over: dict[str, list[str]]) -> list[str]:
+    found = []
+    for entry in image_files.list_folder(folder):
+        if entry.name[0] == ".":
+            passed_over.setdefault("hidden", []).append(entry.path)
+        elif os.path.isdir(entry):
+            found.append(entry.name)
+        else:
+            passed_over.setdefault("in no class folder", []).append(entry.path)
     for name in found:
         if not name.isprintable():  # bytes that are not UTF-8 come as lone surrogates
             raise UserError(
@@ -75,9 +83,3 @@ def _class_folders(folder: pathlib.Path) -> list[str]:
             "images into one folder a class"
         )
     return found
-
-
-def _image_files(folder: pathlib.Path) -> list[os.DirEntry]:
-    entries = (e for e in os.scandir(folder) if e.name[0] != ".")
-    found = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
-    return sorted(found, key=lambda entry: entry.name)

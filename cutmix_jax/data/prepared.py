@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from cutmix_jax import UserError
-from cutmix_jax.data import boxes, cache
+from cutmix_jax import UserError, first_line
+from cutmix_jax.data import boxes, cache, image_files
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
     choose_split,
-    first_line,
     import_tensorflow,
     require,
 )
@@ -187,13 +186,22 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
         return read
 
     ends = list(itertools.accumulate(info.splits[split].shard_lengths))
+
+    def name(i: int) -> str:
+        return f"record {i} of {split} (in {paths[bisect.bisect_right(ends, i)]})"
+
+    def read(i: int) -> bytes:
+        try:
+            return reader()(i)  # opened at the first use: a cached set is never opened
+        except OSError as error:
+            raise image_files.unreadable(error.filename or name(i), error) from error
+
     return Split(
         count=count,
-        # Opened at the first use: a cached set is never opened.
-        read=lambda i: reader()(i),
+        read=read,
         labels=None,
-        name=lambda i: f"record {i} of {split} (in {paths[bisect.bisect_right(ends, i)]})",
-        boxes=(lambda i: boxes.of_record(reader()(i), box_key)) if box_key else None,
+        name=name,
+        boxes=(lambda i: boxes.of_record(read(i), box_key, name(i))) if box_key else None,
     )
 
 

@@ -7,17 +7,14 @@ indices.
 import contextlib
 import dataclasses
 import importlib.util
-import io
 import os
-import re
 from collections.abc import Callable
 
 import numpy as np
 
 from cutmix_jax import UserError
+from cutmix_jax.data import image_files
 
-# Bits per channel beyond eight would be cut off silently.
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # How TFDS calls the feature with the name of an image's file.
 FILE_NAMES = ("file_name", "image/filename")
 # Without the second, TensorFlow announces at every start that it uses oneDNN.
@@ -102,19 +99,13 @@ def import_tensorflow():
     return tensorflow
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the addresses of Python objects."""
-    lines = re.sub(r" <[^>]*>", "", str(error)).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]:
-    """(uint8 [H, W, C], label) of one record, by Pillow."""
+    """(uint8 [H, W, C], label) of one record."""
     data = split.read(i)
     if split.labels is not None:
-        return decode_image(data, channels, split.name(i)), int(split.labels[i])
+        return image_files.decode(data, channels, split.name(i)), int(split.labels[i])
     feature = parse_example(data)
-    image = decode_image(feature["image"].bytes_list.value[0], channels, split.name(i))
+    image = image_files.decode(feature["image"].bytes_list.value[0], channels, split.name(i))
     return image, feature["label"].int64_list.value[0]
 
 
@@ -136,7 +127,7 @@ def file_name(split: Split, i: int) -> str:
             f"{split.name(i)} does not say which file it comes from: expected the feature "
             f"{' or '.join(FILE_NAMES)}; use a set that has it, or a folder of images"
         )
-    return feature[key].bytes_list.value[0].decode()
+    return feature[key].bytes_list.value[0].decode(errors="surrogateescape")
 
 
 def stored_size(split: Split, i: int) -> tuple[int, int]:
@@ -144,39 +135,7 @@ def stored_size(split: Split, i: int) -> tuple[int, int]:
     data = split.read(i)
     if split.labels is None:
         data = parse_example(data)["image"].bytes_list.value[0]
-    return image_size(data, split.name(i))
-
-
-def decode_image(data: bytes, channels: int, name: str) -> np.ndarray:
-    """uint8 [H, W, C] of an encoded image."""
-    from PIL import Image
-
-    try:
-        image = Image.open(io.BytesIO(data))
-        mode = image.mode
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    except Exception as error:
-        raise UserError(
-            f"{name} is not a readable image ({first_line(error)}): replace or remove it"
-        ) from error
-    if mode not in EIGHT_BIT_MODES:
-        raise UserError(
-            f"{name} has pixels of mode {mode}, but 8 bits a channel are expected: convert it"
-        )
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """(height, width) from the header of an encoded image."""
-    from PIL import Image
-
-    try:
-        width, height = Image.open(io.BytesIO(data)).size
-    except Exception as error:
-        raise UserError(
-            f"{name} is not a readable image ({first_line(error)}): replace or remove it"
-        ) from error
-    return height, width
+    return image_files.stored_size(data, split.name(i))
 
 
 def have_boxes(image_set: ImageSet) -> bool:
@@ -197,7 +156,7 @@ def headers_are_cheap(image_set: ImageSet) -> bool:
 def all_of_size(image_set: ImageSet, size: tuple[int, int]) -> bool:
     """Whether every image file says that it is of this size."""
     return all(
-        image_size(split.read(i), split.name(i)) == size
+        image_files.stored_size(split.read(i), split.name(i)) == size
         for split in image_set.splits.values()
         for i in range(split.count)
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import augment, batches, boxes, cache, records
+from cutmix_jax.data import augment, batches, boxes, cache, image_files, records
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.settings import Settings
 
@@ -101,17 +101,13 @@ def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
         )
 
 
-def resize(images: np.ndarray, size: int) -> np.ndarray:
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8 [N, H, W, C] to [N, size, size, C], bilinear."""
-    if images.shape[1:3] == (size, size):
-        return images
-    from PIL import Image
-
-    out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
-    for i, image in enumerate(images):
-        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-        resized = picture.resize((size, size), Image.Resampling.BILINEAR)
-        out[i] = np.asarray(resized).reshape(out.shape[1:])
+    if pixels.shape[1:3] == (size, size):
+        return pixels
+    out = np.empty((len(pixels), size, size, pixels.shape[3]), np.uint8)
+    for i, image in enumerate(pixels):
+        out[i] = image_files.resize(image, (size, size))
     return out
 
 

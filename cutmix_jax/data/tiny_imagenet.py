@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 
 from cutmix_jax import UserError
-from cutmix_jax.data import cache
+from cutmix_jax.data import boxes, cache, image_files
 from cutmix_jax.data.records import ImageSet, Split, choose_split
 
 SIDE = 64
@@ -53,17 +53,18 @@ def read_words(root: pathlib.Path) -> dict[str, str]:
 
 
 def _train(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
-    files, labels = [], []
+    files, labels, passed_over = [], [], {}
     for label, name in enumerate(classes):
         folder = root / "train" / name / "images"
-        found = sorted(folder.glob("*.JPEG")) if folder.is_dir() else []
+        found = image_files.find(folder, passed_over) if folder.is_dir() else []
         if not found:
             raise UserError(
-                f"{folder} holds no *.JPEG, but {name} is listed in wnids.txt: unpack "
+                f"{folder} holds no image, but {name} is listed in wnids.txt: unpack "
                 f"{FOLDER}.zip again, or take the line out"
             )
-        files += map(str, found)
+        files += found
         labels += [label] * len(found)
+    image_files.say_passed_over(root, passed_over)
 
     @functools.cache
     def boxes_of(name: str) -> dict[str, list[str]]:
@@ -83,7 +84,15 @@ def _validation(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
     rows = sorted(item for item in table.items() if item[1][0] in number)
     if not rows:
         raise UserError(f"{path} lists no image of the classes in wnids.txt: unpack it again")
-    files = [str(root / "val" / "images" / name) for name, _ in rows]
+    folder, passed_over = root / "val" / "images", {}
+    for file in image_files.find(folder, passed_over):
+        name = os.path.basename(file)
+        if name not in table:
+            passed_over.setdefault(f"without a line in {path.name}", []).append(file)
+        elif table[name][0] not in number:
+            passed_over.setdefault("of classes not in wnids.txt", []).append(file)
+    image_files.say_passed_over(root, passed_over)
+    files = [str(folder / name) for name, _ in rows]
     labels = [number[fields[0]] for _, fields in rows]
     return _split(files, labels, lambda i: _box(table, path, files[i]))
 
@@ -91,7 +100,7 @@ def _validation(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
 def _split(files: list[str], labels: list[int], box) -> Split:
     return Split(
         count=len(files),
-        read=lambda i: pathlib.Path(files[i]).read_bytes(),
+        read=lambda i: image_files.read(files[i]),
         labels=np.asarray(labels, np.int32),
         name=files.__getitem__,
         boxes=box,
@@ -116,14 +125,15 @@ def _box(table: dict[str, list[str]], path: pathlib.Path, file: str) -> np.ndarr
     if name not in table:
         raise UserError(f"{path} has no line for {name}: unpack {FOLDER}.zip again")
     left, top, right, bottom = map(int, table[name][-4:])
-    return np.array([[top, left, bottom + 1, right + 1]], np.float32) / SIDE
+    return boxes.from_corners([[top, left, bottom, right]], (SIDE, SIDE), f"{name} of {path}")
 
 
 def _read(path: pathlib.Path) -> str:
     try:
-        return path.read_text()
-    except OSError as error:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(
-            f"{path} cannot be read ({error.strerror}), and belongs to the folder {FOLDER}: unpack "
+            f"{path} cannot be read ({reason}), and belongs to the folder {FOLDER}: unpack "
             f"{FOLDER}.zip again"
         ) from error

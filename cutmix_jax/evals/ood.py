@@ -10,9 +10,8 @@ from jax import numpy as jnp
 from sklearn import metrics
 
 from cutmix_jax import UserError
-from cutmix_jax.data import find_set, records, resident
+from cutmix_jax.data import find_set, image_files, records, resident
 from cutmix_jax.data.batches import permutation
-from cutmix_jax.data.folder import IMAGE_SUFFIXES
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
 
@@ -133,18 +132,20 @@ def split_name(name):
 def open_files(path, channels):
     """``(count, read)`` of all image files below a folder, sorted by path."""
     folder = pathlib.Path(path).expanduser()
-    files = sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
-    )  # fmt: skip
+    passed_over = {}
+    files = image_files.find(folder, passed_over) if folder.is_dir() else []
+    image_files.say_passed_over(folder, passed_over)
     if not files:
         raise UserError(
             f"config.evals.ood.sets names the folder {path!r}, "
             f"{'which holds no image' if folder.is_dir() else 'which is not there'}: expected "
-            f"files ending in {', '.join(IMAGE_SUFFIXES)}, at any depth."
+            f"files ending in {', '.join(image_files.SUFFIXES)}, at any depth."
         )
-    return len(files), lambda i: records.decode_image(
-        files[i].read_bytes(), channels, str(files[i])
-    )
+
+    def read(i):
+        return image_files.decode(image_files.read(files[i]), channels, files[i])
+
+    return len(files), read
 
 
 def fit(image, shape, variant, seed):
@@ -159,18 +160,14 @@ def fit(image, shape, variant, seed):
     height, width, channels = shape
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     picture = picture.convert("RGB" if channels == 3 else "L")
-    if variant == "crop":
-        grow = max(1, height / picture.height, width / picture.width)
-        sides = [round(side * grow) for side in picture.size]
-        if grow > 1:
-            picture = picture.resize(sides, Image.Resampling.BILINEAR)
-        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
-        top = random.randint(picture.height - height + 1)
-        left = random.randint(picture.width - width + 1)
-        picture = picture.crop((left, top, left + width, top + height))
-    elif picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(shape)
+    image = np.asarray(picture).reshape(*image.shape[:2], channels)
+    if variant == "resize":
+        return image_files.resize(image, (height, width))
+    grow = max(1, height / picture.height, width / picture.width)
+    resized = round(picture.height * grow), round(picture.width * grow)
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    offset = random.randint(resized[0] - height + 1), random.randint(resized[1] - width + 1)
+    return image_files.resize_and_crop(image, resized, offset, (height, width))
 
 
 def reader(foreign):

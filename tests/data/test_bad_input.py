@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.data import Shards, open_data, prepared, records, resident
+from cutmix_jax.data import Shards, find_set, open_data, prepared, records, resident
 
 
 def refused(match, shards=Shards(), **config):  # noqa: B008
@@ -214,6 +214,15 @@ def test_damaged_preparation(toy_set, damage):
     refused(match, **toys(data_dir))
 
 
+def test_shard_that_cannot_be_opened_is_named(toy_set):
+    data_dir, *_ = toy_set()
+    split = find_set("toys", str(data_dir), None).splits["train"]
+    for shard in (data_dir / "toys/1.0.0").glob("toys-train*"):
+        shard.unlink()
+    with pytest.raises(UserError, match=r"toys-train\S* cannot be read \(No such file"):
+        split.read(0)
+
+
 def test_damaged_image_in_a_prepared_set_is_named(toy_set):
     data_dir, *_ = toy_set()
     shard = sorted((data_dir / "toys/1.0.0").glob("toys-train*"))[1]
@@ -257,21 +266,3 @@ def test_evaluation_crop_must_lie_within_the_resized_image(photo_folder):
     pytest.importorskip("tensorflow")
     config = {"dataset": "folder", "data_dir": str(photo_folder), "augment": {"min_area": 0.1}}
     refused("eval_resize=100 is smaller than image_size=224", eval_resize=100, **config)
-
-
-def test_deep_pixels_are_not_cut_off_silently(tmp_path):
-    from PIL import Image
-
-    path = tmp_path / "deep.png"
-    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(path)
-    with pytest.raises(UserError, match="8 bits a channel are expected"):
-        records.decode_image(path.read_bytes(), 1, str(path))
-
-
-def test_file_that_is_no_image_is_named():
-    with pytest.raises(UserError) as caught:
-        records.decode_image(b"<html>", 3, "train/ant/page.jpg")
-    assert str(caught.value) == (
-        "train/ant/page.jpg is not a readable image (cannot identify image file): replace or "
-        "remove it"
-    )

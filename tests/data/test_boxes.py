@@ -195,6 +195,55 @@ def test_bad_annotations_are_refused(rectangles, tmp_path, toy_set):
         open_data({**config, "boxes_dir": str(tmp_path / "xml")}).boxes("test")
 
 
+WRONG_BOXES = {
+    "reversed": ((40, 56), (9, 0, 3, 9), r"has the box \[0.0, 0.1607, 0.25, 0.0714\]"),
+    "upside down": ((40, 56), (0, 9, 9, 3), "has the box"),
+    "not a number": ((40, 56), ("nan", 0, 9, 9), r"has the box \[0.0, nan"),
+    "infinite": ((40, 56), (0, 0, "inf", 9), "has the box"),
+    "outside": ((40, 56), (60, 0, 70, 9), "has the box"),
+    "of an image without height": ((0, 56), (0, 0, 9, 9), "has height 0 and width 56"),
+    "of an image of negative width": ((40, -5), (0, 0, 9, 9), "width -5"),
+    "of an image of unknown size": (("nan", 56), (0, 0, 9, 9), "has height nan"),
+}
+
+
+@pytest.mark.parametrize(("size", "corners", "match"), WRONG_BOXES.values(), ids=WRONG_BOXES)
+def test_a_box_without_pixels_is_named(tmp_path, size, corners, match):
+    path = tmp_path / "photo_3.xml"
+    write_xml(path, size, [(0, 0, 5, 5), corners])
+    with pytest.raises(UserError, match=rf"photo_3\.xml .*{match}"):
+        boxes._of_xml_file(str(path))
+
+
+def test_a_box_of_one_pixel_and_one_that_reaches_over_the_edge_are_kept(tmp_path):
+    write_xml(tmp_path / "a.xml", (40, 50), [(5, 8, 5, 8), (25, -3, 60, 39)])
+    want = [[0.2, 0.1, 0.225, 0.12], [0, 0.5, 1, 1]]
+    np.testing.assert_allclose(boxes._of_xml_file(str(tmp_path / "a.xml")), want, atol=1e-7)
+
+
+def test_a_box_without_pixels_in_a_record_is_named(rectangles):
+    data_dir = rectangles(one_size, boxes_of=lambda box: [box[[2, 1, 0, 3]]])
+    data = open_data({"dataset": "toys", "data_dir": data_dir, "batch_size": 4})
+    with pytest.raises(UserError, match=r"record 0 of test \(in .*\) has the box"):
+        data.boxes("test")
+
+
+@pytest.mark.parametrize("twice", ["images", "files"])
+def test_names_that_occur_twice_are_refused(tmp_path, twice):
+    """Else two images would silently have the boxes of one."""
+    for split, name in (("train", "ant"), ("train", "bee"), ("val", "ant"), ("val", "bee")):
+        path = tmp_path / split / name / ("0.png" if twice == "images" else f"{name}.png")
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path)
+        for folder in (name, "more") if twice == "files" else ("all",):
+            write_xml(tmp_path / "xml" / folder / f"{path.stem}.xml", (8, 8), [(0, 0, 5, 5)])
+    config = {"dataset": "folder", "data_dir": str(tmp_path), "batch_size": 2}
+    data = open_data({**config, "boxes_dir": str(tmp_path / "xml")})
+    both = {"images": r"val/ant/0\.png and .*val/bee/0\.png", "files": r"ant\.xml and .*/ant\.xml"}
+    with pytest.raises(UserError, match=f"{both[twice]} have the same name"):
+        data.boxes("test")
+
+
 def test_boxes_of_real_images_are_those_of_tfds(tfds_dir):
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("tensorflow")

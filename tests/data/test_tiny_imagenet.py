@@ -125,13 +125,36 @@ def test_prepared_shapes_carry_masks_and_captions(tmp_path):
         ("val/val_annotations.txt", "", "lists no image of the classes"),
         ("val/val_annotations.txt", None, "cannot be read"),
         ("train/n01000002/n01000002_boxes.txt", "", r"no line for n01000002_0\.JPEG"),
+        (
+            "train/n01000002/n01000002_boxes.txt",
+            "n01000002_0.JPEG\t9\t0\t3\t9\n",
+            r"n01000002_0\.JPEG of .*n01000002_boxes\.txt has the box",
+        ),
+        ("wnids.txt", b"n0300000\xe9", "wnids.txt cannot be read .it is not UTF-8"),
     ],
 )
 def test_a_damaged_folder_is_refused(made, tmp_path, file, text, match):
     tree = shutil.copytree(made[0] / "tiny-imagenet-200", tmp_path / "tiny-imagenet-200")
-    (tree / file).unlink() if text is None else (tree / file).write_text(text)
+    (tree / file).unlink()
+    if text is not None:
+        (tree / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=match):
         open_data(config(tmp_path)).boxes("train")
+
+
+def test_what_is_left_out_is_counted(made, tmp_path, capfd):
+    tree = shutil.copytree(made[0] / "tiny-imagenet-200", tmp_path / "tiny-imagenet-200")
+    hidden = tree / "train/n01000002/images/._n01000002_0.JPEG"
+    hidden.write_bytes(b"")
+    (tree / "wnids.txt").write_text("n01000002\nn02000003\n")
+    shutil.copy(tree / "val/images/val_0.JPEG", tree / "val/images/val_9.JPEG")
+    data = open_data(config(tmp_path))
+    assert data.examples == {"train": 8, "test": 4}
+    assert capfd.readouterr().err.splitlines() == [
+        f"{tree}: passed over 1 hidden ({hidden.relative_to(tree)}).",
+        f"{tree}: passed over 2 of classes not in wnids.txt (val/images/val_0.JPEG, "
+        "val/images/val_3.JPEG); 1 without a line in val_annotations.txt (val/images/val_9.JPEG).",
+    ]
 
 
 def test_a_source_that_is_not_the_folder_is_refused(tmp_path, capsys):

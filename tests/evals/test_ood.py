@@ -98,6 +98,23 @@ def test_images_are_made_to_fit():
     np.testing.assert_array_equal(ood.fit(gray, (4, 4, 3), "resize", None), gray.repeat(3, 2))
 
 
+@pytest.mark.parametrize("stored", [(60, 40), (12, 90), (3, 700), (700, 3), (1, 5)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_crop_is_that_of_the_enlarged_image(stored, channels):
+    """By Pillow, the whole of it enlarged first."""
+    image = np.random.RandomState(0).randint(0, 256, (*stored, channels), np.uint8)
+    grow = max(1, 16 / min(stored))
+    picture = Image.fromarray(image if channels == 3 else image[..., 0])
+    sides = [round(side * grow) for side in picture.size]
+    enlarged = np.asarray(picture.resize(sides, Image.Resampling.BILINEAR))
+    enlarged = enlarged.reshape(*sides[::-1], channels)
+    windows = np.lib.stride_tricks.sliding_window_view(enlarged, (16, 16, channels))
+    windows = windows.reshape(-1, 16, 16, channels)
+    for seed in range(5):
+        got = ood.fit(image, (16, 16, channels), "crop", (0, seed))
+        assert (windows == got).all((1, 2, 3)).any()
+
+
 def test_sets_by_name(subject, tmp_path):
     for i in range(3):
         place = tmp_path / "deep" / f"{i}.png"
