@@ -81,6 +81,14 @@ def require(package: str, purpose: str, remedy: str) -> None:
         raise UserError(f"{purpose} needs {package}, which is not installed: {remedy}")
 
 
+def import_tfds():
+    """TFDS, which does not import TensorFlow by itself."""
+    require("tensorflow_datasets", "this dataset", "pip install tensorflow-datasets")
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
 def import_tensorflow():
     """TensorFlow, kept off the accelerator, whose memory belongs to JAX."""
     require(

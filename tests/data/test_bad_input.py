@@ -84,7 +84,7 @@ def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch
 
     monkeypatch.setattr(prepared.urllib.request, "urlopen", unreachable)
     start = time.monotonic()
-    message = refused("there is no network", dataset="cifar10", data_dir=str(tmp_path))
+    message = refused("there is no network", dataset="mnist", data_dir=str(tmp_path))
     assert time.monotonic() - start < 10
     assert "download_and_prepare()" in message
     assert "--config.data_dir" in message
