@@ -173,7 +173,7 @@ def test_sets_that_are_no_image_classification(toy_set, options, match):
 @pytest.mark.parametrize("source", ["resident", "streaming"])
 def test_labels_beyond_32_bits_are_no_small_ones(toy_set, source):
     data_dir, *_ = toy_set(add_to_labels=2**32)
-    with pytest.raises(UserError, match=r"has the label 42949672\d\d, but labels from 0 to 9"):
+    with pytest.raises(UserError, match=r"has the label 4294967\d{3}, but labels from 0 to 9"):
         next(open_data({**toys(data_dir), "batch_size": 8, "source": source}).train_batches(0))
 
 
