@@ -69,7 +69,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
             resident.check_labels(labels, num_classes, f"split {name}")
             yield {
                 "image": images.reshape(*leading, *shape),
-                "label": labels.reshape(leading),
+                "label": labels.reshape(leading).astype(np.int32),
                 "index": positions[step].astype(np.int32),
                 "mask": mask[step],
             }
@@ -202,7 +202,7 @@ def _fetch(split: records.Split, rows):
         "label": tf.io.FixedLenFeature((), tf.int64),
     }
     parsed = tf.io.parse_example(data, features)
-    return parsed["image"], tf.cast(parsed["label"], tf.int32)
+    return parsed["image"], parsed["label"]
 
 
 def _explained(split: records.Split, rows, load: Callable, error: Exception) -> Exception:

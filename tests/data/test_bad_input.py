@@ -174,6 +174,13 @@ def test_sets_that_are_no_image_classification(toy_set, options, match):
     refused(match, **toys(data_dir))
 
 
+@pytest.mark.parametrize("source", ["resident", "streaming"])
+def test_labels_beyond_32_bits_are_no_small_ones(toy_set, source):
+    data_dir, *_ = toy_set(add_to_labels=2**32)
+    with pytest.raises(UserError, match=r"has the label 4294967\d{3}, but labels from 0 to 9"):
+        next(open_data({**toys(data_dir), "batch_size": 8, "source": source}).train_batches(0))
+
+
 def test_unlabelled_split_is_explained():
     with pytest.raises(UserError, match=r"no labels; choose another one by --config\.test_split"):
         resident.check_labels(np.full(3, -1), 10, "split test of imagenet2012")
