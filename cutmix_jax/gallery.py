@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutmix_jax import UserError, mix, pictures
+from cutmix_jax.paths import place
 
 MIXES = (
     "cutmix",
@@ -46,7 +47,7 @@ def read_images(paths, side):
     from PIL import Image, UnidentifiedImageError
 
     files = []
-    for path in map(pathlib.Path, paths):
+    for path in (place(path, "--images") for path in paths):
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         files += [file for file in inside if path.is_file() or file.suffix.lower() in SUFFIXES]
     missing = [str(file) for file in files if not file.is_file()]
@@ -167,16 +168,17 @@ def main(arguments=None):
     parser.add_argument("--scope", choices=["image", "batch"], default="image")
     flags = parser.parse_args(arguments)
     try:
+        output = place(flags.output, "--output")
         if flags.images:
             read = partial(read_images, flags.images)
             images, names = (found[: flags.count] for found in read(flags.side))
         else:
             images, names = read_digits(flags.count, flags.side)
-        draw(images, names, flags.mixes, flags.output, seed=flags.seed, scope=flags.scope)
+        draw(images, names, flags.mixes, output, seed=flags.seed, scope=flags.scope)
     except ValueError as error:
         print(f"cutmix_jax.gallery: {error}", file=sys.stderr)
         return 1
-    print(f"{len(flags.mixes)} mixes of {len(images)} images: {flags.output}")
+    print(f"{len(flags.mixes)} mixes of {len(images)} images: {output}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """Images of other kinds, told apart by the highest probability (Table 12)."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -15,6 +14,7 @@ from cutmix_jax.data.batches import permutation
 from cutmix_jax.data.folder import IMAGE_SUFFIXES
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.paths import place
 
 NOISE = ("uniform", "gaussian")
 VARIANTS = ("resize", "crop")
@@ -132,7 +132,7 @@ def split_name(name):
 
 def open_files(path, channels):
     """``(count, read)`` of all image files below a folder, sorted by path."""
-    folder = pathlib.Path(path).expanduser()
+    folder = place(path, "A folder of config.evals.ood.sets")
     files = sorted(
         file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES
     )  # fmt: skip

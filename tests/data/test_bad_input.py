@@ -52,7 +52,7 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
         ({"dataset": "folder"}, "--config.data_dir=PATH"),
         ({"dataset": "folder", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
         ({"dataset": "cifar10", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
-        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local folder is expected"),
+        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local path was expected"),
     ],
 )
 def test_configuration_is_refused(config, match):
