@@ -9,6 +9,7 @@ import concurrent.futures
 import difflib
 import functools
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -80,8 +81,18 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
 
 def _import_tfds():
     require("tensorflow_datasets", "this data set", "pip install tensorflow-datasets")
-    import tensorflow_datasets
-
+    # Where a package does not fit, importing TFDS logs pages, and leaves it empty.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        import tensorflow_datasets.public_api
+    except Exception as error:
+        raise UserError(
+            f"tensorflow_datasets cannot be imported ({first_line(error)}): install versions that "
+            "fit each other; with protobuf 5, pip install 'tensorflow-metadata<1.21'"
+        ) from error
+    finally:
+        log.disabled = before
     return tensorflow_datasets
 
 
