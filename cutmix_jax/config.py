@@ -6,6 +6,7 @@ from ml_collections import config_dict
 
 from cutmix_jax import UserError
 from cutmix_jax import nearest as nearest
+from cutmix_jax.paths import place
 
 # Overriding these changes where or how fast a run goes, not what it computes: they are not part of
 # a workdir's name, and a run may go on with other values of them.
@@ -243,6 +244,8 @@ def check_config(config):
             accepted = False
         if not accepted:
             raise UserError(f"config.{key} is {value!r}, and {expected} was expected.")
+    for key, path in given_paths(config):
+        place(path, key)
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:
         raise UserError(
@@ -260,6 +263,17 @@ def check_config(config):
             f"{len(config.normalize.std)} standard deviations: give one of each per channel."
         )
     create_mix(config)
+
+
+def given_paths(config):
+    """The paths that a config names, as pairs of what names it and the path."""
+    for key in ("data_dir", "boxes_dir", "init_from"):
+        if config[key] is not None:
+            yield f"config.{key}", config[key]
+    for name in config.evals.ood.sets:
+        kind, _, path = name.partition(":")
+        if kind == "folder":
+            yield "A folder of config.evals.ood.sets", path
 
 
 def create_mix(config):

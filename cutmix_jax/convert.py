@@ -14,7 +14,6 @@ import argparse
 import collections
 import dataclasses
 import importlib
-import pathlib
 import re
 import shutil
 import sys
@@ -28,6 +27,7 @@ from cutmix_jax import config as config_lib
 from cutmix_jax.checkpoint import Checkpoints, read_weights, workdir_lock
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
+from cutmix_jax.paths import place
 
 LEAVES = {  # the last part of a name, here and there
     "kernel": "weight",
@@ -255,7 +255,7 @@ def import_weights(path, workdir, model=None, config=None, overrides=(), overwri
     Raises:
       UserError: the file, its weights, the config or the workdir cannot be used.
     """
-    path = pathlib.Path(path)
+    path, workdir = place(path, "The file of weights"), place(workdir, "The workdir")
     arrays, notes = read_arrays(path)
     converted = from_torch(arrays, model, path.name)
     config = _create_config(converted, config, overrides, path)
@@ -289,7 +289,7 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     Raises:
       UserError: there is no whole checkpoint, PyTorch is missing, or the file exists.
     """
-    path = pathlib.Path(path)
+    path = place(path, "The file of weights")
     if path.exists() and not overwrite:
         raise UserError(f"--output {path} exists: give another name, or --overwrite.")
     save = _saver(path)
@@ -564,7 +564,9 @@ def main(arguments=None):
     parser.add_argument("--overwrite", action="store_true", help="replace what was converted")
     flags, rest = parser.parse_known_args(arguments)
     try:
-        if pathlib.Path(flags.source).is_dir():
+        flags.source = place(flags.source, "The source")
+        flags.output = place(flags.output, "--output")
+        if flags.source.is_dir():
             if rest:
                 raise UserError(f"{rest[0]!r} is for weights that come in: leave it out.")
             _tell_export(flags)
@@ -577,7 +579,7 @@ def main(arguments=None):
 
 
 def _tell_import(flags, overrides):
-    if pathlib.Path(flags.output).suffix in SUFFIXES:
+    if flags.output.suffix in SUFFIXES:
         raise UserError(
             f"--output {flags.output} names a file, and weights of PyTorch are converted into a "
             "workdir: give a folder."

@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import json
-import pathlib
 import platform
 import statistics
 import sys
@@ -20,6 +19,7 @@ from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, Interruption, read_weights, workdir_lock
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
+from cutmix_jax.paths import place
 
 
 def train(config, workdir, stream=None):
@@ -39,6 +39,7 @@ def train(config, workdir, stream=None):
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
     """
+    workdir = place(workdir, "The workdir")
     task = train_lib.create_task(config)
     primary = jax.process_index() == 0
     with (
@@ -129,11 +130,12 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
         from cutmix_jax import evals as evals_lib  # its libraries take a second
 
         names = evals_lib.check_names(evals)
+    workdir = place(workdir, "The workdir")
     missing = UserError(
         f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or name "
         "another with --workdir."
     )
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    if not (workdir / "checkpoints").is_dir():
         raise missing
     mapping = create_mapping(config.mapping if config else "pmap")
     with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
@@ -162,7 +164,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     if names:
         subject = evals_lib.create_subject(task, weights, config.evals.split)
         every = "all" in evals.replace(" ", "").split(",")
-        result = evals_lib.run_evals(subject, names, pathlib.Path(workdir), step, every)
+        result = evals_lib.run_evals(subject, names, workdir, step, every)
     else:
         arrays = task.mapping.replicate(task.data.arrays)
         _, mapped_eval_step = train_lib.map_steps(task)

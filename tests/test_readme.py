@@ -1,10 +1,12 @@
 """What the README says is there, and what it shows runs."""
 
+import json
 import pathlib
 import re
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from cutmix_jax.config import base_config, flatten, parse_arg
 from cutmix_jax.models import NETS
@@ -82,3 +84,27 @@ def test_every_requirement_has_its_reason():
     for file in ("requirements.txt", "requirements-dev.txt"):
         for name in re.findall(r"^([\w-]+)>=", (ROOT / file).read_text(), re.M):
             assert re.search(rf"\b{name}\b", page), name
+
+
+def test_colabs_versions_are_within_the_bounds():
+    """Offline; continuous integration lets pip resolve them."""
+    lines = (ROOT / "tests/colab-constraints.txt").read_text().splitlines()
+    colab = dict(line.split("==") for line in lines if "==" in line)
+    listed = map(Requirement, filter(None, map(plain, (ROOT / "requirements.txt").open())))
+    found = {needed.name: needed for needed in listed if needed.name in colab}
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow"} <= found.keys()
+    for name, needed in found.items():
+        assert needed.specifier.contains(colab[name]), needed
+
+
+def plain(line):
+    """A line of a requirements file without its comment."""
+    return line.partition("#")[0].strip()
+
+
+def test_the_notebook_asks_for_a_gpu_and_for_the_repository():
+    notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text())
+    assert notebook["metadata"]["accelerator"] == "GPU"
+    fields = [line for cell in notebook["cells"] for line in cell["source"] if "@param" in line]
+    assert [field.split()[0] for field in fields] == ["REPOSITORY", "DATA"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])

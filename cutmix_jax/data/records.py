@@ -7,12 +7,13 @@ indices.
 import contextlib
 import dataclasses
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 
 import numpy as np
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, first_line
 from cutmix_jax.data import image_files
 
 # How TFDS calls the feature with the name of an image's file.
@@ -84,8 +85,18 @@ def require(package: str, purpose: str, remedy: str) -> None:
 def import_tfds():
     """TFDS, which does not import TensorFlow by itself."""
     require("tensorflow_datasets", "this dataset", "pip install tensorflow-datasets")
-    import tensorflow_datasets
-
+    # Where a package does not fit, importing TFDS logs pages, and leaves it empty.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        import tensorflow_datasets.public_api
+    except Exception as error:
+        raise UserError(
+            f"tensorflow_datasets cannot be imported ({first_line(error)}). Install versions that "
+            "fit each other; with protobuf 5, pip install 'tensorflow-metadata<1.21'."
+        ) from error
+    finally:
+        log.disabled = before
     return tensorflow_datasets
 
 

@@ -1,7 +1,6 @@
 """Images of other kinds, told apart by the highest probability (Table 12)."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -14,6 +13,7 @@ from cutmix_jax.data import find_set, image_files, records, resident
 from cutmix_jax.data.batches import permutation
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.paths import place
 
 NOISE = ("uniform", "gaussian")
 VARIANTS = ("resize", "crop")
@@ -131,7 +131,7 @@ def split_name(name):
 
 def open_files(path, channels):
     """``(count, read)`` of all image files below a folder, sorted by path."""
-    folder = pathlib.Path(path).expanduser()
+    folder = place(path, "A folder of config.evals.ood.sets")
     passed_over = {}
     files = image_files.find(folder, passed_over) if folder.is_dir() else []
     image_files.say_passed_over(folder, passed_over)

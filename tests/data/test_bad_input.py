@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 import urllib.error
 
@@ -56,7 +57,7 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
         ({"dataset": "folder"}, "--config.data_dir=PATH"),
         ({"dataset": "folder", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
         ({"dataset": "cifar10", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
-        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local folder is expected"),
+        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local path was expected"),
     ],
 )
 def test_configuration_is_refused(config, match):
@@ -76,6 +77,16 @@ def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
         "birdsongs", dataset="birdsongs", data_dir=str(data_dir)
     )
     refused("check the name", dataset="qqqqqqqq", data_dir=str(data_dir))
+
+
+def test_tfds_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+    """TFDS itself logs a traceback, and is left without its functions."""
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.public_api", None)
+    (tmp_path / "toys/1.0.0").mkdir(parents=True)
+    (tmp_path / "toys/1.0.0/dataset_info.json").write_text("{}")
+    message = refused("cannot be imported", dataset="toys", data_dir=str(tmp_path))
+    assert "public_api halted" in message
+    assert "tensorflow-metadata<1.21" in message
 
 
 def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
