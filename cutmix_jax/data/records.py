@@ -6,11 +6,12 @@ indices.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -177,6 +178,14 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
             f"{name} is not a readable image ({first_line(error)}): replace or remove it"
         ) from error
     return height, width
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of parts of bytes, which also changes when a border between two of them moves."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(hashlib.sha256(part).digest())
+    return result.hexdigest()
 
 
 def have_boxes(image_set: ImageSet) -> bool:
