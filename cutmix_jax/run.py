@@ -182,6 +182,11 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
 def open_run(task, checkpoints, described):
     """The state to go on from, replicated, with what is known of the run and what to tell.
 
+    Args:
+      task: a `train.Task`.
+      checkpoints: of its workdir.
+      described: from `describe_run`.
+
     Returns:
       ``(state, progress, notes)``.
     """

@@ -8,9 +8,6 @@ Reads what torchvision, timm, and the authors of CutMix save (.pth, .pth.tar, .s
 writes a workdir that `--mode evaluate` measures and `--config.init_from` starts from. Given a
 workdir it goes the other way: to names and shapes that PyTorch's own networks load strictly, EMA
 weights where the run has them. .safetensors needs no PyTorch.
-
-`files` reads and writes files, `contents` finds the network in one, `names` holds the rule of
-names, `weights` turns arrays into variables and back, `workdirs` does both for whole workdirs.
 """
 
 from cutmix_jax.convert.files import read_file
