@@ -291,6 +291,17 @@ class TestWhatIsNoStateDict:
         assert holds(convert.from_torch(convert.read_file(path)), raw)
         assert holds(convert.from_torch(read(raw, tmp_path, "model.safetensors")), raw)
 
+    def test_a_length_that_looks_like_the_beginning_of_a_web_page(self, raw, tmp_path):
+        path = tmp_path / "model.safetensors"
+        safetensors.save_file(dict(raw), path)
+        whole = path.read_bytes()
+        size = int.from_bytes(whole[:8], "little")
+        length = size + (ord("<") - size) % 256
+        header = whole[8 : 8 + size].ljust(length)
+        path.write_bytes(length.to_bytes(8, "little") + header + whole[8 + size :])
+        assert path.read_bytes()[:1] == b"<"
+        assert holds(convert.from_torch(convert.read_file(path)), raw)
+
     def test_programs(self, net, tmp_path):
         path = tmp_path / "model.pt"
         torch.jit.trace(net, torch.zeros(1, 3, 8, 8)).save(path)

@@ -34,7 +34,7 @@ def read_file(path):
     The format is told by the contents, whatever the name.
 
     Args:
-      path: a `pathlib.Path`.
+      path: of the file.
 
     Returns:
       A dictionary, what was saved: ``{name: tensor}``, or one that holds such dictionaries.
@@ -42,16 +42,17 @@ def read_file(path):
     Raises:
       UserError: the file is broken, holds something else, or a package is missing.
     """
+    path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"There is no file or workdir {str(path)!r}: give one that exists.")
     with path.open("rb") as file:
         head = file.read(32)
-    for beginning, reason in OTHERS.items():
-        if head.startswith(beginning):
-            raise UserError(f"{str(path)!r} cannot be read, {reason}.")
     # A length of eight bytes, then JSON. PyTorch writes ZIP archives, and pickles before 1.6.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return _read_safetensors(path)
+    for beginning, reason in OTHERS.items():
+        if head.startswith(beginning):
+            raise UserError(f"{str(path)!r} cannot be read, {reason}.")
     if path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80")):
         return _read_safetensors(path)
     return _read_torch(path)
