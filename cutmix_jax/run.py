@@ -16,7 +16,13 @@ from clu import parameter_overview
 from cutmix_jax import UserError, metrics, pictures
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
-from cutmix_jax.checkpoint import Checkpoints, Interruption, read_weights, workdir_lock
+from cutmix_jax.checkpoint import (
+    Checkpoints,
+    Interruption,
+    digest,
+    read_weights,
+    workdir_lock,
+)
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.paths import place
@@ -41,13 +47,14 @@ def train(config, workdir, stream=None):
     """
     workdir = place(workdir, "The workdir")
     task = train_lib.create_task(config)
+    described = describe_run(task)
     primary = jax.process_index() == 0
     with (
         Interruption() as interruption,
         workdir_lock(workdir, primary) as folder,
         Checkpoints(folder, task.mapping) as checkpoints,
     ):
-        state, progress, notes = open_run(task, checkpoints)
+        state, progress, notes = open_run(task, checkpoints, described)
         step = int(state.step)
         reporter = metrics.Reporter(
             folder,
@@ -86,7 +93,7 @@ def train(config, workdir, stream=None):
                 checkpoints,
                 reporter,
                 interruption,
-                describe_run(task),
+                described,
             )
             if int(state.step) < task.total_steps:
                 reporter.say(
@@ -175,15 +182,21 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     return result
 
 
-def open_run(task, checkpoints):
+def open_run(task, checkpoints, described):
     """The state to go on from, replicated, with what is known of the run and what to tell.
+
+    Args:
+      task: a `train.Task`.
+      checkpoints: of its workdir.
+      described: from `describe_run`.
 
     Returns:
       ``(state, progress, notes)``.
     """
     workdir = checkpoints.folder.parent
     found = checkpoints.restore(
-        abstract_state(task), check=lambda meta: check_same_run(task, meta, workdir)
+        abstract_state(task),
+        check=lambda meta: check_same_run(task, meta, workdir, described["data"]),
     )
     if found is None:
         state, notes = train_lib.create_state(task), []
@@ -227,29 +240,46 @@ def abstract_saved(task, saved):
 
 def describe_run(task):
     """What every checkpoint tells of its maker: config and data, to compare on resume."""
-    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
+    # Reading all that is streamed would take as long as training on it.
+    images = None if task.data.digest else digest(dict(task.data.arrays))
     return {
         "config": config_lib.to_plain(task.config),
-        "data": {"examples": dict(task.data.examples), "class_names": names},
+        "data": describe_data(task) | {"images": images},
     }
 
 
-def check_same_run(task, meta, workdir):
-    """Refuses to mix two runs in one workdir, naming the first key that differs."""
+def describe_data(task):
+    """What is known of a data set without its images."""
+    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
+    return {"examples": dict(task.data.examples), "class_names": names}
+
+
+def check_same_run(task, meta, workdir, data=None):
+    """Refuses to mix two runs in one workdir, naming the first key that differs.
+
+    With `data`, of `describe_run`, the images have to be the same too; an evaluation may be of
+    other images.
+    """
     if "weights" in meta:
         raise UserError(
             f"The workdir {str(workdir)!r} holds weights converted from {meta['weights']['file']}, "
             "and no run: give this run another --workdir, and start it from them with "
             f"--config.init_from={workdir}."
         )
-    ours = describe_run(task)
+    known = {key: value for key, value in meta["data"].items() if key != "images"}
     for key, here, there in [
-        *config_lib.differences(ours["config"], meta["config"]),
-        *config_lib.differences({"data": ours["data"]}, {"data": meta["data"]}),
+        *config_lib.differences(config_lib.to_plain(task.config), meta["config"]),
+        *config_lib.differences({"data": describe_data(task)}, {"data": known}),
     ]:
         raise UserError(
             f"The workdir {str(workdir)!r} holds a run with config.{key}={there!r}, and this one "
             f"has {here!r}: give this one another --workdir, or set the key as it was."
+        )
+    images = meta["data"].get("images")  # of runs from before it was kept: None
+    if data and images and data["images"] and images != data["images"]:
+        raise UserError(
+            f"The workdir {str(workdir)!r} holds a run on other images, of the same number and "
+            "classes. Give this run another --workdir, or set config.data_dir as it was."
         )
 
 

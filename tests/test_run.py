@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from cutmix_jax import UserError, run, train
 from cutmix_jax.checkpoint import workdir_lock
+from cutmix_jax.data import resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
 from tests.commands import SMALL, checkpoint_digest, run_main, small_config
@@ -154,6 +156,21 @@ def test_a_workdir_of_another_run_is_refused_by_the_key_that_differs(finished):
     folder, _ = finished
     with pytest.raises(UserError, match=r"config\.learning_rate=0\.1.*has 0\.2.*--workdir"):
         run.train(small_config(held_out=100, learning_rate=0.2), folder)
+
+
+def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
+    """Nor does it call itself finished; but its weights may be measured on them."""
+    arrays, names = resident.digits()
+    others = {
+        split: {**part, "image": part["image"][::-1].copy()} for split, part in arrays.items()
+    }
+    monkeypatch.setattr(resident, "digits", lambda: (others, names))
+    folder, _ = finished
+    with pytest.raises(UserError, match=r"holds a run on other images.*config\.data_dir"):
+        run.train(small_config(held_out=100), folder)
+    assert (
+        run.evaluate(small_config(held_out=100), folder, stream=io.StringIO())["checkpoint"] == 10
+    )
 
 
 def test_a_second_run_in_one_workdir_is_refused(tmp_path):

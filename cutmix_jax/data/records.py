@@ -6,10 +6,11 @@ indices.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -155,6 +156,14 @@ def stored_size(split: Split, i: int) -> tuple[int, int]:
     if split.labels is None:
         data = parse_example(data)["image"].bytes_list.value[0]
     return image_files.stored_size(data, split.name(i))
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of parts of bytes, which also changes when a border between two of them moves."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(hashlib.sha256(part).digest())
+    return result.hexdigest()
 
 
 def have_boxes(image_set: ImageSet) -> bool:

@@ -8,6 +8,7 @@ the same three numbers.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -87,6 +88,12 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         positions, mask = batches.eval_positions(counts[split], size, shards, order)
         return stream(split, positions, mask, prepare_eval, 0)
 
+    def digest(name: str) -> str:
+        origin, index = indices[name]
+        split = image_set.splits[origin]
+        labels = [] if split.labels is None else [split.labels[index].tobytes()]
+        return records.digest(itertools.chain((split.read(int(i)) for i in index), labels))
+
     return Data(
         kind="streaming",
         num_classes=num_classes,
@@ -107,6 +114,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         train_shapes=batches.train_shapes(size, shards, shape),
         eval_batches=eval_batches,
         color=augment.create_color(settings.color_jitter, settings.lighting),
+        digest=digest,
         boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
     )
 
