@@ -108,7 +108,7 @@ def test_networks_are_told_by_their_shapes():
     """Every network that has names of its own, and a wider one."""
     for name in (
         *("resnet8", "resnet110_basic", "resnet34", "resnext50_32x4d", "ge_resnet50"),
-        *("pyramidnet29_8", "resnet20x4"),
+        *("pyramidnet29_8", "resnet20x4", "resnet18_cifar", "resnet50_cifarx2"),
     ):
         model = create_model(name, 10)
         shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 224, 224, 3)))

@@ -14,6 +14,7 @@ from cutmix_jax import UserError, convert, gallery, run, sweep
 from cutmix_jax.checkpoint import read_weights, workdir_lock
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import check_config
+from cutmix_jax.convert import __main__ as convert_command
 from cutmix_jax.data import boxes, cache, open_data, prepare
 from cutmix_jax.evals import ood
 from cutmix_jax.parallel import create_mapping
@@ -96,7 +97,7 @@ def configured(**values):
 
 
 def converted(*words):
-    return lambda: convert.main(list(words))
+    return lambda: convert_command.main(list(words))
 
 
 def benchmarked(*words):
@@ -129,7 +130,7 @@ ENTRIES = {
         lambda: open_data({"dataset": "cifar10", "data_dir": ADDRESS, "batch_size": 8}),
     ),
     "boxes": ("config.boxes_dir", lambda: boxes.of_xml_files(ADDRESS, None)),
-    "ood": ("A folder of config.evals.ood.sets", lambda: ood.open_files(ADDRESS, 3)),
+    "ood": ("A folder of config.evals.ood.sets", lambda: ood.open_files(ADDRESS)),
     "prepare": ("--data_dir", lambda: prepare.main(["shapes", f"--data_dir={ADDRESS}"])),
     "prepare from": (
         "--source",

@@ -91,12 +91,12 @@ def infer_model(arrays, source="the file"):
     bottleneck = "layer1.0.conv3.weight" in arrays
     depth = blocks * (3 if bottleneck else 2) + 2
     width, _, side, _ = shape["conv1.weight"]
+    stages = {name.split(".")[0] for name in arrays if name.startswith("layer")}
     if "bn_final.weight" in arrays:
         alpha = shape["fc.weight"][1] // (4 if bottleneck else 1) - 16
         name = f"pyramidnet{depth}_{alpha}" + "_basic" * (not bottleneck)
         return PYRAMIDS.get(name, name)
     inner, share = shape["layer1.0.conv2.weight"][:2]
-    large = side == 7
     kinds = {name.split(".")[2] for name in arrays if name.startswith("layer1.0.")}
     name = f"resnet{depth}"
     if bottleneck and share < inner:
@@ -104,7 +104,9 @@ def infer_model(arrays, source="the file"):
     elif depth == 110 and not bottleneck:
         name += "_basic"
     name = "".join(f"{kind}_" for kind in ("se", "ge") if kind in kinds) + name
-    factor = width // (64 if large else 16)
+    if len(stages) == 4 and side == 3:
+        name += "_cifar"
+    factor = width // (64 if len(stages) == 4 else 16)
     return name + f"x{factor}" * (factor > 1)
 
 
