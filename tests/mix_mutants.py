@@ -107,10 +107,10 @@ MUTANTS = {
         "out_sharding=None",
         "test_mix_mesh.py::test_a_sharded_batch_is_mixed_as_an_unsharded_one",
     ),
-    "float16 is multiplied by float32": (
-        "labels.py",
-        "own, other = (x.astype(precise(x.dtype)) for x in (own, other))",
-        "pass",
+    "dtypes are promoted in secret": (
+        "pixels.py",
+        "dtype = precise(x.dtype)",
+        "dtype = jnp.promote_types(x.dtype, jnp.float32)",
         "test_mix_settings.py::test_no_setting_changes_a_bit",
     ),
     "infinity by infinity": (
