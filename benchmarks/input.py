@@ -1,30 +1,34 @@
-"""Input: streamed images a second and a core, memory over epochs, augmentation of resident data.
+"""Input: streamed images per second and core, memory over epochs, augmentation of resident data.
 
     python -m benchmarks.input --data-dir PATH
     python -m benchmarks.input --data-dir PATH --dataset imagenet2012 --images 2048
 
-Streams as `configs/imagenet.py` does (random-resized crop to 224) beside torchvision's DataLoader
-over the same bytes in memory. Each turn is a whole pass, with what it takes to start one.
+Streams as `configs/imagenet.py` does (random-resized crop to 224), next to torchvision's DataLoader
+and tf.data over the same bytes in memory. Each turn is a whole pass, with what it takes to start
+one.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import os
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from PIL import Image
 
 from benchmarks import scale, timing, train_step
 from configs.imagenet import get_config
-from cutmix_jax.data import Shards, find_set
-from cutmix_jax.data.records import parse_example
+from cutmix_jax.data import Shards, find_set, records, streaming
 from cutmix_jax.data.settings import read_settings
-from cutmix_jax.data.streaming import open_streaming
 
-BATCH = 64
+BATCH, SIDE = 64, 224
+COPIES, QUALITY = 256, 90  # shorter side and JPEG quality of the smaller copies
 FED = ("A100", "H100", "TPU v4")  # chips that the cores have to feed
 
 
@@ -36,15 +40,29 @@ def repeated(split, count):
     )
 
 
-def open_photographs(options):
+def smaller(split):
+    """The split as files of a shorter side of `COPIES` pixels, in memory."""
+    encoded, labels = [], []
+    for i in range(split.count):
+        pixels, label = records.decode_record(split, i, 3)
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        if (factor := COPIES / min(image.size)) < 1:
+            image = image.resize([round(factor * side) for side in image.size], Image.BICUBIC)
+        image.save(file, "jpeg", quality=QUALITY)
+        encoded.append(file.getvalue())
+        labels.append(label)
+    return dataclasses.replace(split, read=encoded.__getitem__, labels=np.array(labels, np.int32))
+
+
+def open_photographs(options, change=lambda split: split):
     """(streaming data of `options.images` images, the split that they come from)."""
     config = get_config()
     config.dataset, config.batch_size = options.dataset, BATCH
     config.data_dir = str(options.data_dir)
     found = find_set(options.dataset, config.data_dir, None)
-    split = repeated(found.splits["train"], options.images)
+    split = repeated(change(found.splits["train"]), options.images)
     found = dataclasses.replace(found, splits={**found.splits, "train": split})
-    return open_streaming(read_settings(config), found, Shards()), split
+    return streaming.open_streaming(read_settings(config), found, Shards()), split
 
 
 def passes(data):
@@ -59,7 +77,7 @@ def passes(data):
 
 
 class Photographs:
-    """A data set of torchvision's kind over encoded images; workers get a copy of it."""
+    """A dataset of torchvision's kind over encoded images; workers get a copy of it."""
 
     def __init__(self, encoded, prepare):
         self.encoded, self.prepare = encoded, prepare
@@ -68,25 +86,32 @@ class Photographs:
         return len(self.encoded)
 
     def __getitem__(self, i):
-        from PIL import Image
-
-        return self.prepare(Image.open(io.BytesIO(self.encoded[i])).convert("RGB")), i
+        return self.prepare(self.encoded[i]), i
 
 
-def torchvision_pass(split, workers):
+def open_by_pillow(data):
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def open_as_tensor(data):
+    import torch
+    from torchvision import io as images
+
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return images.decode_image(encoded, images.ImageReadMode.RGB)
+
+
+def torchvision_pass(encoded, workers, tensors):
     """The same by torchvision's DataLoader; raises ImportError where it is not installed."""
     import torch
-    from torchvision import transforms
+    from torchvision.transforms import v2
 
     torch.set_num_threads(1)
-    encoded = [split.read(i) for i in range(split.count)]
-    if split.labels is None:
-        encoded = [parse_example(data)["image"].bytes_list.value[0] for data in encoded]
-    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    prepare = transforms.Compose([*steps, transforms.PILToTensor()])
-    # A forked worker could hang, since JAX and TensorFlow have threads by now.
+    steps = [v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip()]
+    steps = [open_as_tensor, *steps] if tensors else [open_by_pillow, *steps, v2.PILToTensor()]
+    # A forked worker could hang, since JAX has threads by now.
     more = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-    data = Photographs(encoded, prepare)
+    data = Photographs(encoded, v2.Compose(steps))
     loader = torch.utils.data.DataLoader(
         data, BATCH, shuffle=True, drop_last=True, num_workers=workers, **more
     )
@@ -96,6 +121,70 @@ def torchvision_pass(split, workers):
             pass
 
     return call
+
+
+def tensorflow_pass(encoded):
+    """The same by tf.data; raises ImportError where TensorFlow is not installed."""
+    import tensorflow as tf
+
+    draw = functools.partial(
+        tf.image.sample_distorted_bounding_box,
+        bounding_boxes=tf.zeros((1, 0, 4)),
+        use_image_if_no_bounding_boxes=True,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+    )
+
+    def prepare(data):
+        begin, size, _ = draw(tf.image.extract_jpeg_shape(data))
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.image.decode_and_crop_jpeg(data, window, 3, dct_method="INTEGER_ACCURATE")
+        image = tf.image.resize(image, (SIDE, SIDE), antialias=True)
+        return tf.cast(tf.round(tf.image.random_flip_left_right(image)), tf.uint8)
+
+    stream = tf.data.Dataset.from_tensor_slices(encoded).shuffle(len(encoded))
+    stream = stream.map(prepare, tf.data.AUTOTUNE).batch(BATCH, True).prefetch(2)
+
+    def call():
+        for _ in stream.as_numpy_iterator():
+            pass
+
+    return call
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """One that reads all images in a call.
+
+    Attributes:
+      call: reads them.
+      cores: how many it may use.
+      goals: of our ratio, from the same files and from smaller copies of them.
+      alone: whether this process does all the work.
+    """
+
+    call: Callable
+    cores: int
+    goals: tuple[str, str] = ("", "")
+    alone: bool = True
+
+
+def peers(encoded):
+    """Yields (name, a call that makes the reader, or raises ImportError)."""
+    for path, tensors, goals in (
+        ("Pillow", False, (">= 2", ">= 4")),
+        ("tensors", True, (">= 1.5", "")),
+    ):
+        for workers in (0, timing.cores()):
+            yield (
+                f"torchvision by {path}, {workers} workers",
+                lambda tensors=tensors, workers=workers, goals=goals: Reader(
+                    torchvision_pass(encoded, workers, tensors), max(workers, 1), goals, not workers
+                ),
+            )
+    yield "tf.data", lambda: Reader(tensorflow_pass(encoded), timing.cores())
 
 
 def counted(call, spent):
@@ -114,39 +203,54 @@ def per_core(seconds, cores, images):
     return [[1e3 * cores * s / images for s in turns] for turns in seconds]
 
 
+OURS = ("ours", f"ours from {COPIES} px")
+
+
 def streaming_rows(data, split, options):
-    """Images a second and a core beside torchvision's, and the cores that feed a chip."""
-    cores, images = timing.cores(), data.steps_per_epoch * BATCH
-    calls, used, missing = {"ours": passes(data)}, {"ours": cores}, ""
-    for workers in (0, cores):
-        name = f"torchvision, {workers} workers"
-        try:
-            calls[name], used[name] = torchvision_pass(split, workers), max(workers, 1)
-        except ImportError as error:
-            missing = f"not installed ({error}): pip install -r requirements-peers.txt"
-    for call in calls.values():
-        call()
-    spent = {name: [] for name in calls}
-    counting = {name: counted(call, spent[name]) for name, call in calls.items()}
-    seconds = timing.take_turns(counting, options.repeats, options.rounds)
-    what, rounds = f"{options.dataset} to 224 px", options.rounds
-    told = {"goal": ">= 2", "note": missing}
-    passed = {name: per_core(turns, used[name], images) for name, turns in seconds.items()}
-    busy = {
-        name: per_core([turns[i : i + rounds] for i in range(0, len(turns), rounds)], 1, images)
-        for name, turns in spent.items()
-        if name in ("ours", "torchvision, 0 workers")  # workers are processes of their own
+    """Images per second and core next to other readers, and the cores that feed a chip."""
+    copies, _ = open_photographs(options, smaller)
+    readers = {
+        name: Reader(passes(of), timing.cores())
+        for name, of in zip(OURS, (data, copies), strict=True)
     }
+    missing = {}
+    for name, make in peers([records.encoded(split, i)[0] for i in range(split.count)]):
+        try:
+            readers[name] = make()
+        except ImportError as error:
+            missing[name] = f"not installed ({error}): pip install -r requirements-peers.txt"
+    spent = {name: [] for name in readers}
+    calls = {name: counted(reader.call, spent[name]) for name, reader in readers.items()}
+    for reader in readers.values():
+        reader.call()
+    seconds = timing.take_turns(calls, options.repeats, options.rounds)
+    images = data.steps_per_epoch * BATCH
+    passed = {name: per_core(seconds[name], readers[name].cores, images) for name in readers}
+    busy = {
+        name: per_core(np.reshape(spent[name], (options.repeats, -1)).tolist(), 1, images)
+        for name in readers
+        if readers[name].alone
+    }
+    what = f"{options.dataset} to {SIDE} px"
     for of, cost in ((f"streaming {what}, time of cores", passed), (f"{what}, CPU time", busy)):
-        for peer in [name for name in cost if name != "ours"] or ["torchvision"]:
-            yield timing.compare(of, "ms an image", cost["ours"], peer, cost.get(peer, ()), **told)
+        for i, ours in enumerate(OURS):
+            for name in [name for name in cost if name not in OURS]:
+                label, goal = f"{of}{ours.removeprefix('ours')}", readers[name].goals[i]
+                if goal or ours == OURS[0]:
+                    yield timing.compare(
+                        label, "ms an image", cost[ours], name, cost[name], goal=goal
+                    )
+    for name, why in missing.items():
+        yield timing.Row(what, "ms an image", [], name, note=why)
     for name, turns in busy.items():
         yield timing.rates(f"{what}, {name}", "images a CPU second", 1e3, turns)
-    rates = timing.rates("", "", 1e3, busy["ours"]).ours
-    for name in FED:
-        speed = scale.CHIPS[name].images
-        told = f"{speed} images/s; docs/scaling.md names the source"
-        yield timing.Row(f"ResNet-50 on one {name}", "cores", cores_for(speed, rates), note=told)
+    for ours in OURS:
+        rates = timing.rates("", "", 1e3, busy[ours]).ours
+        for name in FED:
+            speed = scale.CHIPS[name].images
+            note = f"{speed} images/s; docs/scaling.md names the source"
+            of = f"ResNet-50 on one {name}{ours.removeprefix('ours')}"
+            yield timing.Row(of, "cores", cores_for(speed, rates), note=note)
 
 
 def cores_for(speed, rates):
@@ -184,17 +288,23 @@ def growth(sizes):
     return [100 * (size / sizes[0] - 1) for size in sizes[1:]]
 
 
-def memory_row(data, options):
-    """The process after each epoch, against what it was after the first."""
+def memory_rows(data, before, options):
+    """What this process holds after an epoch more than before, and how that grows."""
     call, sizes = passes(data), []
     for _ in range(options.epochs):
         call()
         sizes.append(resident_set())
-    what = f"memory over {options.epochs - 1} more epochs of {data.examples['train']} images"
+    epoch = f"{data.examples['train']} images"
+    more = f"memory over {options.epochs - 1} more epochs of {epoch}"
     if None in sizes:
-        return timing.Row(what, "%", [], goal="< 2", note="this system does not tell it")
+        yield timing.Row(more, "%", [], goal="< 2", note="this system does not tell it")
+        return
+    held = (sizes[0] - before) / 2**20
+    batches = (streaming.PREFETCH + 1) * BATCH * SIDE * SIDE * 3 / 2**20
+    note = f"batches of {BATCH}, of which {batches:.0f} MiB are there at a time"
+    yield timing.Row(f"memory of the reader after an epoch of {epoch}", "MiB", [held], note=note)
     note = f"{sizes[0] / 2**20:.0f} MiB after the first"
-    return timing.Row(what, "%", growth(sizes), goal="< 2", note=note)
+    yield timing.Row(more, "%", growth(sizes), goal="< 2", note=note)
 
 
 def measure(options):
@@ -203,7 +313,7 @@ def measure(options):
     with contextlib.suppress(ImportError):
         importlib.import_module("torchvision")
     data, split = open_photographs(options)
-    yield memory_row(data, options)
+    yield from memory_rows(data, resident_set(), options)
     yield from streaming_rows(data, split, options)
     yield from resident_rows(options)
 

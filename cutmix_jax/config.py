@@ -104,7 +104,7 @@ def base_config():
     config.dataset = "digits"  # 'digits', 'shapes', 'folder', or a name of TFDS
     config.data_dir = config_dict.placeholder(str)
     config.boxes_dir = config_dict.placeholder(str)  # ILSVRC's XML files, for localization
-    config.source = "auto"  # 'resident' (in device memory), 'streaming' (tf.data), or 'auto'
+    config.source = "auto"  # 'resident' (in device memory), 'streaming' (by threads), or 'auto'
     config.resident_limit_mib = 2048
     config.image_size = config_dict.placeholder(int)  # None: as stored (resident)
     config.eval_resize = config_dict.placeholder(int)  # shorter side before the centre crop

@@ -209,6 +209,10 @@ def open_run(task, checkpoints, described):
         checkpoints.set_aside_after(step)
     if step < task.total_steps:
         notes = [*notes, f"Going on from step {step} of {task.total_steps}."]
+        reader, now = meta.get("reader"), task.data.reader
+        if reader != now:
+            before = reader or "TensorFlow, with other random crops"
+            notes.append(f"Images are now read by {now}. So far, they were read by {before}.")
     return state, train_lib.Progress(**meta["progress"]), notes
 
 
@@ -239,12 +243,13 @@ def abstract_saved(task, saved):
 
 
 def describe_run(task):
-    """What every checkpoint tells of its maker: config and data, to compare on resume."""
+    """What every checkpoint tells of its maker: config, data, reader, to compare on resume."""
     # Reading all that is streamed would take as long as training on it.
     images = None if task.data.digest else digest(dict(task.data.arrays))
     return {
         "config": config_lib.to_plain(task.config),
         "data": describe_data(task) | {"images": images},
+        "reader": task.data.reader,
     }
 
 

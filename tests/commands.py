@@ -6,6 +6,9 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
+from PIL import Image
+
 from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config
 from cutmix_jax.parallel import create_mapping
@@ -32,6 +35,19 @@ def small_config(**overrides):
     config.epochs, config.learning_rate = 20, 0.1
     config.update_from_flattened_dict({**SMALL_VALUES, **overrides})
     return config
+
+
+def write_photographs(root):
+    """Small JPEG files, 320 and 64, and the values that make a run stream them."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", 320), ("val", 64)):
+        for i in range(count):
+            folder = root / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = random.randint(0, 256, (*random.randint(9, 40, 2), 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    values = {"dataset": "folder", "data_dir": str(root), "source": "streaming"}
+    return values | {"augment.min_area": 0.08, "augment.pad": 0, "augment.flip": True}
 
 
 def environment(devices=1):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.commands import SMALL, checkpoint_digest, run_main, start_main
+from tests.commands import SMALL, checkpoint_digest, run_main, start_main, write_photographs
 
 # Forty steps, with a checkpoint every third of them and at the end of each epoch.
 LONGER = [*SMALL, "--config.epochs=8", "--config.checkpoint_every=3", "--config.ema=0.9"]
@@ -36,9 +36,9 @@ def holds(step):
     return condition
 
 
-def kill_when(folder, condition, sent):
+def kill_when(folder, condition, sent, arguments=LONGER):
     """Starts the run, sends the signal once `condition(folder)` holds; returns its process."""
-    process = start_main(f"--workdir={folder}", *LONGER)
+    process = start_main(f"--workdir={folder}", *arguments)
     limit = time.monotonic() + 120
     while not condition(folder) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.001)
@@ -61,6 +61,22 @@ def test_kill_at_several_moments(uninterrupted, tmp_path):
     state, records = uninterrupted
     assert checkpoint_digest(tmp_path) == state
     assert without_speed((tmp_path / "metrics.jsonl").read_text()) == without_speed(records)
+
+
+def test_a_stream_that_is_killed_within_epochs(tmp_path):
+    values = write_photographs(tmp_path / "photographs")
+    arguments = [*LONGER, *(f"--config.{key}={value}" for key, value in values.items())]
+    whole = run_main(f"--workdir={tmp_path / 'whole'}", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    for step in (6, 18):
+        process = kill_when(tmp_path / "killed", holds(step), signal.SIGKILL, arguments)
+        assert process.returncode == -signal.SIGKILL
+    done = run_main(f"--workdir={tmp_path / 'killed'}", *arguments)
+    assert done.returncode == 0, done.stderr
+    begun = int(done.stdout.split("Going on from step ")[1].split()[0])
+    assert begun >= 18
+    assert "now read by" not in done.stdout
+    assert checkpoint_digest(tmp_path / "killed") == checkpoint_digest(tmp_path / "whole")
 
 
 def test_bits_do_differ_where_the_run_does(uninterrupted, tmp_path):

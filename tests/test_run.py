@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from cutmix_jax.checkpoint import workdir_lock
 from cutmix_jax.data import resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
-from tests.commands import SMALL, checkpoint_digest, run_main, small_config
+from tests.commands import SMALL, checkpoint_digest, run_main, small_config, write_photographs
 
 RESULTS = {
     *("config", "params", "epochs", "train_examples", "top1_error_last", "top5_error_last"),
@@ -171,6 +172,30 @@ def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
     assert (
         run.evaluate(small_config(held_out=100), folder, stream=io.StringIO())["checkpoint"] == 10
     )
+
+
+def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
+    config = small_config(**write_photographs(tmp_path / "photographs"))
+    task = train.create_task(config, create_mapping("pmap", 1))
+    meta = run.describe_run(task) | {"progress": {}}
+    assert re.search(r"pillow \d+\.\d+", meta["reader"])
+
+    class Checkpoints:
+        folder = tmp_path / "checkpoints"
+
+        def restore(self, state, check):
+            check(meta)
+            return types.SimpleNamespace(step=5), meta, []
+
+    def told():
+        return run.open_run(task, Checkpoints(), run.describe_run(task))[2][1:]
+
+    assert told() == []
+    now = f"Images are now read by {task.data.reader}. So far, they were read by "
+    meta["reader"] = "pillow 12.0.0"
+    assert told() == [now + "pillow 12.0.0."]
+    del meta["reader"]  # a run from before the reader was named
+    assert told() == [now + "TensorFlow, with other random crops."]
 
 
 def test_a_second_run_in_one_workdir_is_refused(tmp_path):

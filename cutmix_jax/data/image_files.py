@@ -1,9 +1,14 @@
 """Image files: which there are below a folder, and how the bytes of one become pixels.
 
 Every reader of images goes through this file, so that a file is read alike, or refused alike,
-wherever it is met.
+wherever it is met. Pillow says what is an image and what its pixels are. simplejpeg gives the same
+pixels of most JPEG files in half the time, and cykooz-resizer resizes training crops faster, where
+they are installed.
 """
 
+import functools
+import importlib
+import importlib.metadata
 import io
 import math
 import os
@@ -25,10 +30,15 @@ ENDINGS = {
     "GIF": (".gif",),
 }
 SUFFIXES = tuple(suffix for endings in ENDINGS.values() for suffix in endings)
+MOST_PIXELS = 2**26  # of a JPEG; Pillow has its own limits and says so
 PNG_START = b"\x89PNG\r\n\x1a\n"
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 # How large an image may become on the way to its crop, in units of the image and the crop.
 LARGEST = 4
+# Of JPEG files that simplejpeg decodes, for each number of channels; Pillow decodes the others.
+JPEG_START = b"\xff\xd8"
+JPEG_COLORS = {3: ("YCbCr", "RGB", "Gray"), 1: ("Gray",)}
+LIBRARIES = ("simplejpeg", "cykooz-resizer", "pillow")
 # Names shown of what is passed over, for each reason.
 SHOWN = 2
 # Of a weight in Pillow's resize of bytes.
@@ -72,6 +82,9 @@ def decode(data: bytes, channels: int, name) -> np.ndarray:
       [[[7], [9]]]
     """
 
+    if (found := _decode_jpeg(data, channels)) is not None:
+        return found
+
     def pixels(image):
         if _is_deep(image):
             raise UserError(
@@ -85,6 +98,40 @@ def decode(data: bytes, channels: int, name) -> np.ndarray:
 
     found = _ask(data, name, pixels)
     return found.reshape(*found.shape[:2], channels)
+
+
+def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
+    """Pixels of a JPEG file that raises no doubt; None leaves it to Pillow."""
+    simplejpeg = _optional("simplejpeg")
+    if simplejpeg is None or not data.startswith(JPEG_START):
+        return None
+    try:
+        height, width, color, _ = simplejpeg.decode_jpeg_header(data)
+        if color not in JPEG_COLORS[channels] or height * width > MOST_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _optional(package: str):
+    """The module, or None where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        return None
+
+
+def libraries() -> str:
+    """The names and versions of all that makes pixels here."""
+    found = []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def stored_size(data: bytes, name) -> tuple[int, int]:
@@ -137,6 +184,36 @@ def _is_deep(image) -> bool:
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, C] to [*shape, C], bilinear, the filter widened where it shrinks."""
     return resize_and_crop(image, shape, (0, 0), shape)
+
+
+def crop_and_resize(
+    image: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, int]
+) -> np.ndarray:
+    """A box of the image, resized as `resize` does, within one level; pixels outside do not matter.
+
+    Args:
+      image: uint8 `[H, W, C]`.
+      box: (top, left, height, width) in pixels.
+      shape: (height, width) to resize the box to.
+
+    Returns:
+      uint8 `[*shape, C]`.
+
+    Example:
+      >>> image = np.array([[[9], [0], [100]]], np.uint8)
+      >>> crop_and_resize(image, (0, 1, 1, 2), (1, 4))[..., 0].tolist()
+      [[0, 25, 75, 100]]
+    """
+    top, left, height, width = box
+    part = image[top : top + height, left : left + width]
+    fast = _optional("cykooz_resizer")
+    if fast is None:
+        return resize(part, shape)
+    kind = fast.PixelType.U8x3 if image.shape[2] == 3 else fast.PixelType.U8
+    resized = fast.ImageData(shape[1], shape[0], kind)
+    bilinear = fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.bilinear))
+    fast.Resizer().resize(fast.ImageData(width, height, kind, part.tobytes()), resized, bilinear)
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(*shape, image.shape[2])
 
 
 def resize_and_crop(

@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -182,6 +183,7 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
             )
         return read
 
+    opening = threading.Lock()
     ends = list(itertools.accumulate(info.splits[split].shard_lengths))
 
     def name(i: int) -> str:
@@ -189,7 +191,9 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
 
     def read(i: int) -> bytes:
         try:
-            return reader()(i)  # opened at the first use: a cached set is never opened
+            with opening:  # at the first use, and once: a cached set is never opened
+                records = reader()
+            return records(i)
         except OSError as error:
             raise image_files.unreadable(error.filename or name(i), error) from error
 

@@ -105,8 +105,8 @@ def import_tensorflow():
     """TensorFlow, kept off the accelerator, whose memory belongs to JAX."""
     require(
         "tensorflow",
-        "streaming images from disk",
-        "pip install tensorflow-cpu, or use a set that fits, with --config.source=resident",
+        "preparing a dataset of TFDS",
+        "pip install tensorflow-cpu, or copy a prepared one",
     )
     for name, value in QUIET_TENSORFLOW.items():
         os.environ.setdefault(name, value)
@@ -119,14 +119,19 @@ def import_tensorflow():
     return tensorflow
 
 
-def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]:
-    """(uint8 [H, W, C], label) of one record."""
+def encoded(split: Split, i: int) -> tuple[bytes, int]:
+    """(the bytes of the image, label) of one record."""
     data = split.read(i)
     if split.labels is not None:
-        return image_files.decode(data, channels, split.name(i)), int(split.labels[i])
+        return data, int(split.labels[i])
     feature = parse_example(data)
-    image = image_files.decode(feature["image"].bytes_list.value[0], channels, split.name(i))
-    return image, feature["label"].int64_list.value[0]
+    return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+
+
+def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]:
+    """(uint8 [H, W, C], label) of one record."""
+    data, label = encoded(split, i)
+    return image_files.decode(data, channels, split.name(i)), label
 
 
 def parse_example(data: bytes):
@@ -152,10 +157,7 @@ def file_name(split: Split, i: int) -> str:
 
 def stored_size(split: Split, i: int) -> tuple[int, int]:
     """(height, width) of the image as it is stored."""
-    data = split.read(i)
-    if split.labels is None:
-        data = parse_example(data)["image"].bytes_list.value[0]
-    return image_files.stored_size(data, split.name(i))
+    return image_files.stored_size(encoded(split, i)[0], split.name(i))
 
 
 def digest(parts: Iterable[bytes]) -> str:

@@ -1,15 +1,20 @@
 """What the input benchmark computes from its timings, and that its parts run."""
 
 import argparse
+import importlib.util
+import io
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
-
-from cutmix_jax.data.records import Split
-
-pytest.importorskip("tensorflow")
+from PIL import Image
 
 from benchmarks import input as bench
+from cutmix_jax.data import records
+from cutmix_jax.data.records import Split
+from tests.commands import REPOSITORY
 
 
 def test_cost_counts_every_core():
@@ -38,28 +43,70 @@ def test_repeated_split_gives_its_records_over_and_over():
     assert b"".join(split.read(i) for i in range(8)) == b"abcabcab"
 
 
-def test_a_missing_peer_is_named(tfds_dir, monkeypatch):
-    def missing(split, workers):
+def test_copies_are_smaller_and_keep_their_aspect(tfds_dir):
+    data, split = bench.open_photographs(options(tfds_dir, images=64), bench.smaller)
+    assert data.steps_per_epoch == 1
+    whole = bench.find_set("imagenet_photos", str(tfds_dir), None).splits["train"]
+    for i in range(8):
+        image = Image.open(io.BytesIO(records.encoded(split, i)[0]))
+        stored = records.stored_size(whole, i)
+        assert min(image.size) == min(256, *stored)
+        assert image.height / image.width == pytest.approx(stored[0] / stored[1], rel=0.01)
+        assert records.encoded(split, i)[1] == records.encoded(whole, i)[1]
+
+
+def options(tfds_dir, images):
+    return argparse.Namespace(
+        data_dir=tfds_dir, dataset="imagenet_photos", images=images, repeats=2, rounds=1, epochs=2
+    )
+
+
+def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
+    def missing(encoded, workers, tensors):
         raise ImportError("No module named 'torchvision'")
 
+    def tensorflow_pass(encoded):
+        assert Image.open(io.BytesIO(encoded[0])).format == "JPEG"
+        return lambda: time.sleep(0.01)
+
     monkeypatch.setattr(bench, "torchvision_pass", missing)
-    options = argparse.Namespace(
-        data_dir=tfds_dir, dataset="imagenet_photos", images=64, repeats=1, rounds=1, epochs=2
-    )
-    data, split = bench.open_photographs(options)
+    monkeypatch.setattr(bench, "tensorflow_pass", tensorflow_pass)
+    data, split = bench.open_photographs(options(tfds_dir, 64))
     assert data.image_shape == (224, 224, 3)
-    assert data.steps_per_epoch == 1
-    assert len(bench.memory_row(data, options).ours) == 1
-    *beside, rate, a100, h100, tpu = bench.streaming_rows(data, split, options)
-    for row in beside:
-        assert "requirements-peers.txt" in row.note
-        assert row.peer == "torchvision"
-        assert row.ours[0] > 0
-        assert not row.ratios
-    assert rate.unit == "images a CPU second"
-    for row, name in zip((a100, h100, tpu), bench.FED, strict=True):
-        assert row.ours == pytest.approx([bench.scale.CHIPS[name].images / rate.ours[0]])
+    rows = list(bench.memory_rows(data, bench.resident_set(), options(tfds_dir, 64)))
+    assert [row.unit for row in rows] == ["MiB", "%"]
+    rows = list(bench.streaming_rows(data, split, options(tfds_dir, 64)))
+    beside, rest = rows[:2], rows[2:]
+    assert [row.peer for row in beside] == ["tf.data"] * 2
+    assert all(len(row.ratios) == 2 for row in beside)
+    lacking, rest = rest[:4], rest[4:]
+    assert all("requirements-peers.txt" in row.note for row in lacking)
+    assert all(row.peer.startswith("torchvision by ") for row in lacking)
+    rates, fed = rest[:3], rest[3:]
+    assert {row.unit for row in rates} == {"images a CPU second"}
+    assert np.median(rates[1].ours) > np.median(rates[0].ours)  # copies are smaller
+    for row, name in zip(fed, bench.FED * 2, strict=True):
+        rate = rates[fed.index(row) // 3]
+        assert row.ours == pytest.approx([bench.scale.CHIPS[name].images / x for x in rate.ours])
         assert name in row.what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["torchvision", "tensorflow"])
+def test_the_peers_read_the_photographs(tfds_dir, package):
+    """In a process of their own: PyTorch and TensorFlow do not bear each other in any order."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    calls = "tensorflow_pass(encoded)()"
+    if package == "torchvision":
+        calls = "[torchvision_pass(encoded, 0, tensors)() for tensors in (False, True)]"
+    code = (
+        "from benchmarks.input import *; import argparse; "
+        f"options = argparse.Namespace(dataset='imagenet_photos', data_dir={str(tfds_dir)!r}, "
+        "images=64); split = open_photographs(options)[1]; "
+        f"encoded = [records.encoded(split, i)[0] for i in range(64)]; {calls}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=REPOSITORY)
 
 
 def test_counted_calls_tell_the_time_of_the_processor():

@@ -155,6 +155,15 @@ def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
     refused("preparing it needs tensorflow", dataset="mnist", data_dir=str(tmp_path))
 
 
+def test_tensorflow_leaves_the_accelerator_alone(monkeypatch):
+    tf, hidden = pytest.importorskip("tensorflow"), []
+    monkeypatch.setattr(
+        tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind))
+    )
+    records.import_tensorflow()
+    assert hidden == [([], "GPU"), ([], "TPU")]
+
+
 def test_newest_version_is_taken_and_configurations_are_named(toy_set, write_tfds, tmp_path):
     data_dir, *_ = toy_set()
     shutil.copytree(data_dir / "toys/1.0.0", data_dir / "toys/10.0.0")
@@ -281,6 +290,5 @@ def test_folder_trees_of_another_form(photo_folder, tmp_path, change, match):
 
 
 def test_evaluation_crop_must_lie_within_the_resized_image(photo_folder):
-    pytest.importorskip("tensorflow")
     config = {"dataset": "folder", "data_dir": str(photo_folder), "augment": {"min_area": 0.1}}
     refused("eval_resize=100 is smaller than image_size=224", eval_resize=100, **config)

@@ -82,8 +82,6 @@ def images_of(data, split):
     ],
 )
 def test_boxes_follow_the_images(rectangles, source, sizes, box_key, config):
-    if source == "streaming":
-        pytest.importorskip("tensorflow")
     data_dir = rectangles(sizes, box_key)
     data = open_data(
         {"dataset": "toys", "data_dir": data_dir, "batch_size": 4, "source": source, **config}

@@ -1,6 +1,7 @@
 """Every source reads a file as Pillow does, or refuses it by name; all find the same files."""
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import UserError, gallery
-from cutmix_jax.data import find_set, folder, image_files, open_data
+from cutmix_jax.data import find_set, folder, image_files, open_data, records
 from cutmix_jax.evals import ood
 
 from .conftest import photograph
@@ -151,7 +152,6 @@ def resident(root):
 
 
 def streaming(root):
-    pytest.importorskip("tensorflow")
     config = {"dataset": "folder", "data_dir": root, "batch_size": 1, "source": "streaming"}
     (xs,) = open_data({**config, "image_size": SIDE}).train_batches(0)
     return xs["image"][0, 0]
@@ -168,34 +168,12 @@ def figure(root):
 
 
 SOURCES = (resident, streaming, evaluation, figure)
-NOT_BY_TENSORFLOW = pytest.mark.xfail(
-    strict=True, reason="TensorFlow decodes for the streaming reader, which is replaced next"
-)
-
-
-TENSORFLOW_READS_OTHERWISE = (
-    "palette bmp",
-    "1-bit bmp",
-    "tiff",
-    "compressed tiff",
-    "1-bit tiff",
-    "ppm",
-    "pgm",
-    *(name for name, (_, reason) in REFUSED.items() if reason == "more than 8 bits"),
-)
 
 
 def cases(files):
     """(source, bytes, expected) for every source and file."""
     return [
-        pytest.param(
-            source,
-            *case,
-            id=f"{source.__name__}-{name}",
-            marks=NOT_BY_TENSORFLOW
-            if source is streaming and name in TENSORFLOW_READS_OTHERWISE
-            else (),
-        )
+        pytest.param(source, *case, id=f"{source.__name__}-{name}")
         for source in SOURCES
         for name, case in files.items()
     ]
@@ -218,6 +196,45 @@ def tree(tmp_path):
 def test_a_file_is_read_alike_by_every_source(source, data, pixels, tree, recwarn):
     np.testing.assert_array_equal(source(tree(data)), pillow(data) if pixels is None else pixels)
     assert [str(w.message) for w in recwarn if "PIL" in w.filename] == []
+
+
+def by_pillow_alone(monkeypatch):
+    """As where no other library is installed."""
+    monkeypatch.setattr(image_files, "_optional", lambda package: None)
+
+
+def outcome(data, channels):
+    try:
+        return image_files.decode(data, channels, "a.jpg").tobytes()
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_file_is_read_or_refused_alike_with_and_without_simplejpeg(channels, monkeypatch):
+    """Damaged files too: bytes of a JPEG are changed, left out, or cut off."""
+    files = [data for data, _ in (READ | REFUSED).values()]
+    random = np.random.RandomState(0)
+    jpegs = [READ[name][0] for name in READ if "jpeg" in name]
+    jpegs += [encode(RGB, "jpeg", quality=95, subsampling=0), encode(RGB, "jpeg", keep_rgb=True)]
+    for jpeg in jpegs:
+        for _ in range(60):
+            place = random.randint(2, len(jpeg))
+            damaged = bytes([random.randint(256)]) * random.randint(2)
+            files += [jpeg[:place] + damaged + jpeg[place + 1 :]]
+        files += [jpeg[:-1], jpeg[:-2], jpeg + b"more", jpeg[: len(jpeg) // 2]]
+    with_simplejpeg = [outcome(data, channels) for data in files]
+    by_pillow_alone(monkeypatch)
+    for data, got in zip(files, with_simplejpeg, strict=True):
+        assert got == outcome(data, channels), data
+
+
+def test_most_jpegs_are_decoded_by_simplejpeg(tfds_dir):
+    pytest.importorskip("simplejpeg")
+    split = find_set("imagenet_photos", str(tfds_dir), None).splits["train"]
+    for i in range(40):
+        data = records.encoded(split, i)[0]
+        np.testing.assert_array_equal(image_files._decode_jpeg(data, 3), pillow(data))
 
 
 @pytest.mark.parametrize(("source", "data", "reason"), cases(REFUSED))
@@ -368,6 +385,41 @@ def test_a_crop_of_the_resized_image_has_the_bits_of_resizing_first(stored, chan
             np.testing.assert_array_equal(got, resize_then_crop(*args))
 
 
+BOXES = [(3, 5, 60, 70), (0, 0, 90, 120), (10, 20, 33, 24), (40, 0, 1, 120), (89, 119, 1, 1)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("box", BOXES)
+def test_a_box_is_cut_out_before_it_is_resized(box, channels, monkeypatch):
+    """Within one level of Pillow, whatever lies outside the box."""
+    image = np.random.RandomState(0).randint(0, 256, (90, 120, channels), np.uint8)
+    top, left, height, width = box
+    part = image[top : top + height, left : left + width]
+    outside = np.full_like(image, 255)
+    outside[top : top + height, left : left + width] = part
+    for shape in ((56, 60), (224, 224), (33, 24)):
+        want = resize_then_crop(part, shape, (0, 0), shape)
+        got = image_files.crop_and_resize(image, box, shape)
+        assert got.dtype == np.uint8
+        assert abs(got.astype(int) - want).max() <= 1
+        np.testing.assert_array_equal(got, image_files.crop_and_resize(outside, box, shape))
+        with monkeypatch.context() as patch:
+            by_pillow_alone(patch)
+            np.testing.assert_array_equal(image_files.crop_and_resize(image, box, shape), want)
+
+
+def test_the_libraries_are_named(monkeypatch):
+    versions = {"simplejpeg": "1.9.0", "pillow": "13.0.0"}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(image_files.importlib.metadata, "version", version)
+    assert image_files.libraries() == "simplejpeg 1.9.0, pillow 13.0.0"
+
+
 @contextlib.contextmanager
 def at_most_mib(limit):
     """Of memory that is added within, counted by Linux."""
@@ -395,7 +447,6 @@ def test_elongated_images_take_little_memory(stored):
         assert (ood.fit(image, (224, 224, 3), "crop", (0, 1)) == 7).all()
 
 
-@NOT_BY_TENSORFLOW
 def test_elongated_images_take_little_memory_when_streamed(tree):
     root = tree(encode(np.zeros((4, 1500, 3), np.uint8), "png"))
     config = {"dataset": "folder", "data_dir": root, "batch_size": 1, "image_size": 224}

@@ -1,0 +1,113 @@
+"""Which part of an image is shown: the central one, or a random one.
+
+Random numbers are a function of (seed, epoch, index) alone. So an image's crop does not depend on
+who reads it, in which order, or after how many restarts.
+"""
+
+import math
+
+import numpy as np
+
+RATIO = 4 / 3  # the widest box of a random-resized crop; the tallest has the inverse
+ATTEMPTS = 10
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
+    """The random numbers of some images in one epoch.
+
+    Args:
+      seed: of the run.
+      epoch: counted from 0.
+      index: int `[n]`, which images.
+
+    Returns:
+      float64 `[n, ATTEMPTS, 4]`, uniform in [0, 1): for each attempt the area and the ratio of a
+      box, and the place of its top and of its left.
+
+    Example:
+      >>> numbers = sample(0, 1, np.array([5, 7]))
+      >>> bool((numbers[1] == sample(0, 1, np.array([7]))[0]).all())
+      True
+    """
+    key = np.random.SeedSequence((seed, epoch)).generate_state(2)
+    # Each call of the generator gives two numbers.
+    pair = np.arange(2 * ATTEMPTS, dtype=np.uint32)
+    bits = np.stack(threefry(key, *np.meshgrid(np.uint32(index), pair, indexing="ij")), -1)
+    return bits.reshape(-1, ATTEMPTS, 4) * 2.0**-32
+
+
+def threefry(key, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 with 20 rounds: two random uint32 arrays for a key and the counters (x, y).
+
+    It is the generator of `jax.random`, in NumPy.
+
+    Reference:
+      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    x, y = x + keys[0], y + keys[1]
+    for block in range(5):
+        for rotation in ROTATIONS[block % 2]:
+            x = x + y
+            y = (y << np.uint32(rotation) | y >> np.uint32(32 - rotation)) ^ x
+        x = x + keys[(block + 1) % 3]
+        y = y + keys[(block + 2) % 3] + np.uint32(block + 1)
+    return x, y
+
+
+def random_resized(
+    numbers: np.ndarray, height: int, width: int, area: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """The box (top, left, height, width) of a random-resized crop, as torchvision draws it.
+
+    Up to ten times a share `a ~ U(area)` of the image and a ratio `r` of width to height,
+    log-uniform on [3/4, 4/3], give a box of sides `sqrt(a H W / r)` and `sqrt(a H W r)`. The first
+    that lies within the image is placed uniformly. If none does, the largest central box of an
+    allowed ratio is taken.
+
+    Args:
+      numbers: float `[ATTEMPTS, 4]`, of `sample`.
+      height: H.
+      width: W.
+      area: lowest and highest share.
+
+    Example:
+      >>> random_resized(np.full((ATTEMPTS, 4), 0.5), 60, 80, (0.25, 0.25))
+      (13, 23, 35, 35)
+    """
+    for share, ratio, down, right in numbers.tolist():
+        pixels = height * width * (area[0] + (area[1] - area[0]) * share)
+        ratio = RATIO ** (2 * ratio - 1)
+        tall, wide = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 1 <= tall <= height and 1 <= wide <= width:
+            return *place((down, right), (height, width), (tall, wide)), tall, wide
+    ratio = min(max(width / height, 1 / RATIO), RATIO)
+    tall, wide = min(height, round(width / ratio)), min(width, round(height * ratio))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def place(numbers, size, part) -> tuple[int, int]:
+    """(top, left) of a part (height, width) within a size, uniform for uniform `numbers` [2]."""
+    top, left = (int(u * (n - k + 1)) for u, n, k in zip(numbers, size, part, strict=True))
+    return top, left
+
+
+def central(
+    height: int, width: int, shape: tuple[int, int], resize: int, square: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((height, width) of the resized image, (top, left) of the central crop).
+
+    `resize` is the shorter side, or both where the image becomes a square.
+
+    Example:
+      >>> central(300, 400, (224, 224), 256, square=False)
+      ((256, 341), (16, 58))
+    """
+    shorter = min(height, width)
+    resized = (resize * height // shorter, resize * width // shorter)
+    if square:
+        resized = (resize, resize)
+    # Half a pixel is rounded to even, as in torchvision.
+    top, left = (round((n - k) / 2) for n, k in zip(resized, shape, strict=True))
+    return resized, (top, left)
