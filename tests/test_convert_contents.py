@@ -331,7 +331,7 @@ class TestWhatIsNoStateDict:
         [
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
             (b"<!DOCTYPE html><html>", "web page"),
-            (gzip.compress(b"weights"), "gzip archive: unpack"),
+            (gzip.compress(b"weights", mtime=0), "gzip archive: unpack"),
             (b"\x89HDF\r\n\x1a\n" + bytes(60), "Keras"),
         ],
     )

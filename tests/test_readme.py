@@ -70,10 +70,10 @@ def test_links_lead_somewhere(page):
 
 
 def test_requirements_are_those_of_the_package():
-    """requirements.txt is the extras for training and for TensorFlow, with the same bounds."""
+    """requirements.txt is the extra for training, with the same bounds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    expected = [*extras["train"], *extras["tensorflow"]]
+    expected = extras["train"]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = [line for line in lines if line and not line.startswith("#")]
     assert listed == [requirement.replace("'", '"') for requirement in expected]
