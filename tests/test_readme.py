@@ -92,7 +92,7 @@ def test_colabs_versions_are_within_the_bounds():
     colab = dict(line.split("==") for line in lines if "==" in line)
     listed = map(Requirement, filter(None, map(plain, (ROOT / "requirements.txt").open())))
     found = {needed.name: needed for needed in listed if needed.name in colab}
-    assert {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow"} <= found.keys()
+    assert {"jax", "flax", "optax", "orbax-checkpoint"} <= found.keys()
     for name, needed in found.items():
         assert needed.specifier.contains(colab[name]), needed
 
