@@ -16,6 +16,7 @@ from ml_collections import config_flags  # noqa: E402
 from cutmix_jax import UserError  # noqa: E402
 from cutmix_jax.command_line import explain, fail, guard, run_name  # noqa: E402
 from cutmix_jax.config import FREE_KEYS  # noqa: E402
+from cutmix_jax.paths import place  # noqa: E402
 
 GIVEN = []  # the command line as it was typed
 DEFAULT_CONFIG = ROOT / "configs/digits.py"
@@ -50,6 +51,7 @@ def main(argv):
         return
     if JSON.value:
         raise UserError("--json needs --mode list, which prints the rows of the paper.")
+    workdir = place(WORKDIR.value or default_workdir(), "--workdir")
     import jax  # not before the flags are right
 
     from cutmix_jax import host, run
@@ -60,7 +62,6 @@ def main(argv):
         join_processes(jax)
     elif PROCESSES.value is not None or PROCESS.value is not None:
         raise UserError("--processes and --process need --coordinator HOST:PORT, of process 0.")
-    workdir = WORKDIR.value or default_workdir()
     if EVALS.value is not None and MODE.value != "evaluate":
         raise UserError("--evals needs --mode evaluate, which measures what has been trained.")
     if MODE.value == "train":
@@ -124,14 +125,16 @@ def parse(argv):
     # while this file is imported, where no error could be caught.
     GIVEN[:] = argv[1:]
     found = [i for i, word in enumerate(argv) if re.fullmatch(r"--?config(=.*)?", word)]
-    if not found:
-        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
-    elif found[0] > 1:
-        end = found[0] + (1 if "=" in argv[found[0]] else 2)
-        argv = [argv[0], *argv[found[0] : end], *argv[1 : found[0]], *argv[end:]]
-    sys.argv = argv  # config_flags looks for overrides here
+    word = f"--config={DEFAULT_CONFIG}"
+    if found:
+        start, end = found[0], found[0] + (1 if "=" in argv[found[0]] else 2)
+        word, argv = "=".join(argv[start:end]), argv[:start] + argv[end:]
     logging.set_verbosity(logging.WARNING)
     try:
+        if name := word.partition("=")[2]:
+            word = f"--config={place(name, '--config')}"
+        argv = [argv[0], word, *argv[1:]]
+        sys.argv = argv  # config_flags looks for overrides here
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"{rest[1]!r} is no flag: write --config FILE, or --config.KEY=VALUE.")

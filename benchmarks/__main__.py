@@ -12,7 +12,6 @@ a program failed; the others run all the same.
 import argparse
 import dataclasses
 import json
-import pathlib
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import time
 from benchmarks import summary, timing
 from cutmix_jax import UserError
 from cutmix_jax.command_line import guard
+from cutmix_jax.paths import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +141,10 @@ def main(arguments, programs=PROGRAMS):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
+    parser.add_argument("--output", default="runs/benchmarks")
     parser.add_argument("--only", help=f"some of {','.join(programs)}")
-    parser.add_argument("--data-dir", type=pathlib.Path, help="prepared data sets, for input")
-    parser.add_argument("--runs", type=pathlib.Path, help="finished runs, for convergence")
+    parser.add_argument("--data-dir", help="prepared data sets, for input")
+    parser.add_argument("--runs", help="finished runs, for convergence")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
     names = options.only.split(",") if options.only else list(programs)
@@ -152,7 +152,14 @@ def main(arguments, programs=PROGRAMS):
         raise UserError(
             f"There is no benchmark {unknown[0]!r}: --only takes {', '.join(programs)}."
         )
-    output = options.output
+    output, data_dir, runs = (
+        path and place(path, name)
+        for name, path in (
+            ("--output", options.output),
+            ("--data-dir", options.data_dir),
+            ("--runs", options.runs),
+        )
+    )
     output.mkdir(parents=True, exist_ok=True)
     chosen = {name: programs[name] for name in names}
     asks = any(program.needs == "accelerator" for program in chosen.values())
@@ -161,8 +168,8 @@ def main(arguments, programs=PROGRAMS):
         chosen,
         {
             "output": output,
-            "data_dir": options.data_dir,
-            "runs": options.runs,
+            "data_dir": data_dir,
+            "runs": runs,
             "accelerator": None if backend == "cpu" else backend,
         },
     )

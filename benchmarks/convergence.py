@@ -7,13 +7,13 @@ seed are compared. Seconds are those of the train steps: without compilation, ev
 """
 
 import dataclasses
-import pathlib
 import statistics
 import sys
 
 from benchmarks import timing
 from cutmix_jax import UserError
 from cutmix_jax.command_line import guard
+from cutmix_jax.paths import place
 from cutmix_jax.report.runs import describe, group, read_runs
 
 NO_RUNS = (
@@ -171,8 +171,9 @@ def main(arguments):
     """Prints and draws what the runs of the command line say."""
     parser = timing.parser(__doc__)
     parser.add_argument("runs", nargs="*", help="workdirs, or folders of them")
-    parser.add_argument("--plot", type=pathlib.Path, help="also draw the errors there")
+    parser.add_argument("--plot", help="also draw the errors there")
     options = parser.parse_args(arguments)
+    plot = options.plot and place(options.plot, "--plot")
     if not options.runs:
         raise UserError(NO_RUNS)
     groups = group(read_runs(options.runs))
@@ -182,8 +183,8 @@ def main(arguments):
             "another folder."
         )
     timing.run(rows_of(groups), options, "convergence")
-    if options.plot:
-        draw(groups, options.plot)
+    if plot:
+        draw(groups, plot)
 
 
 if __name__ == "__main__":

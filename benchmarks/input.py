@@ -320,7 +320,7 @@ def measure(options):
 
 def main():
     parser = timing.parser(__doc__)
-    parser.add_argument("--data-dir", type=pathlib.Path, required=True)
+    parser.add_argument("--data-dir", required=True)
     parser.add_argument("--dataset", default="imagenet_photos")
     parser.add_argument("--images", type=int, default=1024, help="in a pass, over and over")
     parser.add_argument("--rounds", type=int, default=1, help="passes of each in a repeat")

@@ -11,6 +11,7 @@ import sys
 import time
 
 from cutmix_jax.host import cores, keep_freed_memory
+from cutmix_jax.paths import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +116,14 @@ def spread(values):
 def parser(doc):
     """The options that every benchmark has."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
-    made.add_argument("--json", type=pathlib.Path, help="also write the rows there")
+    made.add_argument("--json", help="also write the rows there")
     made.add_argument("--repeats", type=int, default=3)
     return made
 
 
 def run(rows, options, name):
     """Prints `rows` as they come, then their table; writes them where `--json` says."""
+    written = options.json and place(options.json, "--json")
     keep_freed_memory()  # the rows are not measured before they are asked for
     print(f"{name}: {machine()}", flush=True)
     done = []
@@ -132,7 +134,7 @@ def run(rows, options, name):
             print(f"; {row.peer} {spread(row.theirs)}; ratio {spread(row.ratios)}", end="")
         print(f"  [{row.note}]" if row.note else "", flush=True)
     print("\n" + table(done))
-    if options.json:
+    if written:
         plain = {"benchmark": name, "machine": machine(), "command": " ".join(sys.argv[1:])}
         plain["rows"] = [dataclasses.asdict(row) for row in done]
-        options.json.write_text(json.dumps(plain, indent=1) + "\n")
+        written.write_text(json.dumps(plain, indent=1) + "\n")

@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from cutmix_jax import UserError
 from cutmix_jax.parallel import all_devices
+from cutmix_jax.paths import place
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def workdir_lock(workdir, primary=True):
 
     Of several processes the one with `primary` set holds it. Yields the absolute path.
     """
-    path = pathlib.Path(workdir).absolute()
+    path = place(workdir, "The workdir").absolute()
     if not primary:
         yield path
         return
@@ -249,11 +250,12 @@ def read_weights(workdir, mapping, which="latest", name=None):
     Raises:
       UserError: there is no checkpoint, or none is whole.
     """
+    name = name or "The workdir"
+    workdir = place(workdir, name)
     missing = UserError(
-        f"{name or 'The workdir'} is {str(workdir)!r}, which holds no checkpoint: give the workdir "
-        "of a run."
+        f"{name} is {str(workdir)!r}, which holds no checkpoint: give the workdir of a run."
     )
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    if not (workdir / "checkpoints").is_dir():
         raise missing
     with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
         found = checkpoints.restore(

@@ -6,6 +6,7 @@ from ml_collections import config_dict
 
 from cutmix_jax import UserError
 from cutmix_jax import nearest as nearest
+from cutmix_jax.paths import place
 
 # Overriding these changes where or how fast a run goes, not what it computes: they are not part of
 # a workdir's name, and a run may go on with other values of them.
@@ -16,6 +17,7 @@ FREE_KEYS = (
     "mapping",
     "steps_per_call",
     "checkpoint_every",
+    "checkpoint_epochs",
     "evals",
 )
 
@@ -112,7 +114,8 @@ def base_config():
     config.test_split = config_dict.placeholder(str)  # None: 'test', else 'validation'
     config.augment = config_dict.ConfigDict(
         {
-            "pad": 0,  # pixels of zero padding before the random crop (resident)
+            "pad": 0,  # pixels of padding before the random crop (resident)
+            "pad_mode": "zero",  # or 'reflect'
             "flip": False,
             "min_area": config_dict.placeholder(float),  # least share of the image that the
             "max_area": 1.0,  # random-resized crop keeps (streaming), and the most; None: no such
@@ -136,7 +139,8 @@ def base_config():
 
     config.mapping = "pmap"  # or 'shard_map'
     config.steps_per_call = 0  # 0: 1 on CPU, many on GPU and TPU with resident data
-    config.checkpoint_every = 0  # steps; 0: at the end of each epoch only
+    config.checkpoint_every = 0  # steps; 0: at the end of epochs only
+    config.checkpoint_epochs = 1  # epochs; more: fewer checkpoints, where an epoch takes seconds
     config.evals = evals_config()
     return config
 
@@ -240,6 +244,8 @@ def check_config(config):
             accepted = False
         if not accepted:
             raise UserError(f"config.{key} is {value!r}, and {expected} was expected.")
+    for key, path in given_paths(config):
+        place(path, key)
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:
         raise UserError(
@@ -257,6 +263,17 @@ def check_config(config):
             f"{len(config.normalize.std)} standard deviations: give one of each per channel."
         )
     create_mix(config)
+
+
+def given_paths(config):
+    """The paths that a config names, as pairs of what names it and the path."""
+    for key in ("data_dir", "boxes_dir", "init_from"):
+        if config[key] is not None:
+            yield f"config.{key}", config[key]
+    for name in config.evals.ood.sets:
+        kind, _, path = name.partition(":")
+        if kind == "folder":
+            yield "A folder of config.evals.ood.sets", path
 
 
 def create_mix(config):
@@ -409,6 +426,7 @@ _RULES = {
     "mapping": _one_of("pmap", "shard_map"),
     "steps_per_call": _between(0),
     "checkpoint_every": _between(0),
+    "checkpoint_epochs": _between(1),
     "evals.classification.bins": _between(1),
     "evals.cam.images": _between(1),
     "evals.cam.threshold": _inner_share,

@@ -10,7 +10,6 @@ that of its file. Mixes at feature maps are drawn on the image, at the resolutio
 
 import argparse
 import io
-import os
 import pathlib
 import sys
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from cutmix_jax import UserError, mix, pictures
 from cutmix_jax.data import image_files
+from cutmix_jax.paths import place
 
 MIXES = (
     "cutmix",
@@ -46,9 +46,9 @@ def read_images(paths, side, count=None):
     from PIL import Image
 
     files = []
-    for path in paths:
+    for path in (place(path, "--images") for path in paths):
         passed_over = {}
-        files += image_files.find(path, passed_over) if os.path.isdir(path) else [path]
+        files += image_files.find(path, passed_over) if path.is_dir() else [str(path)]
         image_files.say_passed_over(path, passed_over)
     if not files:
         raise UserError(
@@ -165,15 +165,16 @@ def main(arguments=None):
     parser.add_argument("--scope", choices=["image", "batch"], default="image")
     flags = parser.parse_args(arguments)
     try:
+        output = place(flags.output, "--output")
         if flags.images:
             images, names = read_images(flags.images, flags.side, flags.count)
         else:
             images, names = read_digits(flags.count, flags.side)
-        draw(images, names, flags.mixes, flags.output, seed=flags.seed, scope=flags.scope)
+        draw(images, names, flags.mixes, output, seed=flags.seed, scope=flags.scope)
     except ValueError as error:
         print(f"cutmix_jax.gallery: {error}", file=sys.stderr)
         return 1
-    print(f"{len(flags.mixes)} mixes of {len(images)} images: {flags.output}")
+    print(f"{len(flags.mixes)} mixes of {len(images)} images: {output}")
     return 0
 
 

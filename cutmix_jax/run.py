@@ -3,8 +3,8 @@
 import collections
 import hashlib
 import json
-import pathlib
 import platform
+import statistics
 import sys
 from functools import partial
 
@@ -16,9 +16,16 @@ from clu import parameter_overview
 from cutmix_jax import UserError, metrics, pictures
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
-from cutmix_jax.checkpoint import Checkpoints, Interruption, read_weights, workdir_lock
+from cutmix_jax.checkpoint import (
+    Checkpoints,
+    Interruption,
+    digest,
+    read_weights,
+    workdir_lock,
+)
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
+from cutmix_jax.paths import place
 
 
 def train(config, workdir, stream=None):
@@ -38,14 +45,16 @@ def train(config, workdir, stream=None):
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
     """
+    workdir = place(workdir, "The workdir")
     task = train_lib.create_task(config)
+    described = describe_run(task)
     primary = jax.process_index() == 0
     with (
         Interruption() as interruption,
         workdir_lock(workdir, primary) as folder,
         Checkpoints(folder, task.mapping) as checkpoints,
     ):
-        state, progress, notes = open_run(task, checkpoints)
+        state, progress, notes = open_run(task, checkpoints, described)
         step = int(state.step)
         reporter = metrics.Reporter(
             folder,
@@ -84,7 +93,7 @@ def train(config, workdir, stream=None):
                 checkpoints,
                 reporter,
                 interruption,
-                describe_run(task),
+                described,
             )
             if int(state.step) < task.total_steps:
                 reporter.say(
@@ -128,11 +137,12 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
         from cutmix_jax import evals as evals_lib  # its libraries take a second
 
         names = evals_lib.check_names(evals)
+    workdir = place(workdir, "The workdir")
     missing = UserError(
         f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or name "
         "another with --workdir."
     )
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    if not (workdir / "checkpoints").is_dir():
         raise missing
     mapping = create_mapping(config.mapping if config else "pmap")
     with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
@@ -161,7 +171,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     if names:
         subject = evals_lib.create_subject(task, weights, config.evals.split)
         every = "all" in evals.replace(" ", "").split(",")
-        result = evals_lib.run_evals(subject, names, pathlib.Path(workdir), step, every)
+        result = evals_lib.run_evals(subject, names, workdir, step, every)
     else:
         arrays = task.mapping.replicate(task.data.arrays)
         _, mapped_eval_step = train_lib.map_steps(task)
@@ -172,15 +182,21 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     return result
 
 
-def open_run(task, checkpoints):
+def open_run(task, checkpoints, described):
     """The state to go on from, replicated, with what is known of the run and what to tell.
+
+    Args:
+      task: a `train.Task`.
+      checkpoints: of its workdir.
+      described: from `describe_run`.
 
     Returns:
       ``(state, progress, notes)``.
     """
     workdir = checkpoints.folder.parent
     found = checkpoints.restore(
-        abstract_state(task), check=lambda meta: check_same_run(task, meta, workdir)
+        abstract_state(task),
+        check=lambda meta: check_same_run(task, meta, workdir, described["data"]),
     )
     if found is None:
         state, notes = train_lib.create_state(task), []
@@ -228,30 +244,47 @@ def abstract_saved(task, saved):
 
 def describe_run(task):
     """What every checkpoint tells of its maker: config, data, reader, to compare on resume."""
-    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
+    # Reading all that is streamed would take as long as training on it.
+    images = None if task.data.digest else digest(dict(task.data.arrays))
     return {
         "config": config_lib.to_plain(task.config),
-        "data": {"examples": dict(task.data.examples), "class_names": names},
+        "data": describe_data(task) | {"images": images},
         "reader": task.data.reader,
     }
 
 
-def check_same_run(task, meta, workdir):
-    """Refuses to mix two runs in one workdir, naming the first key that differs."""
+def describe_data(task):
+    """What is known of a data set without its images."""
+    names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
+    return {"examples": dict(task.data.examples), "class_names": names}
+
+
+def check_same_run(task, meta, workdir, data=None):
+    """Refuses to mix two runs in one workdir, naming the first key that differs.
+
+    With `data`, of `describe_run`, the images have to be the same too; an evaluation may be of
+    other images.
+    """
     if "weights" in meta:
         raise UserError(
             f"The workdir {str(workdir)!r} holds weights converted from {meta['weights']['file']}, "
             "and no run: give this run another --workdir, and start it from them with "
             f"--config.init_from={workdir}."
         )
-    ours = describe_run(task)
+    known = {key: value for key, value in meta["data"].items() if key != "images"}
     for key, here, there in [
-        *config_lib.differences(ours["config"], meta["config"]),
-        *config_lib.differences({"data": ours["data"]}, {"data": meta["data"]}),
+        *config_lib.differences(config_lib.to_plain(task.config), meta["config"]),
+        *config_lib.differences({"data": describe_data(task)}, {"data": known}),
     ]:
         raise UserError(
             f"The workdir {str(workdir)!r} holds a run with config.{key}={there!r}, and this one "
             f"has {here!r}: give this one another --workdir, or set the key as it was."
+        )
+    images = meta["data"].get("images")  # of runs from before it was kept: None
+    if data and images and data["images"] and images != data["images"]:
+        raise UserError(
+            f"The workdir {str(workdir)!r} holds a run on other images, of the same number and "
+            "classes. Give this run another --workdir, or set config.data_dir as it was."
         )
 
 
@@ -410,6 +443,9 @@ def summarize(task, state, progress):
         "top1_error_best": best["test_top1_error"],
         "top5_error_best": best["test_top5_error"],
         "best_epoch": best["epoch"],
+        "top1_error_median_10": statistics.median(
+            record["test_top1_error"] for record in progress.history[-10:]
+        ),
     }
     if "held_out" in task.data.examples:
         chosen = metrics.best(progress.history, "held_out")

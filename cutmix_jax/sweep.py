@@ -23,6 +23,7 @@ from absl import logging
 from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
+from cutmix_jax.paths import place
 
 # The epochs whose errors are compared, by their key in results.json, as they are told.
 CHOICES = {
@@ -309,7 +310,7 @@ def main(arguments):
     """Runs this worker's share, prints the table, and returns the exit status."""
     flags, overrides = parse(arguments)
     recipes, seeds = flags.recipes, range(flags.seed_from, flags.seed_from + flags.seeds)
-    workdir = pathlib.Path(flags.workdir).absolute()
+    workdir = place(flags.workdir, "--workdir").absolute()
     try:
         runs = plan_runs(recipes, seeds, overrides, workdir)
         baselines = choose_baselines(recipes, flags.baseline)

@@ -421,9 +421,11 @@ def fit(task, state, arrays, programs, progress, checkpoints, reporter, interrup
                 raise not_finite(task, name.removesuffix("_loss"), step)
         record |= result
         progress.history.append(record)
-        save(metrics.choice_error(record))
+        ending = interruption.at(step) or epoch + 1 == config.epochs
+        if ending or (epoch + 1) % config.checkpoint_epochs == 0:
+            save(metrics.choice_error(record))
         reporter.epoch(progress.history)
-        if interruption.at(step):
+        if ending:
             break
     checkpoints.wait()
     progress.seconds = earlier + time.monotonic() - began

@@ -6,8 +6,8 @@ Each: the file, what stands there, the mistake, and the test that has to fail by
 MUTANTS = {
     "the box is pasted elsewhere in the partner": (
         "pixels.py",
-        'return x.at[plan.partner].get(mode="promise_in_bounds")',
-        'return jnp.roll(x, 1, axis=1).at[plan.partner].get(mode="promise_in_bounds")',
+        "return x.at[plan.partner].get(",
+        "return jnp.roll(x, 1, axis=1).at[plan.partner].get(",
         "test_mix.py::test_pixels_come_from_the_plan",
     ),
     "the box lacks its last row and column": (
@@ -42,7 +42,7 @@ MUTANTS = {
     ),
     "boxes are not clipped": (
         "sample.py",
-        "jnp.clip(jnp.stack([low, low + length], axis=1), 0, side)",
+        "jnp.clip(jnp.stack([low, low + length], axis=1), 0, side[None])",
         "jnp.stack([low, low + length], axis=1)",
         "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
     ),
@@ -82,6 +82,55 @@ MUTANTS = {
         "return blend.astype(x.dtype)",
         "test_mix.py::test_nan_of_a_partner_without_weight_stays_out_of_a_blend",
     ),
+    "ids are compared in their own dtype": (
+        "labels.py",
+        "if labels.dtype.itemsize < 4:",
+        "if False:",
+        "test_mix.py::test_class_ids_of_any_dtype_meet_any_number_of_classes",
+    ),
+    "boxes are computed in their own dtype": (
+        "pixels.py",
+        "box = plan.box.astype(jnp.int32)",
+        "box = plan.box",
+        "test_mix.py::test_boxes_of_narrow_dtypes_are_as_good_as_wide_ones",
+    ),
+    "cells of long series overflow": (
+        "pixels.py",
+        "Fraction(*pair) for pair",
+        "Fraction(*pair) if False else type('Whole', (), dict(numerator=pair[0],"
+        " denominator=pair[1])) for pair",
+        "test_mix.py::test_a_smaller_mask_of_a_long_series",
+    ),
+    "gathers are not told where their result lies": (
+        "pixels.py",
+        "out_sharding=_explicit_sharding(x)",
+        "out_sharding=None",
+        "test_mix_mesh.py::test_a_sharded_batch_is_mixed_as_an_unsharded_one",
+    ),
+    "dtypes are promoted in secret": (
+        "pixels.py",
+        "dtype = precise(x.dtype)",
+        "dtype = jnp.promote_types(x.dtype, jnp.float32)",
+        "test_mix_settings.py::test_no_setting_changes_a_bit",
+    ),
+    "infinity by infinity": (
+        "sample.py",
+        "jnp.where(jnp.isinf(odds), 1.0, odds)",
+        "odds",
+        "test_mix_settings.py::test_debugging_nans_finds_none_at_small_alpha",
+    ),
+    "fills wrap around": (
+        "pixels.py",
+        "if not ((low <= values) & (values <= high)).all():",
+        "if False:",
+        "test_mix.py::test_a_fill_that_pixels_cannot_hold_is_refused",
+    ),
+    "integer rows are not looked at": (
+        "labels.py",
+        "if values.ndim == 2 and (low < 0 or high > 1):",
+        "if False:",
+        "test_mix.py::test_integer_rows_other_than_zeros_and_ones_raise_where_they_are_known",
+    ),
     "labels are weighed the other way round": (
         "labels.py",
         "return weighted(lam, values, partners(plan, values))",
@@ -90,14 +139,14 @@ MUTANTS = {
     ),
     "both labels get lam": (
         "labels.py",
-        "jnp.where(lam < 1, (1 - lam) * other, 0)",
-        "jnp.where(lam < 1, lam * other, 0)",
+        "(1 - lam).astype(other.dtype)",
+        "lam.astype(other.dtype)",
         "test_mix.py::test_labels_sum_to_one",
     ),
     "cells of a smaller mask by their corners": (
         "pixels.py",
-        "return -((of - 2 * plan.box * side) // (2 * of))",
-        "return plan.box * side // of",
+        "return -((of - 2 * box * side) // (2 * of))",
+        "return box * side // of",
         "test_mix.py::test_a_batch_is_mixed_in_all_its_parts",
     ),
     "the box lies on the first two axes": (
@@ -108,8 +157,8 @@ MUTANTS = {
     ),
     "no gradient to the partner": (
         "pixels.py",
-        'return x.at[plan.partner].get(mode="promise_in_bounds")',
-        'return lax.stop_gradient(x).at[plan.partner].get(mode="promise_in_bounds")',
+        "return x.at[plan.partner].get(",
+        "return lax.stop_gradient(x).at[plan.partner].get(",
         "test_mix.py::test_gradients_flow_to_both_sources",
     ),
     "another draw under jit": (

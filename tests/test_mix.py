@@ -7,6 +7,7 @@ import math
 import operator
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,23 @@ def test_lam_is_the_weight_of_the_own_label(labels):
     assert mixed.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32])
+def test_class_ids_of_any_dtype_meet_any_number_of_classes(dtype):
+    plan = plan_with([[0, 0], [1, 4]], [1, 0], (4, 4))
+    mixed = np.asarray(mix.mix_labels(plan, np.array([3, 100], dtype), 70_000))
+    rows, classes = np.nonzero(mixed)
+    assert (rows.tolist(), classes.tolist()) == ([0, 0, 1, 1], [3, 100, 3, 100])
+    assert mixed[0, [3, 100]].tolist() == mixed[1, [100, 3]].tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize("call", [mix.cutmix, mix.mixup])
+def test_narrow_class_ids_in_one_call(call):
+    ids = np.array([3, 7, 3, 7], np.uint8)
+    _, labels, _ = call(jax.random.key(0), jnp.zeros((4, 8, 8, 3)), ids, num_classes=1000)
+    np.testing.assert_allclose(labels.sum(1), 1)
+    assert set(np.nonzero(np.asarray(labels))[1]) == {3, 7}
+
+
 @quick
 @given(lam=st.floats(0, 1, width=32), seed=seeds)
 def test_labels_sum_to_one(lam, seed):
@@ -285,6 +303,35 @@ def test_a_batch_is_mixed_in_all_its_parts():
     np.testing.assert_array_equal(mixed["quarter"], images_by_numpy(quarter, batch["quarter"]))
 
 
+def test_boxes_of_narrow_dtypes_are_as_good_as_wide_ones():
+    images = random_images(0, (2, 250, 4), jnp.int32)
+    box, partner = np.array([[[100, 1], [230, 3]]]), np.array([1, 0])
+    wide = plan_with(box, partner, (250, 4))
+    narrow = mix.Plan(
+        partner=jnp.asarray(partner, jnp.uint8),
+        box=jnp.asarray(box, jnp.uint8),
+        lam=mix.share(wide),
+        sides=(250, 4),
+    )
+    np.testing.assert_array_equal(mix.share(narrow), mix.share(wide))
+    for array in (images, images[:, ::2, ::2]):
+        for paste in ("window", "mask"):
+            expected = mix.apply(wide, array, paste="mask")
+            np.testing.assert_array_equal(mix.apply(narrow, array, paste=paste), expected)
+
+
+def test_a_smaller_mask_of_a_long_series():
+    low, high = 1_000_000, 3_000_001
+    plan = plan_with([[low], [high]], [1, 0], (4_000_000,))
+    mixed = mix.apply(plan, np.array([[0] * 1_000_000, [1] * 1_000_000]), spatial_axes=1)
+    (pasted,) = np.nonzero(np.asarray(mixed[0]))
+    # Cell i is in the box if its center, pixel 4 i + 2, is.
+    assert (pasted[0], pasted[-1]) == (250_000, 749_999)
+    unlike = mix.sample_cutmix(jax.random.key(0), 2, (3_999_999,))
+    with pytest.raises(ValueError, match="need more than 32 bits"):
+        mix.apply(unlike, jnp.zeros((2, 1_000_000)), spatial_axes=1)
+
+
 @pytest.mark.parametrize(
     ("shape", "spatial_axes", "sides"),
     [
@@ -315,6 +362,51 @@ def test_cutout_fills_with_a_value_per_channel():
     expected = np.array(images)
     expected[:, 1:4, 0:2] = [1, 2, 4]
     np.testing.assert_array_equal(mix.apply(plan, images), expected)
+
+
+@pytest.mark.parametrize("fill", [(1.0, 2.4, 3.6), [1.0, 2.4, 3.6], np.float64([1, 2.4, 3.6])])
+def test_fills_per_channel_may_be_lists(fill):
+    images = random_images(0, (2, 5, 4, 3), jnp.uint8)
+    key, expected = jax.random.key(0), jnp.array([1.0, 2.4, 3.6])
+    wanted, _ = mix.cutout(key, images, fill=expected, size=2)
+    np.testing.assert_array_equal(mix.cutout(key, images, fill=fill, size=2)[0], wanted)
+    plan = mix.sample_cutout(key, 2, (5, 4), fill=fill, size=2)
+    np.testing.assert_array_equal(mix.apply(plan, images), wanted)
+    recipe = mix.create_mix("cutout", fill=fill, size=np.array(2))
+    mixed = jax.jit(lambda images: mix.apply_at(recipe.sample(key, 2, (5, 4)), "image", images))
+    np.testing.assert_array_equal(mixed(images), wanted)
+    by_hand = replace(plan, fill=tuple(fill))
+    np.testing.assert_array_equal(mix.apply(by_hand, images), wanted)
+
+
+@pytest.mark.parametrize("fill", [300, -1, math.nan, [0, 0, 255.6]])
+def test_a_fill_that_pixels_cannot_hold_is_refused(fill):
+    key, images = jax.random.key(0), jnp.zeros((2, 5, 4, 3), jnp.uint8)
+    plan = mix.sample_cutout(key, 2, (5, 4), fill=fill)
+    for call in (lambda: mix.apply(plan, images), lambda: mix.cutout(key, images, fill=fill)):
+        with pytest.raises(ValueError, match=r"does not fit into an array of uint8; .* 0 to 255"):
+            call()
+        with pytest.raises(ValueError, match=r"does not fit into an array of uint8; .* 0 to 255"):
+            jax.eval_shape(call)
+
+
+def test_other_wrong_fills_are_refused():
+    key, images = jax.random.key(0), jnp.zeros((2, 5, 4, 3))
+    with pytest.raises(ValueError, match=r"shape \(4,\) does not broadcast .* \(2, 5, 4, 3\)"):
+        mix.cutout(key, images, fill=[1, 2, 3, 4])
+    for fill in (None, "gray"):
+        with pytest.raises(ValueError, match="fill must be an array of numbers"):
+            mix.cutout(key, images, fill=fill)
+    with pytest.raises(ValueError, match="its rows differ in length"):
+        mix.cutout(key, images, fill=[[1, 2], [3]])
+
+
+def test_complex_arrays_keep_both_of_their_parts():
+    waves = np.array([[1 + 2j] * 4, [3 - 4j] * 4], np.complex64)
+    plan = plan_with([[0], [0]], [1, 0], (4,), ratio=jnp.array([0.25]), lam=jnp.array([0.25]))
+    expected = 0.25 * waves + 0.75 * waves[::-1]
+    np.testing.assert_array_equal(mix.apply(plan, waves, spatial_axes=1), expected)
+    np.testing.assert_array_equal(mix.mix_values(plan, waves), expected)
 
 
 def test_gradients_flow_to_both_sources():
@@ -434,6 +526,16 @@ WRONG_CALLS = {
         "scope='pair': partner 'rotate'.*'permutation', 'reverse'",
     ),
     "across no devices": (IMAGES, CLASS_IDS, {"across_devices": True}, "needs axis_name"),
+    "num_classes of another kind": (IMAGES, CLASS_IDS, {"num_classes": 10.5}, "num_classes must"),
+    "no classes": (IMAGES, CLASS_IDS, {"num_classes": 0}, "num_classes must be .* at least 1"),
+    "ids with an axis too many": (
+        IMAGES,
+        jax.ShapeDtypeStruct((4, 1), jnp.int32),
+        {},
+        r"int32\[4, 1\]: class ids must be \[B\], with num_classes",
+    ),
+    "sizes in a matrix": (IMAGES, CLASS_IDS, {"size": np.ones((2, 2))}, "size must be one number"),
+    "a word as an axis": (IMAGES, CLASS_IDS, {"spatial_axes": "hw"}, "spatial_axes must be whole"),
     "window for many boxes": (
         IMAGES,
         CLASS_IDS,
@@ -460,6 +562,67 @@ def test_class_ids_outside_the_classes_raise_where_they_are_known():
             mix.cutmix(jax.random.key(0), images, jnp.array(labels), num_classes=5)
 
 
+def test_integer_rows_other_than_zeros_and_ones_raise_where_they_are_known():
+    key, images, rows = jax.random.key(0), jnp.zeros((2, 4, 4, 1)), np.array([[0, 1, 2], [1, 0, 0]])
+    plan = mix.sample_cutmix(key, 2, (4, 4))
+    for labels in (rows, jnp.asarray(rows), rows.astype(np.uint8), rows.tolist(), -rows):
+        for call in (
+            lambda labels: mix.cutmix(key, images, labels),
+            lambda labels: mix.mix_labels(plan, labels),
+        ):
+            with pytest.raises(ValueError, match=r"integers from .* expected 0 and 1"):
+                call(labels)
+    np.testing.assert_array_equal(mix.mix_labels(plan, [[1], [0]], 1).sum(), 1)
+
+
+def test_arguments_of_other_kinds_work():
+    key, images, ids = jax.random.key(0), np.zeros((4, 8, 8, 3), np.float32), [0, 1, 2, 3]
+    expected = mix.cutmix(key, images, jnp.array(ids), num_classes=10, size=(4, 2))
+    for size in (np.array([4, 2]), [4, 2], jnp.array([4.0, 2.0])):
+        found = mix.cutmix(key, images, tuple(ids), num_classes=np.int64(10), size=size)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        assert "4 x 2" in mix.create_mix("cutmix", size=size).describe()
+    inside = jax.jit(lambda *ids: mix.mix_labels(expected[2], list(ids), 10.0))(*ids)
+    np.testing.assert_array_equal(inside, expected[1])
+    series = mix.cutmix(key, images[..., 0, 0], ids, num_classes=10, spatial_axes=1)
+    plan = mix.sample_cutmix(key, np.uint8(4), np.array([8]))
+    jax.tree.map(np.testing.assert_array_equal, series[2], plan)
+
+
+def test_arguments_of_no_use_are_refused_in_a_sentence():
+    key, images, ids = jax.random.key(0), jnp.zeros((4, 8, 8, 3)), [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"images must be one array .* a list; stack them"):
+        mix.cutmix(key, list(images), ids, num_classes=4)
+    with pytest.raises(ValueError, match=r"one number per spatial axis, as in \(32, 32\).* 32"):
+        mix.sample_cutmix(key, 4, 32)
+    with pytest.raises(ValueError, match="labels must be an array of numbers"):
+        mix.cutmix(key, images, ["a", "b", "c", "d"], num_classes=4)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 0"):
+        mix.sample_mixup(key, -1, (8, 8))
+    with pytest.raises(ValueError, match=r"num_classes must be .* known while tracing"):
+        jax.jit(lambda n: mix.cutmix(key, images, ids, num_classes=n))(4)
+    with pytest.raises(ValueError, match=r"size must be .* known while tracing"):
+        jax.jit(lambda size: mix.cutmix(key, images, ids, num_classes=4, size=size))(4)
+    with pytest.raises(ValueError, match="more pixels than fit"):
+        mix.sample_cutmix(key, 4, np.array([1 << 16, 1 << 16], np.int32))
+
+
+@pytest.mark.parametrize(
+    ("call", "scope", "partner"),
+    [
+        (mix.cutmix, "batch", "permutation"),
+        (mix.cutmix, "pair", "permutation"),
+        (mix.cutmix, "image", "rotate"),
+        (mix.mixup, "image", "permutation"),
+    ],
+)
+def test_a_batch_of_none_stays_one(call, scope, partner):
+    images, labels = jnp.zeros((0, 4, 4, 1)), jnp.zeros(0, jnp.int32)
+    options = {"scope": scope, "partner": partner, "num_classes": 3}
+    mixed, rows, plan = call(jax.random.key(0), images, labels, **options)
+    assert (mixed.shape, rows.shape, plan.partner.shape) == (images.shape, (0, 3), (0,))
+
+
 def test_a_plan_refuses_images_it_was_not_drawn_for():
     plan = mix.sample_cutmix(jax.random.key(0), 4, (32, 32))
     with pytest.raises(ValueError, match=r"batch of 3.*batch of 4"):
@@ -473,7 +636,7 @@ def test_a_plan_refuses_images_it_was_not_drawn_for():
     blend = mix.sample_mixup(jax.random.key(0), 4, (32, 32))
     with pytest.raises(ValueError, match="class ids have no mean"):
         mix.apply(blend, jnp.zeros((4, 32, 32), jnp.int32))
-    with pytest.raises(ValueError, match="above 0, but they are"):
+    with pytest.raises(ValueError, match="sides must be a whole number of at least 1"):
         mix.sample_cutmix(jax.random.key(0), 4, (32, 0))
     with pytest.raises(ValueError, match="more pixels than fit"):
         mix.sample_cutmix(jax.random.key(0), 4, (1 << 16, 1 << 16))

@@ -1,10 +1,12 @@
 """What the README says is there, and what it shows runs."""
 
+import json
 import pathlib
 import re
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from cutmix_jax.config import base_config, flatten, parse_arg
 from cutmix_jax.models import NETS
@@ -53,7 +55,12 @@ def test_commands_name_what_exists():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/evaluations.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md")),
+    ],
 )
 def test_links_lead_somewhere(page):
     path = ROOT / page
@@ -63,10 +70,10 @@ def test_links_lead_somewhere(page):
 
 
 def test_requirements_are_those_of_the_package():
-    """requirements.txt is the extras for training and for TensorFlow, with the same bounds."""
+    """requirements.txt is the extra for training, with the same bounds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    expected = [*extras["train"], *extras["tensorflow"]]
+    expected = extras["train"]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = [line for line in lines if line and not line.startswith("#")]
     assert listed == [requirement.replace("'", '"') for requirement in expected]
@@ -77,3 +84,27 @@ def test_every_requirement_has_its_reason():
     for file in ("requirements.txt", "requirements-dev.txt"):
         for name in re.findall(r"^([\w-]+)>=", (ROOT / file).read_text(), re.M):
             assert re.search(rf"\b{name}\b", page), name
+
+
+def test_colabs_versions_are_within_the_bounds():
+    """Offline; continuous integration lets pip resolve them."""
+    lines = (ROOT / "tests/colab-constraints.txt").read_text().splitlines()
+    colab = dict(line.split("==") for line in lines if "==" in line)
+    listed = map(Requirement, filter(None, map(plain, (ROOT / "requirements.txt").open())))
+    found = {needed.name: needed for needed in listed if needed.name in colab}
+    assert {"jax", "flax", "optax", "orbax-checkpoint"} <= found.keys()
+    for name, needed in found.items():
+        assert needed.specifier.contains(colab[name]), needed
+
+
+def plain(line):
+    """A line of a requirements file without its comment."""
+    return line.partition("#")[0].strip()
+
+
+def test_the_notebook_asks_for_a_gpu_and_for_the_repository():
+    notebook = json.loads((ROOT / "notebooks/quickstart.ipynb").read_text())
+    assert notebook["metadata"]["accelerator"] == "GPU"
+    fields = [line for cell in notebook["cells"] for line in cell["source"] if "@param" in line]
+    assert [field.split()[0] for field in fields] == ["REPOSITORY", "DATA"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])

@@ -59,6 +59,15 @@ def read(path_and_arg):
         ),
         ("cifar10.py", {"model": "pyramidnet200", "dataset": "cifar10", "learning_rate": 0.25}),
         ("cifar10.py:resnet20,baseline", {"model": "resnet20", "mix.name": "none"}),
+        (
+            "cifar_openmixup.py:,cutmix",
+            {"model": "resnet18_cifar", "mix.alpha": 0.2, "mix.prob": None, "mix.box": "paper"},
+        ),
+        (
+            "cifar_openmixup.py:,cutmix_alpha1_prob0.5",
+            {"mix.alpha": 1.0, "mix.prob": 0.5, "nesterov": False, "schedule": "cosine"},
+        ),
+        ("cifar_openmixup.py:,manifold_mixup", {"mix.alpha": 2.0, "mix.layers": None}),
         ("imagenet.py", {"model": "resnet50", "mix.prob": 1.0, "mix.box": "paper"}),
         ("imagenet.py:resnet50,cutout", {"mix.size": 112.0}),
         ("imagenet.py:resnet50,stochastic_depth", {"stochastic_depth": 0.25, "mix.name": "none"}),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from cutmix_jax import UserError, run, train
 from cutmix_jax.checkpoint import workdir_lock
+from cutmix_jax.data import resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
 from tests.commands import SMALL, checkpoint_digest, run_main, small_config, write_photographs
@@ -56,6 +58,16 @@ def test_a_run_leaves_all_its_outputs(finished):
         assert words in printed
     assert printed.index("last epoch") < printed.index("held-out choice")
     assert printed.index("held-out choice") < printed.index("best on test")
+
+
+def test_checkpoints_may_be_fewer_than_epochs(tmp_path):
+    config = small_config(epochs=3, checkpoint_epochs=2)
+    results = run.train(config, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {records[1]["step"], records[2]["step"]}
+    errors = [record["test_top1_error"] for record in records]
+    assert results["top1_error_median_10"] == np.median(errors)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +159,21 @@ def test_a_workdir_of_another_run_is_refused_by_the_key_that_differs(finished):
         run.train(small_config(held_out=100, learning_rate=0.2), folder)
 
 
+def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
+    """Nor does it call itself finished; but its weights may be measured on them."""
+    arrays, names = resident.digits()
+    others = {
+        split: {**part, "image": part["image"][::-1].copy()} for split, part in arrays.items()
+    }
+    monkeypatch.setattr(resident, "digits", lambda: (others, names))
+    folder, _ = finished
+    with pytest.raises(UserError, match=r"holds a run on other images.*config\.data_dir"):
+        run.train(small_config(held_out=100), folder)
+    assert (
+        run.evaluate(small_config(held_out=100), folder, stream=io.StringIO())["checkpoint"] == 10
+    )
+
+
 def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
     config = small_config(**write_photographs(tmp_path / "photographs"))
     task = train.create_task(config, create_mapping("pmap", 1))
@@ -161,7 +188,7 @@ def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
             return types.SimpleNamespace(step=5), meta, []
 
     def told():
-        return run.open_run(task, Checkpoints())[2][1:]
+        return run.open_run(task, Checkpoints(), run.describe_run(task))[2][1:]
 
     assert told() == []
     now = f"Images are now read by {task.data.reader}. So far, they were read by "

@@ -12,6 +12,7 @@ from cutmix_jax.data.prepared import open_prepared
 from cutmix_jax.data.records import ImageSet
 from cutmix_jax.data.settings import Settings, read_settings
 from cutmix_jax.data.shapes import open_shapes
+from cutmix_jax.paths import place
 
 __all__ = ["Data", "Shards", "open_data"]
 
@@ -140,7 +141,7 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
     if data_dir is not None:
         root = _existing(data_dir)
     else:
-        root = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+        root = place(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
     if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):
         return tiny_imagenet.open_tree(tree, test_split)
     return open_prepared(dataset, root, test_split)
@@ -152,12 +153,7 @@ def _existing(data_dir: str | None) -> pathlib.Path:
             "dataset=folder needs the folder that holds train/ and val/: "
             "give --config.data_dir=PATH"
         )
-    if "://" in str(data_dir):
-        raise UserError(
-            f"data_dir={data_dir} is a remote address, but a local folder is expected: copy the "
-            "data set to a local disk, or mount the bucket"
-        )
-    path = pathlib.Path(data_dir).expanduser()
+    path = place(data_dir, "config.data_dir")
     if not path.is_dir():
         raise UserError(
             f"data_dir={data_dir} is not a folder: expected the folder that holds the data set; "

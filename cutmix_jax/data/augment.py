@@ -15,6 +15,7 @@ EIGENVECTORS = (
     (-0.5836, -0.6948, 0.4203),
 )
 GRAY = (0.299, 0.587, 0.114)
+PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # the names that NumPy gives them
 
 
 def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
@@ -23,8 +24,10 @@ def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Arr
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -> jax.Array:
-    """Pads each side with zeros, crops back at a random place, and mirrors every other image.
+def crop_and_flip(
+    keys: jax.Array, images: jax.Array, *, pad: int, flip: bool, pad_mode: str = "zero"
+) -> jax.Array:
+    """Pads each side, crops back at a random position, and mirrors every other image.
 
     Each image moves by `(dy, dx)`, both uniform on `{-pad, ..., pad}`, and is mirrored left to
     right with probability 1/2 where `flip` is set.
@@ -34,6 +37,7 @@ def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -
       images: `[B, H, W, C]` of any dtype.
       pad: pixels per side; 0 for no crop.
       flip: whether to mirror.
+      pad_mode: 'zero', or 'reflect' for the image mirrored at its border, without the border pixel.
 
     Returns:
       `[B, H, W, C]`, the dtype of `images`.
@@ -47,7 +51,8 @@ def crop_and_flip(keys: jax.Array, images: jax.Array, *, pad: int, flip: bool) -
     top, left, mirror = crop_and_flip_draws(keys, pad)
     height, width = images.shape[1:3]
     if pad:
-        images = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        widths, mode = ((0, 0), (pad, pad), (pad, pad), (0, 0)), PAD_MODES[pad_mode]
+        images = jnp.pad(images, widths, mode)
         size = (height, width, images.shape[3])
         images = jax.vmap(lambda x, i, j: jax.lax.dynamic_slice(x, (i, j, 0), size))(
             images, top, left
@@ -64,12 +69,14 @@ def crop_and_flip_draws(keys: jax.Array, pad: int) -> tuple[jax.Array, jax.Array
     return offset[:, 0], offset[:, 1], bits[:, 2] >> 31 == 1
 
 
-def load_augmented(arrays, xs, epoch, *, load, pad: int, flip: bool) -> dict:
+def load_augmented(
+    arrays, xs, epoch, *, load, pad: int, flip: bool, pad_mode: str = "zero"
+) -> dict:
     """The batch of `load(arrays, xs)`, cropped and flipped by `xs['seed']`, epoch and index."""
     batch = load(arrays, xs)
     if pad or flip:
         keys = example_keys(xs["seed"], epoch, xs["index"])
-        batch["image"] = crop_and_flip(keys, batch["image"], pad=pad, flip=flip)
+        batch["image"] = crop_and_flip(keys, batch["image"], pad=pad, flip=flip, pad_mode=pad_mode)
     return batch
 
 

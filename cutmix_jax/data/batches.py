@@ -56,6 +56,8 @@ class Data:
         and processes, the last batch padded where `mask` is False; equally many in every process.
         `order`, int `[n]`, gives the positions to go through instead, in any order.
       color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
+      digest: None where the images are in `arrays`, or `(split) -> text` that changes whenever an
+        image or a label of the split does. The records are read when this is called.
       reader: names and versions of what makes the pixels, where that happens batch by batch: others
         may make others. Else None.
       boxes: None where the set has no boxes, or `(split) -> list of float32 [n_i, 4]`, one entry
@@ -76,6 +78,7 @@ class Data:
     train_shapes: Mapping[str, jax.ShapeDtypeStruct]
     eval_batches: Callable[..., Iterator[dict]]
     color: Callable[..., Any] | None = None
+    digest: Callable[[str], str] | None = None
     reader: str | None = None
     boxes: Callable[[str], list[np.ndarray]] | None = None
 

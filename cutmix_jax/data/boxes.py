@@ -14,6 +14,7 @@ import numpy as np
 
 from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
+from cutmix_jax.paths import place
 
 # Names shown where files are missing.
 SHOWN = 3
@@ -99,7 +100,7 @@ def of_record(data: bytes, key: str, name: str) -> np.ndarray:
 
 def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarray]:
     """Boxes of the ILSVRC XML files below `folder`, which are named like the images of `split`."""
-    root = pathlib.Path(folder).expanduser()
+    root = place(folder, "config.boxes_dir")
     if not root.is_dir():
         raise UserError(
             f"boxes_dir={folder} is not a folder: expected the folder of ILSVRC's XML files; "

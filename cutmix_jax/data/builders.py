@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from cutmix_jax import UserError
 from cutmix_jax.data import shapes, tiny_imagenet
+from cutmix_jax.paths import place
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -24,7 +25,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, source=None, **options):
         """`source` is the folder tiny-imagenet-200, or the one that holds it."""
-        self._source = source
+        self._source = source and place(source, "source")
         super().__init__(**options)
 
     def _info(self):
@@ -43,7 +44,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        tree = self._source and tiny_imagenet.find_tree(pathlib.Path(self._source).expanduser())
+        tree = self._source and tiny_imagenet.find_tree(self._source)
         if not tree:
             raise UserError(
                 f"source={self._source} holds no {tiny_imagenet.FOLDER} with wnids.txt and train/: "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax.data import image_files
+from cutmix_jax.paths import place
 
 # Part of every key: raise it when the meaning of what is stored changes.
 FORMAT = 1
@@ -19,9 +20,10 @@ FORMAT = 1
 def cache_dir() -> pathlib.Path:
     """$CUTMIX_JAX_CACHE, or the user's cache folder."""
     if named := os.environ.get("CUTMIX_JAX_CACHE"):
-        return pathlib.Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "cutmix_jax"
+        return place(named, "CUTMIX_JAX_CACHE")
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return place(base, "XDG_CACHE_HOME") / "cutmix_jax"
+    return pathlib.Path("~/.cache").expanduser() / "cutmix_jax"
 
 
 def cache_path(name: str, fingerprint: str) -> pathlib.Path:

@@ -1,11 +1,11 @@
 """Prepares our sets for TFDS: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
 
 import argparse
-import pathlib
 import sys
 
 from cutmix_jax import UserError
 from cutmix_jax.data import records
+from cutmix_jax.paths import place
 
 NAMES = ("tiny_imagenet", "shapes", "shapes/single", "shapes/several")
 
@@ -27,13 +27,15 @@ def main(words=None):
 
 def prepare(name: str, data_dir: str, source: str | None = None, examples: int | None = None):
     """Writes the set `name` below `data_dir`, and returns its folder."""
+    root = place(data_dir, "--data_dir")
+    source = source and place(source, "--source")
     records.require("tensorflow_datasets", f"preparing {name}", "pip install tensorflow-datasets")
     records.import_tensorflow()
     import tensorflow_datasets as tfds
 
     from cutmix_jax.data import builders
 
-    options = {"data_dir": str(pathlib.Path(data_dir).expanduser())}
+    options = {"data_dir": str(root)}
     if name == "tiny_imagenet":
         builder = builders.TinyImagenet(source=source, **options)
     else:

@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax import UserError, first_line
-from cutmix_jax.data import boxes, cache, image_files
+from cutmix_jax.data import boxes, cache, cifar, image_files
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
     choose_split,
     import_tensorflow,
+    import_tfds,
     require,
 )
 
@@ -43,11 +44,14 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
     """The set of this name in a TFDS folder; it is downloaded if it is not there."""
     folder = find_prepared(dataset, root)
     if folder is None:
-        _prepare(dataset, root)
+        if dataset in cifar.ARCHIVES:
+            cifar.prepare(dataset, root)
+        else:
+            _prepare(dataset, root)
         folder = find_prepared(dataset, root)
         if folder is None:
             raise UserError(f"{dataset} was prepared, but not found in {root} afterwards")
-    tfds = _import_tfds()
+    tfds = import_tfds()
     try:
         info = tfds.builder_from_directory(folder).info
         features = info.features
@@ -76,13 +80,6 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         splits={split: _split(dataset, info, name, box_key) for split, name in names.items()},
         fingerprint=lambda: _fingerprint(folder, names),
     )
-
-
-def _import_tfds():
-    require("tensorflow_datasets", "this data set", "pip install tensorflow-datasets")
-    import tensorflow_datasets
-
-    return tensorflow_datasets
 
 
 def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -273,7 +270,7 @@ def _fingerprint(folder: pathlib.Path, names: dict[str, str]) -> str:
 
 def _prepare(dataset: str, root: pathlib.Path) -> None:
     """Downloads a set that TFDS knows."""
-    tfds = _import_tfds()
+    tfds = import_tfds()
     name = _parse(dataset)[0]
     known = tfds.list_builders(with_community_datasets=False)
     if name not in known:

@@ -6,13 +6,15 @@ indices.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, first_line
 from cutmix_jax.data import image_files
 
 # How TFDS calls the feature with the name of an image's file.
@@ -81,6 +83,24 @@ def require(package: str, purpose: str, remedy: str) -> None:
         raise UserError(f"{purpose} needs {package}, which is not installed: {remedy}")
 
 
+def import_tfds():
+    """TFDS, which does not import TensorFlow by itself."""
+    require("tensorflow_datasets", "this dataset", "pip install tensorflow-datasets")
+    # Where a package does not fit, importing TFDS logs pages, and leaves it empty.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        import tensorflow_datasets.public_api
+    except Exception as error:
+        raise UserError(
+            f"tensorflow_datasets cannot be imported ({first_line(error)}). Install versions that "
+            "fit each other; with protobuf 5, pip install 'tensorflow-metadata<1.21'."
+        ) from error
+    finally:
+        log.disabled = before
+    return tensorflow_datasets
+
+
 def import_tensorflow():
     """TensorFlow, kept off the accelerator, whose memory belongs to JAX."""
     require(
@@ -138,6 +158,14 @@ def file_name(split: Split, i: int) -> str:
 def stored_size(split: Split, i: int) -> tuple[int, int]:
     """(height, width) of the image as it is stored."""
     return image_files.stored_size(encoded(split, i)[0], split.name(i))
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of parts of bytes, which also changes when a border between two of them moves."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(hashlib.sha256(part).digest())
+    return result.hexdigest()
 
 
 def have_boxes(image_set: ImageSet) -> bool:

@@ -71,7 +71,7 @@ def read(image_set: records.ImageSet) -> dict:
 
 def _decode(image_set: records.ImageSet, split: records.Split) -> tuple[np.ndarray, np.ndarray]:
     channels = image_set.shape[2]
-    labels = np.empty(split.count, np.int32)
+    labels = np.empty(split.count, np.int64)  # as records have them, for check_labels
     images = None
     for i in range(split.count):
         image, labels[i] = records.decode_record(split, i, channels)
@@ -133,7 +133,8 @@ def open_resident(
         images = arrays[origin]["image"][index]
         if settings.image_size:
             images = resize(images, settings.image_size)
-        chosen[split] = {"image": images, "label": arrays[origin]["label"][index]}
+        labels = arrays[origin]["label"][index].astype(np.int32)
+        chosen[split] = {"image": images, "label": labels}
     shapes = {part["image"].shape[1:] for part in chosen.values()}
     if len(shapes) > 1:
         raise UserError(
@@ -180,6 +181,7 @@ def open_resident(
             augment.load_augmented,
             load=gather,
             pad=settings.pad,
+            pad_mode=settings.pad_mode,
             flip=settings.flip,
         ),
         load_eval=gather,

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from cutmix_jax import UserError
+from cutmix_jax.data.augment import PAD_MODES
 
 SOURCES = ("auto", "resident", "streaming")
 
@@ -31,6 +32,7 @@ class Settings:
     square_resize: int | None = None
     boxes_dir: str | None = None
     pad: int = 0
+    pad_mode: str = "zero"
     flip: bool = False
     min_area: float | None = None
     max_area: float = 1.0
@@ -43,7 +45,7 @@ class Settings:
         return self.min_area is not None or self.square_resize is not None
 
 
-AUGMENT_KEYS = ("pad", "flip", "min_area", "max_area", "color_jitter", "lighting")
+AUGMENT_KEYS = ("pad", "pad_mode", "flip", "min_area", "max_area", "color_jitter", "lighting")
 
 # Lowest allowed value (None is allowed where the default is None); comparisons refuse NaN too.
 LOWEST = {
@@ -89,6 +91,11 @@ def _check(settings: Settings) -> None:
     if settings.source not in SOURCES:
         raise UserError(
             f"source={settings.source!r} is unknown: expected one of {', '.join(SOURCES)}"
+        )
+    if settings.pad_mode not in PAD_MODES:
+        raise UserError(
+            f"augment.pad_mode={settings.pad_mode!r} is unknown: expected one of "
+            f"{', '.join(PAD_MODES)}"
         )
     area = settings.min_area
     if area is not None and not 0 < area <= settings.max_area <= 1:

@@ -92,7 +92,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
             resident.check_labels(labels, num_classes, f"split {name}")
             yield {
                 "image": images.reshape(*leading, *shape),
-                "label": labels.reshape(leading),
+                "label": labels.reshape(leading).astype(np.int32),
                 "index": positions[step].astype(np.int32),
                 "mask": mask[step],
             }
@@ -110,6 +110,12 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         positions, mask = batches.eval_positions(counts[split], size, shards, order)
         return stream(split, positions, mask, for_eval, np.zeros_like)
 
+    def digest(name: str) -> str:
+        origin, index = indices[name]
+        split = image_set.splits[origin]
+        labels = [] if split.labels is None else [split.labels[index].tobytes()]
+        return records.digest(itertools.chain((split.read(int(i)) for i in index), labels))
+
     return Data(
         kind="streaming",
         num_classes=num_classes,
@@ -122,6 +128,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
             augment.load_augmented,
             load=load_eval,
             pad=settings.pad,
+            pad_mode=settings.pad_mode,
             flip=settings.flip,
         ),
         load_eval=load_eval,
@@ -129,6 +136,7 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         train_shapes=batches.train_shapes(size, shards, shape),
         eval_batches=eval_batches,
         color=augment.create_color(settings.color_jitter, settings.lighting),
+        digest=digest,
         reader=image_files.libraries(),
         boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
     )
@@ -183,7 +191,7 @@ def _load_in_order(
             images[slot], labels[slot] = load(position, numbers[slot])
 
     def start(row):
-        batch = np.empty((len(row), *shape), np.uint8), np.empty(len(row), np.int32)
+        batch = np.empty((len(row), *shape), np.uint8), np.empty(len(row), np.int64)
         arrays = (*batch, row, sample(row))
         parts = [slice(i, i + TOGETHER) for i in range(0, len(row), TOGETHER)]
         return batch, [pool.submit(fill, *(array[part] for array in arrays)) for part in parts]

@@ -92,7 +92,12 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
     refused = [reason for reason in reasons.values() if reason]
     if refused and not every:
         raise UserError(refused[0][0].upper() + refused[0][1:])
-    weights, results = digest(jax.device_get(subject.weights)), {}
+    measured = {
+        "weights": digest(jax.device_get(subject.weights)),
+        "images": images_digest(subject),
+        "class_names": list(subject.task.data.class_names),
+    }
+    results = {}
     for name in names:
         if reasons[name]:
             say(f"{name} is left out: {reasons[name]}")
@@ -100,7 +105,8 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
         options = subject.task.config.evals[name].copy_and_resolve_references()
         if name == "ood":
             options.skip_missing = every
-        key = fingerprint(subject, name, weights)
+        inputs, inputs_digest = EVALS[name].find(subject, options)
+        key = fingerprint(subject, name, {**measured, "inputs": inputs_digest})
         known = read_values(folder, name, key)
         if known is not None:
             say(f"{name}: as measured before (delete {folder / 'evals' / name}.json to repeat it)")
@@ -108,7 +114,7 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
             continue
         say(f"{name}: {subject.examples:,} images ...")
         began = time.monotonic()
-        report = EVALS[name].run(subject, options)
+        report = EVALS[name].run(subject, options, *inputs)
         for sentence in report.left_out:
             say(f"{name} leaves out {sentence}")
         values = {
@@ -131,11 +137,23 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
     return results
 
 
-def fingerprint(subject, name, weights):
-    """Of all that the numbers of an evaluation depend on: weights, images and options."""
+def images_digest(subject):
+    """A text that changes whenever an image or a label of the split does."""
+    data = subject.task.data
+    return data.digest(subject.split) if data.digest else digest(data.arrays[subject.split])
+
+
+def fingerprint(subject, name, measured):
+    """Of all that the numbers of an evaluation depend on.
+
+    Args:
+      subject: a `Subject`.
+      name: a key of `EVALS`.
+      measured: ``{name: digest}`` of weights, images and what the evaluation looks at besides.
+    """
     config = config_lib.to_plain(subject.task.config)
     told = {
-        "weights": weights,
+        **measured,
         "version": EVALS[name].version,
         "split": subject.split,
         "examples": subject.examples,
@@ -154,7 +172,7 @@ def told_options(subject, name):
 
 
 def read_values(folder, name, key):
-    """What was found before, if by the same weights and options."""
+    """What was found before, if of the same weights, images and options."""
     try:
         values = json.loads((folder / "evals" / f"{name}.json").read_text())
     except (OSError, ValueError):

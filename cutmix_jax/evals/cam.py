@@ -5,6 +5,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from cutmix_jax import UserError
+from cutmix_jax.data import records
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.boxes import largest_box
 from cutmix_jax.evals.evaluation import Evaluation, Report
@@ -75,7 +76,16 @@ def class_maps(subject, weights, batch, of="label"):
     return activation_maps(features, kernel, classes, subject.image_shape[:2]), logits
 
 
-def run(subject, options):
+def find_boxes(subject, options):
+    """The true boxes of the split, or None where the data set has none."""
+    del options
+    if subject.task.data.boxes is None:
+        return (None,), ""
+    boxes = subject.task.data.boxes(subject.split)
+    return (boxes,), records.digest(np.asarray(some, np.float32).tobytes() for some in boxes)
+
+
+def run(subject, options, boxes=None):
     """Two pictures: maps of some images with their boxes, and maps of mixed images."""
     data, count = subject.task.data, min(options.images, subject.examples)
     of = class_of_maps(options.of, data.num_classes)
@@ -94,7 +104,6 @@ def run(subject, options):
         }
 
     found = subject.map_examples(look, order=order, words="cam")
-    boxes = None if data.boxes is None else data.boxes(subject.split)
     true = [np.zeros((0, 4))] * count if boxes is None else [boxes[i] for i in order]
     predicted = [largest_box(one, options.threshold) for one in found["map"]]
     rows = [
@@ -207,4 +216,4 @@ def draw_mixed(mixed, names):
     return figure
 
 
-EVALUATION = Evaluation(run, why_not)
+EVALUATION = Evaluation(run, why_not, find=find_boxes)

@@ -30,14 +30,17 @@ class Evaluation:
     """One question that a trained network can be asked.
 
     Attributes:
-      run: ``(subject, options) -> Report``, where `options` is this evaluation's section of
-        `config.evals`.
+      run: ``(subject, options, *inputs) -> Report``, where `options` is this evaluation's section
+        of `config.evals`.
       why_not: ``(subject) -> None``, or a sentence that says why it cannot be asked and what would
         help.
       version: raised whenever the numbers get another meaning, so that older files are not taken
         for what would be measured now.
+      find: ``(subject, options) -> (inputs, digest)``: what the evaluation looks at besides the
+        images of the split, as further arguments of `run`, and a text that changes when they do.
     """
 
     run: Callable
     why_not: Callable = lambda subject: None
     version: int = 1
+    find: Callable = lambda subject, options: ((), "")

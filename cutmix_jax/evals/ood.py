@@ -1,7 +1,7 @@
 """Images of other kinds, told apart by the highest probability (Table 12)."""
 
 import dataclasses
-import pathlib
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -14,6 +14,7 @@ from cutmix_jax.data import find_set, image_files, records, resident
 from cutmix_jax.data.batches import permutation
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.paths import place
 
 NOISE = ("uniform", "gaussian")
 VARIANTS = ("resize", "crop")
@@ -27,16 +28,25 @@ class Foreign:
     Attributes:
       name: what the report calls it.
       count: how many images there are.
+      record: ``(i) -> bytes`` of an image as it is stored; None for noise.
       read: ``(i) -> uint8 [H, W, C]`` of the network's shape; None for noise.
     """
 
     name: str
     count: int
+    record: Callable | None = None
     read: Callable | None = None
 
 
-def run(subject, options):
-    """How well the highest probability tells each of the sets apart, and on average."""
+def find_sets(subject, options):
+    """The sets of the options, and sentences about those that cannot be used.
+
+    Returns:
+      ``((sets, left_out, again), digest)``, where `again` says that a set was missing.
+
+    Raises:
+      UserError: no set is left, or one is missing and `options.skip_missing` is not set.
+    """
     limit = options.limit or min(10_000, subject.examples)
     sets, left_out, again = [], [], False
     for name in options.sets:
@@ -55,6 +65,15 @@ def run(subject, options):
             f"None of the sets {', '.join(options.sets)} can be used ({' '.join(left_out)}): name "
             "others by config.evals.ood.sets."
         )
+
+    names = (f"{foreign.name} {foreign.count}".encode() for foreign in sets)
+    stored = (each.record(i) for each in sets if each.record for i in range(each.count))
+    digest = records.digest(itertools.chain(names, stored))
+    return (sets, left_out, again), digest
+
+
+def run(subject, options, sets, left_out=(), again=False):
+    """How well the highest probability tells each of the sets apart, and on average."""
 
     def score(weights, batch):
         return jax.nn.softmax(subject.logits(weights, batch["image"])).max(-1)
@@ -94,33 +113,35 @@ def open_foreign(name, subject, limit, seed=0):
     if name in NOISE:
         return Foreign(name, limit)
     source, variant = split_name(name)
-    config, shape = subject.task.config, subject.image_shape
+    shape = subject.image_shape
+    count, record, read = open_images(source, subject)
+    chosen = np.sort(permutation(seed, 0, count)[:limit])
+
+    def fitted(i):
+        return fit(read(chosen[i]), shape, variant, (seed, int(chosen[i])))
+
+    return Foreign(name, len(chosen), lambda i: record(int(chosen[i])), fitted)
+
+
+def open_images(source, subject):
+    """``(count, record, read)``: how many images a set has, and each as stored and as pixels."""
+    config, channels = subject.task.config, subject.image_shape[-1]
     if source == "digits":
         arrays, _ = resident.digits()
         images = np.concatenate([arrays[split]["image"] for split in ("test", "train")])
-        count, read = len(images), images.__getitem__
-    elif source.startswith("folder:"):
-        count, read = open_files(source.removeprefix("folder:"), shape[-1])
+        return len(images), lambda i: images[i].tobytes(), images.__getitem__
+    if source.startswith("folder:"):
+        split = open_files(source.removeprefix("folder:"))
     elif ":" in source:
         raise UserError(
-            f"config.evals.ood.sets names {name!r}, and NAME, NAME:resize, NAME:crop or "
+            f"config.evals.ood.sets names {source!r}, and NAME, NAME:resize, NAME:crop or "
             "folder:PATH was expected."
         )
     else:
         # Folders hold one set; prepared sets lie side by side.
         root = None if config.dataset == "folder" else config.data_dir
         split = find_set(source, root, None).splits["test"]
-        count = split.count
-
-        def read(i):
-            return records.decode_record(split, i, shape[-1])[0]
-
-    chosen = np.sort(permutation(seed, 0, count)[:limit])
-
-    def fitted(i):
-        return fit(read(chosen[i]), shape, variant, (seed, int(chosen[i])))
-
-    return Foreign(name, len(chosen), fitted)
+    return split.count, split.read, lambda i: records.decode_record(split, i, channels)[0]
 
 
 def split_name(name):
@@ -129,9 +150,9 @@ def split_name(name):
     return (source, variant) if source and variant in VARIANTS else (name, "resize")
 
 
-def open_files(path, channels):
-    """``(count, read)`` of all image files below a folder, sorted by path."""
-    folder = pathlib.Path(path).expanduser()
+def open_files(path):
+    """All image files below a folder, sorted by path."""
+    folder = place(path, "A folder of config.evals.ood.sets")
     passed_over = {}
     files = image_files.find(folder, passed_over) if folder.is_dir() else []
     image_files.say_passed_over(folder, passed_over)
@@ -141,11 +162,12 @@ def open_files(path, channels):
             f"{'which holds no image' if folder.is_dir() else 'which is not there'}: expected "
             f"files ending in {', '.join(image_files.SUFFIXES)}, at any depth."
         )
-
-    def read(i):
-        return image_files.decode(image_files.read(files[i]), channels, files[i])
-
-    return len(files), read
+    return records.Split(
+        count=len(files),
+        read=lambda i: image_files.read(files[i]),
+        labels=np.zeros(len(files), np.int32),  # of no class here
+        name=files.__getitem__,
+    )
 
 
 def fit(image, shape, variant, seed):
@@ -267,4 +289,4 @@ def draw(inside, scores):
     return figure
 
 
-EVALUATION = Evaluation(run)
+EVALUATION = Evaluation(run, find=find_sets)

@@ -3,11 +3,10 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.labels import check_class_ids, mix_labels
-from cutmix_jax.mix.pixels import apply
+from cutmix_jax.mix.labels import check_labels, mix_labels
+from cutmix_jax.mix.pixels import apply, check_fill
 from cutmix_jax.mix.sample import (
     NUMBERS,
     checked_numbers,
@@ -27,7 +26,7 @@ def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste=
     Args:
         key: a JAX random key.
         images: `[B, H, W, C]`, any dtype; other layouts by `spatial_axes`.
-        labels: class ids, int `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
+        labels: class ids, integers `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
         num_classes: K, for class ids.
         spatial_axes: the axes of `images` that the box lies on.
         paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. A new batch is returned, which the
@@ -71,7 +70,7 @@ def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **optio
     Args:
         key: a JAX random key.
         images: `[B, H, W, C]`, floating or uint8; other layouts by `spatial_axes`.
-        labels: class ids, int `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
+        labels: class ids, integers `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
         num_classes: K, for class ids.
         spatial_axes: the axes of `images` that its sides lie on.
         **options: what `sample_mixup` takes; numbers among them may be traced.
@@ -137,12 +136,21 @@ def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
 
 def _mix(sampler, key, images, labels, num_classes, spatial_axes, paste, options):
     """Checks what is known here and not inside of jit, and goes there."""
+    if not hasattr(images, "shape"):
+        raise ValueError(
+            f"images must be one array with the batch first, but they are a"
+            f" {type(images).__name__}; stack them, or draw a plan and apply() it to each array."
+        )
+    images = check.array("images", images)
     numbers = checked_numbers(**{k: v for k, v in options.items() if k in NUMBERS})
-    if options.get("fill") is not None:
-        numbers["fill"] = jnp.asarray(options["fill"])
-    if num_classes is not None:
-        check_class_ids(labels, num_classes)
-    rest = {name: _static(value) for name, value in options.items() if name not in numbers}
+    if "fill" in options:
+        numbers["fill"] = check_fill(options["fill"], images)
+    if labels is not None:
+        labels = check.array("labels", labels)
+        num_classes = check_labels(labels, num_classes)
+    rest = {name: value for name, value in options.items() if name not in numbers}
+    if "size" in rest:
+        rest["size"] = check.size(rest["size"])
     return _mix_jitted(
         key,
         images,
@@ -150,14 +158,10 @@ def _mix(sampler, key, images, labels, num_classes, spatial_axes, paste, options
         numbers,
         sampler=sampler,
         num_classes=num_classes,
-        spatial_axes=tuple(spatial_axes),
+        spatial_axes=check.axis_numbers(spatial_axes),
         paste=paste,
         options=tuple(sorted(rest.items())),
     )
-
-
-def _static(value):
-    return tuple(value) if isinstance(value, list) else value
 
 
 @partial(jax.jit, static_argnames=("sampler", "num_classes", "spatial_axes", "paste", "options"))

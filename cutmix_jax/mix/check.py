@@ -2,14 +2,56 @@
 
 import difflib
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_concrete(value):
     """Whether `value` is known now, and not only when the compiled program runs."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def array(what, value):
+    """Returns an array as it is, and a list as NumPy's, which is known inside of jit too."""
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        value = np.asarray(value)
+    except TypeError:  # a list of tracers
+        return jnp.asarray(value)
+    except ValueError:
+        raise ValueError(f"{what} must be an array, but its rows differ in length.") from None
+    if not (value.dtype == bool or jax.dtypes.issubdtype(value.dtype, np.number)):
+        raise ValueError(f"{what} must be an array of numbers, but found {value!r:.60}.")
+    return value
+
+
+def known(value):
+    """Returns an array as NumPy's; None if it is traced, or partly on other processes' devices."""
+    if not is_concrete(value):
+        return None
+    if isinstance(value, jax.Array) and not (
+        value.is_fully_addressable or value.is_fully_replicated
+    ):
+        return None
+    return np.asarray(value)
+
+
+def whole(name, value, low):
+    """Returns a whole number as an int, or raises."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):  # a tracer's is a TypeError
+        number = None
+    if number is None or number != value or number < low:
+        raise ValueError(
+            f"{name} must be a whole number of at least {low}, known while tracing, but it is"
+            f" {value}."
+        )
+    return number
 
 
 def number(name, value, low, high, *, above=False):
@@ -36,12 +78,37 @@ def choice(what, value, table):
 
 def sides(sides):
     """Returns the sides as a tuple of ints, or raises."""
-    sides = tuple(sides)
-    if not sides or not all(int(side) == side > 0 for side in sides):
-        raise ValueError(f"sides must be whole numbers of pixels above 0, but they are {sides}.")
+    if not np.iterable(sides) or not (sides := tuple(sides)):
+        raise ValueError(
+            f"sides must be one number per spatial axis, as in (32, 32), but they are {sides}."
+        )
+    sides = tuple(whole("each of the sides", side, 1) for side in sides)
     if math.prod(sides) >= 2**31:
         raise ValueError(f"sides {sides} make more pixels than fit into 32 bits.")
-    return tuple(int(side) for side in sides)
+    return sides
+
+
+def size(size):
+    """Returns the size of a box as None, a number or a tuple of numbers, or raises."""
+    if size is None:
+        return None
+    values = known(array("size", size)) if is_concrete(size) else None
+    if values is None or values.ndim > 1:
+        raise ValueError(
+            f"size must be one number or one per side, known while tracing, but it is {size}."
+        )
+    return tuple(values.tolist()) if values.ndim else values.tolist()
+
+
+def axis_numbers(spatial_axes):
+    """Returns the spatial axes as a tuple of ints, or raises."""
+    axes = spatial_axes if np.iterable(spatial_axes) else (spatial_axes,)
+    try:
+        return tuple(operator.index(axis) for axis in axes)
+    except TypeError:
+        raise ValueError(
+            f"spatial_axes must be whole numbers, as in (1, 2), but they are {spatial_axes}."
+        ) from None
 
 
 def axes(found, shape, spatial_axes):

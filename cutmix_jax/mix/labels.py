@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.pixels import partners
+from cutmix_jax.mix.pixels import partners, precise
 
 
 def mix_labels(plan, labels, num_classes=None):
@@ -15,8 +14,8 @@ def mix_labels(plan, labels, num_classes=None):
 
     Args:
         plan: a `Plan` for batches of this size.
-        labels: class ids, int `[B]`, with `num_classes`; or one row per example, `[B, K]`: soft
-            (floating) or multi-hot (floating, int or bool).
+        labels: class ids, any integers `[B]`, with `num_classes`; or one row per example,
+            `[B, K]`: soft (floating) or multi-hot (floating, bool, or integers 0 and 1).
         num_classes: K, the number of classes that ids are below.
 
     Returns:
@@ -24,7 +23,8 @@ def mix_labels(plan, labels, num_classes=None):
 
     Raises:
         ValueError: if the labels are neither, do not match the plan's batch (both while tracing),
-            or ids are outside the classes (where they are known, that is outside jit).
+            or ids are outside the classes, or integer rows not 0 or 1 (both where the values are
+            known, that is outside jit).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -48,7 +48,7 @@ def mix_values(plan, values):
         values: a pytree of arrays `[B, ...]`: example weights, regression targets, embeddings.
 
     Returns:
-        A pytree like `values`; floating dtypes stay, others become float32.
+        A pytree like `values`; floating and complex dtypes stay, others become float32.
 
     Raises:
         ValueError: while tracing, if the batch is not the plan's.
@@ -68,7 +68,7 @@ def mix_values(plan, values):
                 f"values have shape {values.shape}, expected [{plan.partner.shape[0]}, ...] as in"
                 f" the plan."
             )
-        if not jnp.issubdtype(values.dtype, jnp.floating):
+        if not jnp.issubdtype(values.dtype, jnp.inexact):
             values = values.astype(jnp.float32)
         lam = plan.lam.reshape(-1, *[1] * (values.ndim - 1))
         return weighted(lam, values, partners(plan, values)).astype(values.dtype)
@@ -108,10 +108,10 @@ def mix_losses(plan, loss_fn, labels):
     """
     labels = jax.tree.map(jnp.asarray, labels)
     others = jax.tree.map(lambda labels: partners(plan, labels), labels)
-    own, other = loss_fn(labels), loss_fn(others)
-    if jnp.shape(own) != plan.partner.shape:
+    own, other = (jnp.asarray(loss_fn(y)) for y in (labels, others))
+    if own.shape != plan.partner.shape:
         raise ValueError(
-            f"loss_fn returned shape {jnp.shape(own)}, expected one loss per example,"
+            f"loss_fn returned shape {own.shape}, expected one loss per example,"
             f" {plan.partner.shape}."
         )
     return weighted(plan.lam, own, other)
@@ -119,14 +119,15 @@ def mix_losses(plan, loss_fn, labels):
 
 def weighted(lam, own, other):
     """Returns lam own + (1 - lam) other, and what has no weight stays out even where it is NaN."""
-    return jnp.where(lam > 0, lam * own, 0) + jnp.where(lam < 1, (1 - lam) * other, 0)
+    own, other = (x.astype(precise(x.dtype)) for x in (own, other))
+    first, second = lam.astype(own.dtype), (1 - lam).astype(other.dtype)
+    return jnp.where(lam > 0, first * own, 0) + jnp.where(lam < 1, second * other, 0)
 
 
 def _label_rows(labels, num_classes, batch_size):
     """Returns labels as float32 `[B, K]`, or raises naming what was found and expected."""
-    if num_classes is not None:
-        check_class_ids(labels, num_classes)
-    labels = jnp.asarray(labels)
+    labels = check.array("labels", labels)
+    num_classes = check_labels(labels, num_classes)
     found = f"labels are {labels.dtype}{list(labels.shape)}"
     if labels.ndim not in (1, 2) or labels.shape[0] != batch_size:
         raise ValueError(f"{found}, expected [{batch_size}] or [{batch_size}, K] as in the plan.")
@@ -135,7 +136,7 @@ def _label_rows(labels, num_classes, batch_size):
             raise ValueError(
                 f"{found}, rows of {labels.shape[1]} weights, but num_classes={num_classes}."
             )
-        return labels.astype(jnp.float32)
+        return jnp.asarray(labels, jnp.float32)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"{found}: neither class ids (integers [B]) nor one row per example [B, K]; for other"
@@ -143,18 +144,37 @@ def _label_rows(labels, num_classes, batch_size):
         )
     if num_classes is None:
         raise ValueError(f"{found}: class ids need num_classes, the number of classes.")
+    if labels.dtype.itemsize < 4:  # one_hot counts the classes in the dtype of the ids
+        labels = labels.astype(jnp.int32)
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
-def check_class_ids(labels, num_classes):
-    """Raises if class ids, where they are known, are outside the classes: they would be zeros."""
-    if not check.is_concrete(labels):
-        return
-    ids = np.asarray(labels)  # not jnp: inside of jit that would trace
-    if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-        return
-    if ids.min() < 0 or ids.max() >= num_classes:
+def check_labels(labels, num_classes):
+    """Returns `num_classes` as an int; raises if integer labels, where known, are no such labels.
+
+    Ids outside the classes would become rows of zeros, and ids `[B, 1]` would be averaged.
+    """
+    if num_classes is not None:
+        num_classes = check.whole("num_classes", num_classes, 1)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim not in (1, 2):
+        return num_classes
+    found = f"labels are {labels.dtype}{list(labels.shape)}"
+    if labels.ndim == 2 and labels.shape[1] == 1 and num_classes != 1:
         raise ValueError(
-            f"labels hold class ids from {ids.min()} to {ids.max()}, but"
-            f" num_classes={num_classes} allows 0 to {num_classes - 1}."
+            f"{found}: class ids must be [B], with num_classes; labels[:, 0] gives them so."
         )
+    values = check.known(labels)
+    if values is None or values.size == 0:
+        return num_classes
+    low, high = values.min(), values.max()
+    if values.ndim == 2 and (low < 0 or high > 1):
+        raise ValueError(
+            f"{found}, rows of integers from {low} to {high}; expected 0 and 1 (multi-hot), or"
+            f" weights as floats."
+        )
+    if values.ndim == 1 and num_classes is not None and (low < 0 or high >= num_classes):
+        raise ValueError(
+            f"labels hold class ids from {low} to {high}, but num_classes={num_classes} allows 0"
+            f" to {num_classes - 1}."
+        )
+    return num_classes

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
 from cutmix_jax.mix import check
 
@@ -42,8 +45,8 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
         A pytree like `tree`.
 
     Raises:
-        ValueError: while tracing, if an array does not fit the plan, or holds class ids (integers
-            other than uint8) and the plan blends.
+        ValueError: while tracing, if an array does not fit the plan, holds class ids (integers
+            other than uint8) and the plan blends, or cannot hold the plan's fill.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -66,10 +69,13 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
     if paste == "window" and obstacle:
         raise ValueError(f"paste='window' needs {obstacle}; use paste='mask' or 'auto'.")
     paste = _mask if paste == "mask" or obstacle else _window
+    spatial_axes = check.axis_numbers(spatial_axes)
 
     def mixed(leaf):
         leaf = jnp.asarray(leaf)
-        return _apply_to(plan, leaf, _checked_axes(plan, leaf, spatial_axes), paste)
+        axes = _checked_axes(plan, leaf, spatial_axes)
+        fill = None if plan.fill is None else check_fill(plan.fill, leaf)
+        return _apply_to(replace(plan, fill=fill), leaf, axes, paste)
 
     return jax.tree.map(mixed, tree)
 
@@ -128,7 +134,13 @@ def partners(plan, x):
     """Returns each example's partner, from the other devices too if the plan is across them."""
     if plan.across is not None:
         x = lax.all_gather(x, plan.across, tiled=True)
-    return x.at[plan.partner].get(mode="promise_in_bounds")
+    return x.at[plan.partner].get(mode="promise_in_bounds", out_sharding=_explicit_sharding(x))
+
+
+def _explicit_sharding(x):
+    """Returns how `x` is laid over explicit mesh axes, which gathers have to be told, or None."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def _obstacle_to_window(plan):
@@ -150,19 +162,42 @@ def _apply_to(plan, x, axes, paste):
     box = _box_on(plan, tuple(x.shape[axis] for axis in axes))
     shape = x.shape
     if _fill_shape(plan):
-        plan = replace(plan, fill=jnp.broadcast_to(plan.fill, shape))
-    if jax.default_backend() == "cpu":
+        ones = (1,) * (x.ndim - plan.fill.ndim)
+        plan = replace(plan, fill=plan.fill.reshape(ones + plan.fill.shape))
+    last, sharding = max(axes), _explicit_sharding(x)
+    if jax.default_backend() == "cpu" and not (sharding and any(sharding.spec[last + 1 :])):
         # XLA's CPU backend selects along the last axis. If that holds three channels, it spends
         # its time on indices, for uint8 two to five times as much; so the last spatial axis is
         # merged with what is behind it. A TPU would have to move the data for that.
-        last = max(axes)
         channels = math.prod(shape[last + 1 :])
-        box = box * jnp.asarray([channels if axis == last else 1 for axis in axes], jnp.int32)
-        rows = (*shape[:last], shape[last] * channels)
-        x = x.reshape(rows)
+        box *= np.array([[[channels if axis == last else 1 for axis in axes]]], np.int32)
+        x = x.reshape(*shape[:last], shape[last] * channels)
         if _fill_shape(plan):
-            plan = replace(plan, fill=plan.fill.reshape(rows))
+            before, behind = plan.fill.shape[:last], shape[last:]
+            fill = jnp.broadcast_to(plan.fill, before + behind)
+            plan = replace(plan, fill=fill.reshape(*before, math.prod(behind)))
     return paste(plan, x, axes, box).reshape(shape)
+
+
+def check_fill(fill, x):
+    """Returns the fill as an array; raises if `x`, where that is known, cannot hold it."""
+    fill = check.array("fill", fill)
+    ends = zip(fill.shape[::-1], x.shape[::-1], strict=False)
+    if fill.ndim > len(x.shape) or not all(side in (1, of) for side, of in ends):
+        raise ValueError(
+            f"fill of shape {fill.shape} does not broadcast to an array of shape {x.shape};"
+            f" expected one number, or one per channel: [C] for [B, H, W, C], [C, 1, 1] for"
+            f" [B, C, H, W]."
+        )
+    values = check.known(fill)
+    if values is not None and jnp.issubdtype(x.dtype, jnp.integer):
+        low, high = jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max
+        values = np.round(values)
+        if not ((low <= values) & (values <= high)).all():
+            raise ValueError(
+                f"fill={fill} does not fit into an array of {x.dtype}; expected {low} to {high}."
+            )
+    return jnp.asarray(fill)
 
 
 def _fill_shape(plan):
@@ -198,10 +233,15 @@ def _checked_axes(plan, x, spatial_axes):
 
 def _box_on(plan, sides):
     """Returns the box in the cells of an array with other sides, by the cells' centres."""
+    box = plan.box.astype(jnp.int32)
     if sides == plan.sides:
-        return plan.box
-    side, of = jnp.asarray(sides, jnp.int32), jnp.asarray(plan.sides, jnp.int32)
-    return -((of - 2 * plan.box * side) // (2 * of))
+        return box
+    scales = [Fraction(*pair) for pair in zip(sides, plan.sides, strict=True)]
+    if any(2 * of * s.numerator >= 2**31 for of, s in zip(plan.sides, scales, strict=True)):
+        raise ValueError(f"sides {sides} and the plan's {plan.sides} need more than 32 bits.")
+    side = np.array([[[scale.numerator for scale in scales]]], np.int32)
+    of = np.array([[[scale.denominator for scale in scales]]], np.int32)
+    return -((of - 2 * box * side) // (2 * of))
 
 
 def _per_example(values, ndim):
@@ -224,7 +264,7 @@ def _pasted(plan, x):
     if plan.fill is None:
         return partners(plan, x)
     fill = jnp.asarray(plan.fill)
-    if not jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(fill.dtype, jnp.floating):
+    if not jnp.issubdtype(x.dtype, jnp.inexact) and jnp.issubdtype(fill.dtype, jnp.floating):
         fill = jnp.round(fill)
     return fill.astype(x.dtype)
 
@@ -233,16 +273,23 @@ def _blended(plan, x):
     """Returns what is outside the box: the own pixels, or their blend with the partner's."""
     if plan.ratio is None:
         return x
-    if not jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.uint8:
+    if not jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype != jnp.uint8:
         raise ValueError(
             f"an array of dtype {x.dtype} and shape {x.shape} cannot be blended: class ids have no"
             f" mean; give it as one-hot floats, or use a mix that only pastes."
         )
     ratio = _per_example(plan.ratio, x.ndim)
-    own, other = (a.astype(jnp.promote_types(x.dtype, jnp.float32)) for a in (x, partners(plan, x)))
-    blend = ratio * own + (1 - ratio) * other
+    dtype = precise(x.dtype)
+    own, other = (a.astype(dtype) for a in (x, partners(plan, x)))
+    blend = ratio.astype(dtype) * own + (1 - ratio).astype(dtype) * other
     blend = jnp.round(blend) if x.dtype == jnp.uint8 else blend
     return jnp.where(ratio == 1, x, blend.astype(x.dtype))
+
+
+def precise(dtype):
+    """Returns the dtype to compute in: float32, or the own one if that is as fine."""
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return dtype if inexact and jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _mask(plan, x, axes, box):
@@ -262,7 +309,7 @@ def _window(plan, x, axes, box):
             start = [jnp.int32(0)] * x.ndim
             for i, axis in enumerate(axes):
                 start[axis] = jnp.minimum(box[0, 0, i], x.shape[axis] - shape[axis])
-            corner = jnp.stack([start[axis] for axis in axes])
+            corner = jnp.stack([start[axis] for axis in axes])[None, None]
             own = lax.dynamic_slice(x, start, shape)
             mixed = jnp.where(_inside(box - corner, shape, axes), _pasted(plan, own), own)
             return lax.dynamic_update_slice(x, mixed, start)

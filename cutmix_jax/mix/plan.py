@@ -62,6 +62,7 @@ def kept_share(box, sides):
     XLA turns the division by a constant into a multiplication by its reciprocal, off by one unit
     in the last place for every fourth area of a 224 x 224 image; so the divisor is counted too.
     """
+    box = box.astype(jnp.int32)
     pasted = jnp.prod(box[:, 1] - box[:, 0], axis=-1)
     kept = math.prod(sides) - pasted
     pixels = kept + lax.optimization_barrier(pasted)

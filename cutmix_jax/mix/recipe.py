@@ -87,7 +87,8 @@ class OneMix(Mix):
     def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
         progress = jnp.asarray(progress, jnp.float32)
         factor = jnp.where(progress <= self.until, SCHEDULES[self.schedule](progress), 0.0)
-        options = dict(self.options) | {"prob": self.options["prob"] * factor}
+        prob = jnp.asarray(self.options["prob"], jnp.float32) * factor
+        options = dict(self.options) | {"prob": prob}
         if len(self.layers) > 1:
             layer_key, key = jax.random.split(key)
             chosen = jax.random.randint(layer_key, (1,), 0, len(self.layers))
@@ -181,7 +182,7 @@ def _box_words(options):
         if bounds != (0, 1):
             size += ", length {:g} to {:g} of the side".format(*bounds)
     else:
-        sizes = size if isinstance(size, (tuple, list)) else (size,)
+        sizes = size if isinstance(size, tuple) else (size,)
         size = "size " + " x ".join(f"{s:g}" + (" of the side" if s < 1 else "") for s in sizes)
     if placement == "gaussian":
         placement += f", sigma {options['sigma']:g} of the side"
@@ -295,6 +296,8 @@ def create_mix(name, **parameters):
     for parameter in parameters:
         check.choice(f"mix '{name}': parameter", parameter, defaults)
     options = defaults | parameters
+    if "size" in options:
+        options["size"] = check.size(options["size"])
     mix = OneMix(
         name,
         layers=_layer_names(options.pop("layers")),
@@ -392,7 +395,7 @@ def _combine(combination, names, parameters):
 def _draw_once(mix):
     """Draws abstractly, so that wrong values raise here and not in the first step."""
     size = mix.options.get("size")
-    sides = (1024,) * (len(size) if isinstance(size, (tuple, list)) else 2)
+    sides = (1024,) * (len(size) if isinstance(size, tuple) else 2)
     everywhere = dict.fromkeys(mix.layers, sides)
     options = {**mix.options, "across_devices": False}
     options = {k: v for k, v in options.items() if k in mix.options}

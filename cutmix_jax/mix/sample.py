@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cutmix_jax.mix import check
@@ -22,8 +23,9 @@ def symmetric_beta(size, side, alpha):
     Reference: Devroye, "Random variate generation in one line of code", 1996.
     """
     cosine = jnp.cos(2 * jnp.pi * side)
-    t = jnp.expm1(-jnp.log1p(-size) / alpha) * cosine**2
-    smaller = jnp.where(jnp.isinf(t), 0.0, 0.5 / ((1 + t) * (1 + jnp.sqrt(t / (1 + t)))))
+    odds = jnp.expm1(-jnp.log1p(-size) / alpha)
+    t = jnp.where(jnp.isinf(odds), 1.0, odds) * cosine**2  # infinity by itself would be NaN
+    smaller = jnp.where(jnp.isinf(odds), 0.0, 0.5 / ((1 + t) * (1 + jnp.sqrt(t / (1 + t)))))
     return jnp.where(cosine < 0, smaller, 1 - smaller)
 
 
@@ -56,15 +58,15 @@ def boxes_at(where, lengths, sides, *, rule, placement, sigma):
     """Returns int32 `[N, 2, n]` boxes of about `lengths` `[N, n]`, clipped at the border."""
     whole, on_grid = check.choice("box", rule, BOXES)
     place = check.choice("placement", placement, PLACEMENTS)
-    side = jnp.asarray(sides, jnp.float32)
+    side = jnp.asarray([sides], jnp.float32)
     length = whole(lengths)
     low = jnp.floor(on_grid(place(where, length, side, sigma)) - length / 2 + 0.5)
-    return jnp.clip(jnp.stack([low, low + length], axis=1), 0, side).astype(jnp.int32)
+    return jnp.clip(jnp.stack([low, low + length], axis=1), 0, side[None]).astype(jnp.int32)
 
 
 def box_lengths(size, sides):
     """Returns the box's sides in pixels, from pixels or, below 1, shares of the image's sides."""
-    sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * len(sides)
+    sizes = size if isinstance(size, tuple) else (size,) * len(sides)
     lengths = [s * side if s < 1 else s for s, side in zip(sizes, sides, strict=False)]
     if len(sizes) != len(sides) or any(
         not 0 < length <= side for length, side in zip(lengths, sides, strict=True)
@@ -90,7 +92,7 @@ def _permutation(key, size):
     Words that are equal but for the index fall in either order with the same probability, as all
     indices are flipped by one random word. Larger batches have too many of them.
     """
-    if size > 1024:
+    if size > 1024 or size == 0:
         return jax.random.permutation(key, size)
     words = jax.random.bits(key, (size,), jnp.uint32)
     low = jnp.uint32((1 << (size - 1).bit_length()) - 1)
@@ -136,7 +138,7 @@ def assign(key, count, batch_size, *, scope, partner, axis_name, across_devices)
             "across_devices=True needs axis_name, the axis that devices are mapped by."
         )
     draw_key, partner_key = jax.random.split(key)
-    size, own = batch_size, jnp.arange(batch_size)
+    size, own = batch_size, jnp.arange(batch_size, dtype=jnp.int32)
     if across_devices:  # one drawing for all, of which each device takes its part
         size *= lax.axis_size(axis_name)
         own += batch_size * lax.axis_index(axis_name)
@@ -260,9 +262,9 @@ def sample_cutmix(
     return _draw_cutmix(
         key,
         numbers,
-        batch_size=batch_size,
+        batch_size=check.whole("batch_size", batch_size, 0),
         sides=check.sides(sides),
-        size=tuple(size) if isinstance(size, list) else size,
+        size=check.size(size),
         box=box,
         placement=placement,
         label=label,
@@ -282,7 +284,7 @@ def _draw_cutmix(
 ):
     weigh = check.choice("label", label, LABELS)
     partners, uniform = assign(key, 3 + len(sides), batch_size, **whom)
-    side = jnp.asarray(sides, jnp.float32)
+    side = jnp.asarray([sides], jnp.float32)
     if size is None:
         lam = symmetric_beta(uniform[:, 1:2], uniform[:, 2:3], numbers["alpha"])
         ratios = jnp.clip((1 - lam) ** (1 / len(sides)), numbers["min_ratio"], numbers["max_ratio"])
@@ -352,7 +354,7 @@ def sample_mixup(
     return _draw_mixup(
         key,
         checked_numbers(alpha=alpha, prob=prob),
-        batch_size=batch_size,
+        batch_size=check.whole("batch_size", batch_size, 0),
         sides=check.sides(sides),
         scope=scope,
         partner=partner,
@@ -405,8 +407,9 @@ def sample_cutout(
         sides: the image's sides in pixels, such as `(H, W)`.
         size: the box's side in pixels, or below 1 as a share of the image's side; one number, or
             one per side.
-        fill: what the box is filled with: a number, or an array that broadcasts against the
-            images. 0 is the mean colour of normalised images.
+        fill: what the box is filled with: a number; or an array or list that broadcasts against
+            the images, such as one number per channel for `[B, H, W, C]`. 0 is the mean color of
+            normalized images.
         prob: the probability to cut at all, in [0, 1]; may be traced.
         box: `'exact'` or `'paper'`, as for `sample_cutmix`.
         placement: `'uniform'`, `'gaussian'` or `'inside'`, as for `sample_cutmix`.
@@ -449,5 +452,6 @@ def sample_cutout(
         partner="reverse",  # needs no drawing, and is not used
         axis_name=axis_name,
     )
-    own = jnp.arange(batch_size, dtype=jnp.int32)
+    own = jnp.arange(len(plan.partner), dtype=jnp.int32)
+    fill = fill if np.isscalar(fill) else check.array("fill", fill)
     return replace(plan, partner=own, lam=jnp.ones(1, jnp.float32), fill=fill)

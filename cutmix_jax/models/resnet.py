@@ -193,6 +193,11 @@ def cifar(depth: int, block: type[Block]) -> Callable[..., ResNet]:
     return functools.partial(ResNet, (blocks,) * 3, block, width=16, large_stem=False)
 
 
+def cifar_wide_stem(stage_sizes: tuple[int, ...], block: type[Block]) -> Callable[..., ResNet]:
+    """The four stages of the ImageNet networks after a 3x3 stem that keeps the image's size."""
+    return functools.partial(ResNet, stage_sizes, block, width=64, large_stem=False)
+
+
 def imagenet(stage_sizes: tuple[int, ...], block: type[Block], **variant) -> Callable[..., ResNet]:
     """Four stages of 64 to 512 planes after a stem that quarters the side."""
     return functools.partial(ResNet, stage_sizes, block, width=64, large_stem=True, **variant)
@@ -220,6 +225,9 @@ NETS = {
     "resnet110": cifar(110, BottleneckBlock),  # the paper's
     "resnet110_basic": cifar(110, BasicBlock),
     "resnet164": cifar(164, BottleneckBlock),
+    "resnet18_cifar": cifar_wide_stem((2, 2, 2, 2), BasicBlock),
+    "resnet34_cifar": cifar_wide_stem(_50, BasicBlock),
+    "resnet50_cifar": cifar_wide_stem(_50, BottleneckBlock),
     "resnet18": imagenet((2, 2, 2, 2), BasicBlock),
     "resnet34": imagenet(_50, BasicBlock),
     "resnet50": imagenet(_50, BottleneckBlock),

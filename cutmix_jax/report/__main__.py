@@ -9,6 +9,7 @@ import jinja2
 
 from cutmix_jax import report
 from cutmix_jax.command_line import fail, guard
+from cutmix_jax.paths import place
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,8 +46,8 @@ def main(arguments):
     from cutmix_jax.report.runs import read_runs
     from cutmix_jax.report.sections import build, headline
 
+    output = place(flags.output, "--output")
     runs = read_runs(flags.runs)
-    output = pathlib.Path(flags.output)
     (output / "figures").mkdir(parents=True, exist_ok=True)
     content = {"sections": build(runs), "headline": headline(runs)}
     environment = jinja2.Environment(

@@ -9,6 +9,7 @@ from numbers import Real
 
 from cutmix_jax import UserError
 from cutmix_jax.config import FREE_KEYS, flatten
+from cutmix_jax.paths import place
 
 # The keys that make the method; runs that differ in nothing else (and their seed) are compared.
 REGULARIZERS = {
@@ -77,7 +78,7 @@ def read_runs(paths):
       UserError: there is no run in one of them, or a file of a run cannot be read.
     """
     found = {}
-    for path in map(pathlib.Path, paths):
+    for path in (place(path, "RUNS") for path in paths):
         if not path.is_dir():
             raise UserError(f"{str(path)!r} is no folder: give workdirs, or folders of them.")
         marks = ("results.json", "metrics.jsonl", "evals/*.json")

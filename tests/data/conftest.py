@@ -144,8 +144,9 @@ def toys():
 def toy_set(tmp_path):
     """make(file_format=...) -> (data_dir, images, labels): 41 training and 11 test images."""
 
-    def make(**options):
+    def make(add_to_labels=0, **options):
         images, labels = _toys(52)
+        labels += add_to_labels
         examples = [(encode(*pair), label) for *pair, label in zip(images, labels, strict=True)]
         splits = {"train": examples[:41], "test": examples[41:]}
         _write_tfds(tmp_path, splits, **options)

@@ -16,14 +16,16 @@ def images():
     return np.random.RandomState(0).randint(0, 256, (64, 9, 7, 3), np.uint8)
 
 
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
 @pytest.mark.parametrize(("pad", "flip"), [(4, True), (2, False), (0, True)])
-def test_crop_and_flip_equals_numpy(images, pad, flip):
+def test_crop_and_flip_equals_numpy(images, pad, flip, mode):
     keys = augment.example_keys(0, 3, jnp.arange(64))
-    got = jax.jit(augment.crop_and_flip, static_argnames=("pad", "flip"))(
-        keys, images, pad=pad, flip=flip
+    got = jax.jit(augment.crop_and_flip, static_argnames=("pad", "flip", "pad_mode"))(
+        keys, images, pad=pad, flip=flip, pad_mode=mode
     )
     top, left, mirror = map(np.asarray, augment.crop_and_flip_draws(keys, pad))
-    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    padded = np.pad(images, widths, {"zero": "constant"}.get(mode, mode))
     for i in range(64):
         want = padded[i, top[i] : top[i] + 9, left[i] : left[i] + 7]
         if flip and mirror[i]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 import urllib.error
 
@@ -34,6 +35,10 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
         ({"source": "disk"}, "source='disk' is unknown: expected one of auto, resident, streaming"),
         ({"augment": {"pad": -1}}, "augment.pad=-1"),
         ({"augment": {"pad": 17}}, "augment.pad=17 is larger than the images"),
+        (
+            {"augment": {"pad_mode": "edge"}},
+            "pad_mode=.edge. is unknown: expected one of zero, reflect",
+        ),
         ({"augment": {"color_jitter": float("nan")}}, "augment.color_jitter=nan"),
         ({"augment": {"lighting": -0.1}}, "augment.lighting=-0.1"),
         ({"augment": {"lighting": 0.1}}, "need images of 3 channels"),
@@ -52,7 +57,7 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
         ({"dataset": "folder"}, "--config.data_dir=PATH"),
         ({"dataset": "folder", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
         ({"dataset": "cifar10", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
-        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local folder is expected"),
+        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local path was expected"),
     ],
 )
 def test_configuration_is_refused(config, match):
@@ -74,13 +79,23 @@ def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
     refused("check the name", dataset="qqqqqqqq", data_dir=str(data_dir))
 
 
+def test_tfds_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+    """TFDS itself logs a traceback, and is left without its functions."""
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.public_api", None)
+    (tmp_path / "toys/1.0.0").mkdir(parents=True)
+    (tmp_path / "toys/1.0.0/dataset_info.json").write_text("{}")
+    message = refused("cannot be imported", dataset="toys", data_dir=str(tmp_path))
+    assert "public_api halted" in message
+    assert "tensorflow-metadata<1.21" in message
+
+
 def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
     def unreachable(url, timeout):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(prepared.urllib.request, "urlopen", unreachable)
     start = time.monotonic()
-    message = refused("there is no network", dataset="cifar10", data_dir=str(tmp_path))
+    message = refused("there is no network", dataset="mnist", data_dir=str(tmp_path))
     assert time.monotonic() - start < 10
     assert "download_and_prepare()" in message
     assert "--config.data_dir" in message
@@ -177,6 +192,13 @@ def toys(data_dir, **config):
 def test_sets_that_are_no_image_classification(toy_set, options, match):
     data_dir, *_ = toy_set(**options)
     refused(match, **toys(data_dir))
+
+
+@pytest.mark.parametrize("source", ["resident", "streaming"])
+def test_labels_beyond_32_bits_are_no_small_ones(toy_set, source):
+    data_dir, *_ = toy_set(add_to_labels=2**32)
+    with pytest.raises(UserError, match=r"has the label 4294967\d{3}, but labels from 0 to 9"):
+        next(open_data({**toys(data_dir), "batch_size": 8, "source": source}).train_batches(0))
 
 
 def test_unlabelled_split_is_explained():

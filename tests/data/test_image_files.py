@@ -158,8 +158,7 @@ def streaming(root):
 
 
 def evaluation(root):
-    _, read = ood.open_files(root, 3)
-    return read(0)
+    return records.decode_record(ood.open_files(root), 0, 3)[0]
 
 
 def figure(root):
@@ -317,7 +316,7 @@ def test_all_readers_find_the_same_files_and_count_the_others(tree, capfd):
     (root / "train/lost.jpg").unlink()
     (root / "train/loop").unlink()
     shutil.rmtree(root / "val")
-    assert ood.open_files(root, 3)[0] == 5
+    assert ood.open_files(root).count == 5
     told = f"{root}: passed over " + others.format("")
     assert capfd.readouterr().err == told
     assert gallery.read_images([str(root)], SIDE)[1] == ["a", "b", "c", "a", "d"]

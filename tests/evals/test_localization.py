@@ -123,7 +123,7 @@ def test_localization_of_a_subject_is_that_of_its_maps(subject, pixels, predict)
     truth[3], truth[4] = np.zeros((0, 4)), np.array([[2.0, 2, 2, 5]])  # none, and an empty one
     asked = with_boxes(subject, truth)
     options = subject.task.config.evals.localization
-    report = localization.run(asked, options)
+    report = localization.run(asked, options, truth)
     assert report.values["without_boxes"] == 2
 
     features, _ = jax.jit(subject.features)(subject.weights, images)
@@ -150,7 +150,9 @@ def test_a_network_that_tells_nothing_apart_is_right_by_class_0_alone(subject):
         with_boxes(subject, [np.array([[2.0, 2, 6, 6]])] * 297),
         weights=subject.task.mapping.replicate(weights),
     )
-    report = localization.run(blind, subject.task.config.evals.localization)
+    report = localization.run(
+        blind, subject.task.config.evals.localization, blind.task.data.boxes("test")
+    )
     labels = subject.task.data.arrays["test"]["label"]
     assert report.values["top1_error"] == pytest.approx((labels != 0).mean())
 
@@ -194,7 +196,9 @@ def test_what_does_not_apply_says_what_would_help(subject):
 def test_boxes_outside_all_crops_are_refused(subject):
     asked = with_boxes(subject, [np.zeros((0, 4))] * 297)
     with pytest.raises(UserError, match="No image of the test split of digits has a box"):
-        localization.run(asked, subject.task.config.evals.localization)
+        localization.run(
+            asked, subject.task.config.evals.localization, asked.task.data.boxes("test")
+        )
 
 
 def test_the_picture_takes_any_class(subject):

@@ -135,12 +135,17 @@ def test_sets_by_name(subject, tmp_path):
             ood.open_foreign(name, subject, 10)
 
 
+def measure(subject, options):
+    inputs, _ = ood.find_sets(subject, options)
+    return ood.run(subject, options, *inputs)
+
+
 def test_a_set_of_tfds_against_the_digits(subject, tfds_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
     options = subject.task.config.evals.ood.copy_and_resolve_references()
     options.update({"sets": ("digits", "uniform", "cifar100:crop"), "limit": 70})
     options.skip_missing = False
-    report = ood.run(subject, options)
+    report = measure(subject, options)
     assert [row["set"] for row in report.rows] == ["uniform", "cifar100:crop", "mean"]
     assert [row["examples"] for row in report.rows] == [70, 70, 140]
     assert "digits: the network was made for it" in report.left_out[0]
@@ -149,8 +154,8 @@ def test_a_set_of_tfds_against_the_digits(subject, tfds_dir, monkeypatch):
 
     options.sets = ("uniform", "cifar1000")
     with pytest.raises(UserError, match="cifar1000"):
-        ood.run(subject, options)
+        measure(subject, options)
     options.skip_missing = True
-    report = ood.run(subject, options)
+    report = measure(subject, options)
     assert len(report.rows) == 2
     assert report.again

@@ -31,6 +31,12 @@ PARAMETERS = [
     ("resnet29", 100, 336_244),
     ("resnet164", 10, 1_704_154),
     ("resnet164", 100, 1_727_284),
+    ("resnet18_cifar", 10, 11_173_962),
+    ("resnet18_cifar", 100, 11_220_132),
+    ("resnet34_cifar", 10, 21_282_122),
+    ("resnet34_cifar", 100, 21_328_292),
+    ("resnet50_cifar", 10, 23_520_842),
+    ("resnet50_cifar", 100, 23_705_252),
     ("resnet18", 10, 11_181_642),
     ("resnet18", 100, 11_227_812),
     ("resnet18", 1000, 11_689_512),
@@ -69,6 +75,10 @@ SMALL = {
     "bottleneck, CIFAR": (
         {"stage_sizes": (1, 2, 1), "block": BottleneckBlock, "width": 4, "large_stem": False},
         (16, 16),
+    ),
+    "basic, four stages of CIFAR": (
+        {"stage_sizes": (2, 1, 1, 1), "block": BasicBlock, "width": 4, "large_stem": False},
+        (17, 16),
     ),
     "basic, ImageNet": (
         {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_stem": True},
@@ -237,7 +247,11 @@ def equations(jaxpr):
 class TestTap:
     @pytest.mark.parametrize(
         ("name", "side", "sides"),
-        [("resnet20", 32, (32, 32, 32, 16, 8)), ("resnet50", 224, (224, 112, 56, 28, 14, 7))],
+        [
+            ("resnet20", 32, (32, 32, 32, 16, 8)),
+            ("resnet18_cifar", 32, (32, 32, 32, 16, 8, 4)),
+            ("resnet50", 224, (224, 112, 56, 28, 14, 7)),
+        ],
     )
     def test_sees_every_named_map_in_order(self, name, side, sides):
         model = create_model(name, 10)

@@ -1,0 +1,104 @@
+"""The command: what comes in, what goes out, and what to do with it."""
+
+import argparse
+import sys
+
+import jax
+
+from cutmix_jax import UserError, convert
+from cutmix_jax import config as config_lib
+from cutmix_jax.convert.files import SUFFIXES
+from cutmix_jax.convert.workdirs import export_weights, import_weights
+from cutmix_jax.paths import place
+
+
+def main(arguments=None):
+    """Reads flags, converts, and says what was made and how to use it."""
+    parser = argparse.ArgumentParser(
+        description=convert.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="file of PyTorch or safetensors, or a workdir")
+    parser.add_argument("--output", required=True, help="workdir, or file (.pth, .safetensors)")
+    parser.add_argument("--model", help="network; by default told by names and shapes")
+    parser.add_argument(
+        "--weights",
+        choices=["raw", "ema"],
+        help="which, where a file has both; by default the averaged ones (ema)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE:ARG",
+        help="how to evaluate; by default by the number of classes; --config.KEY=VALUE overrides",
+    )
+    parser.add_argument("--checkpoint", choices=["latest", "best"], default="latest")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was converted")
+    flags, rest = parser.parse_known_args(arguments)
+    try:
+        flags.source = place(flags.source, "The source")
+        flags.output = place(flags.output, "--output")
+        if flags.source.is_dir():
+            if flags.weights:
+                rest = ["--weights", *rest]
+            if rest:
+                raise UserError(f"{rest[0]!r} is for weights that come in: leave it out.")
+            _tell_export(flags)
+        else:
+            _tell_import(flags, rest)
+    except (UserError, OSError) as error:
+        print(f"cutmix_jax.convert: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tell_import(flags, overrides):
+    if flags.output.suffix in SUFFIXES:
+        raise UserError(
+            f"--output {flags.output} names a file, and weights of PyTorch are converted into a "
+            "workdir: give a folder."
+        )
+    converted = import_weights(
+        flags.source,
+        flags.output,
+        flags.model,
+        flags.config,
+        overrides,
+        flags.overwrite,
+        flags.weights,
+    )
+    for note in converted.notes:
+        print(note)
+    print(
+        f"{converted.model}, {converted.num_classes} classes, "
+        f"{_count(converted.variables['params']):,} parameters: {flags.output}\n"
+        f"To measure:  python main.py --workdir={flags.output} --mode=evaluate "
+        "--config.data_dir=PATH\n"
+        f"To start from:  --config.init_from={flags.output}"
+    )
+
+
+def _tell_export(flags):
+    arrays, meta, notes = export_weights(
+        flags.source, flags.output, flags.checkpoint, flags.overwrite
+    )
+    for note in notes:
+        print(note)
+    config = config_lib.from_plain(meta["config"])
+    print(
+        f"{config.model}, {len(arrays)} tensors: {flags.output}\n"
+        f"It takes RGB images in [0, 1], less the mean {_numbers(config.normalize.mean)}, over "
+        f"{_numbers(config.normalize.std)}."
+    )
+
+
+def _numbers(values):
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

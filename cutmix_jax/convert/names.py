@@ -1,0 +1,116 @@
+"""The rule of names: what PyTorch calls the parts of our networks, and which network has which."""
+
+import re
+
+from cutmix_jax import UserError
+
+LEAVES = {  # the last part of a name, here and there
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+TRANSPOSED = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}  # HWIO to OIHW, IO to OI
+MODULES = [  # patterns over the rest of a name, in order
+    (r"\bdownsample_conv\b", "downsample.0"),
+    (r"\bdownsample_bn\b", "downsample.1"),
+    (r"_(\d+)\b", r".\1"),
+]
+LEGACY = [  # names that timm's legacy SE-ResNets have, and what the others call them
+    (r"^layer0\.", ""),
+    (r"\bse_module\b", "se"),
+    (r"^last_linear\b", "fc"),
+]
+# Published widenings, which go by the depth alone.
+PYRAMIDS = {"pyramidnet110_64": "pyramidnet110", "pyramidnet200_240": "pyramidnet200"}
+
+
+def torch_name(path):
+    """Translates the name of a leaf into PyTorch's.
+
+    Args:
+      path: parts of the name, the collection first.
+
+    Returns:
+      The key of PyTorch's `state_dict`.
+
+    Example:
+      >>> torch_name(('params', 'layer1_0', 'downsample_bn', 'scale'))
+      'layer1.0.downsample.1.weight'
+      >>> torch_name(('batch_stats', 'bn_final', 'var'))
+      'bn_final.running_var'
+    """
+    _, *modules, leaf = path
+    name = ".".join(modules)
+    for pattern, there in MODULES:
+        name = re.sub(pattern, there, name)
+    return f"{name}.{LEAVES[leaf]}"
+
+
+def torch_shape(shape):
+    """The shape that PyTorch has for a leaf of this shape."""
+    return tuple(shape[axis] for axis in TRANSPOSED[len(shape)])
+
+
+def rename_legacy(arrays):
+    """Today's names for those of timm's legacy SE-ResNets, and whether these were such."""
+    legacy = any(name.startswith("layer0.") for name in arrays)
+    for pattern, ours in LEGACY if legacy else ():
+        arrays = {re.sub(pattern, ours, name): array for name, array in arrays.items()}
+    return arrays, legacy
+
+
+def infer_model(arrays, source="the file"):
+    """Names the network of a `state_dict` by its names and shapes.
+
+    Args:
+      arrays: ``{name: array}`` with torchvision's names.
+      source: what to call the weights in errors.
+
+    Raises:
+      UserError: no network of ours has these names.
+
+    Example:
+      >>> import numpy as np
+      >>> infer_model({'features.0.weight': np.zeros((64, 3, 3, 3))})
+      'vgg16_gap'
+    """
+    if "features.0.weight" in arrays:
+        return "vgg16_gap"
+    found = (re.fullmatch(r"layer\d+\.\d+\.conv2\.weight", name) for name in arrays)
+    blocks = sum(match is not None for match in found)
+    # Shapes of a stranger's file may be anything.
+    shape = {name: (*array.shape, 0, 0, 0, 0)[:4] for name, array in arrays.items()}
+    needed = ("conv1.weight", "layer1.0.conv2.weight", "fc.weight")
+    if not all(name in arrays and all(shape[name][:2]) for name in needed):
+        raise UserError(
+            f"{source} holds no network that can be told by its names (it begins with "
+            f"{some(sorted(arrays), 3)}): name the network with --model, if it is one of ours."
+        )
+    bottleneck = "layer1.0.conv3.weight" in arrays
+    depth = blocks * (3 if bottleneck else 2) + 2
+    width, _, side, _ = shape["conv1.weight"]
+    stages = {name.split(".")[0] for name in arrays if name.startswith("layer")}
+    if "bn_final.weight" in arrays:
+        alpha = shape["fc.weight"][1] // (4 if bottleneck else 1) - 16
+        name = f"pyramidnet{depth}_{alpha}" + "_basic" * (not bottleneck)
+        return PYRAMIDS.get(name, name)
+    inner, share = shape["layer1.0.conv2.weight"][:2]
+    kinds = {name.split(".")[2] for name in arrays if name.startswith("layer1.0.")}
+    name = f"resnet{depth}"
+    if bottleneck and share < inner:
+        name = f"resnext{depth}_{inner // share}x{share}d"
+    elif depth == 110 and not bottleneck:
+        name += "_basic"
+    name = "".join(f"{kind}_" for kind in ("se", "ge") if kind in kinds) + name
+    if len(stages) == 4 and side == 3:
+        name += "_cifar"
+    factor = width // (64 if len(stages) == 4 else 16)
+    return name + f"x{factor}" * (factor > 1)
+
+
+def some(names, limit=6):
+    """The first few names, and how many there are besides."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

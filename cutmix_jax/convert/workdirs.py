@@ -1,0 +1,134 @@
+"""Whole workdirs from files of PyTorch, and files from workdirs."""
+
+import shutil
+
+from cutmix_jax import UserError, command_line
+from cutmix_jax import config as config_lib
+from cutmix_jax.checkpoint import Checkpoints, read_weights, workdir_lock
+from cutmix_jax.convert.files import read_file, saver
+from cutmix_jax.convert.weights import from_torch, to_torch
+from cutmix_jax.parallel import create_mapping
+from cutmix_jax.paths import place
+
+# What weights for so many classes and channels were trained on, most likely.
+DATA = {
+    (1000, 3): ("imagenet", "imagenet2012"),
+    (100, 3): ("cifar", "cifar100"),
+    (10, 3): ("cifar", "cifar10"),
+    (10, 1): ("digits", "digits"),
+}
+
+
+def import_weights(
+    path, workdir, model=None, config=None, overrides=(), overwrite=False, weights=None
+):
+    """Writes a checkpoint of the weights in `path`, for `--mode evaluate` and `init_from`.
+
+    Args:
+      path: file of PyTorch or safetensors.
+      workdir: folder to write; it must not hold a run.
+      model: as for `from_torch`.
+      config: 'FILE' or 'FILE:ARG' that describes how to evaluate; None: by the number of classes.
+      overrides: words ``--config.KEY=VALUE`` for it.
+      overwrite: replace weights that were converted into `workdir` before.
+      weights: as for `from_torch`.
+
+    Returns:
+      A `Converted`.
+
+    Raises:
+      UserError: the file, its weights, the config or the workdir cannot be used.
+    """
+    path, workdir = place(path, "The file of weights"), place(workdir, "The workdir")
+    converted = from_torch(read_file(path), model, path.name, weights)
+    config = _create_config(converted, config, overrides, path)
+    with workdir_lock(workdir) as folder:
+        mapping = create_mapping("pmap", 1)
+        _make_room(folder, mapping, overwrite)
+        with Checkpoints(folder, mapping) as checkpoints:
+            meta = {
+                "config": config_lib.to_plain(config),
+                "weights": {"file": path.name, "new": list(converted.new)},
+            }
+            checkpoints.save(0, mapping.replicate(converted.variables), meta)
+            checkpoints.wait()
+    return converted
+
+
+def export_weights(workdir, path, which="latest", overwrite=False):
+    """Writes the weights of a run as PyTorch's `state_dict`.
+
+    Args:
+      workdir: folder of a run, or of weights that were converted; the averaged weights are taken
+        where there are any.
+      path: file to write: '.safetensors', or '.pth', which needs PyTorch.
+      which: the 'latest' or the 'best' checkpoint.
+      overwrite: replace `path`.
+
+    Returns:
+      ``(arrays, meta, notes)``: what was written, what the checkpoint tells of itself, and
+      sentences for the user.
+
+    Raises:
+      UserError: there is no whole checkpoint, PyTorch is missing, or the file exists.
+    """
+    path = place(path, "The file of weights")
+    if path.exists() and not overwrite:
+        raise UserError(f"--output {path} exists: give another name, or --overwrite.")
+    save = saver(path)
+    state, meta, notes = read_weights(workdir, create_mapping("pmap", 1), which)
+    arrays = to_torch(state["weights"], state["step"])
+    if state["averaged"]:
+        notes = [*notes, "These are the run's averaged weights (config.ema)."]
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(arrays, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return arrays, meta, notes
+
+
+def _create_config(converted, name, overrides, path):
+    """The config that describes how to evaluate the weights."""
+    chosen = [f"--config.model={converted.model}"]
+    if name is None:
+        kind = converted.num_classes, converted.channels
+        if kind not in DATA:
+            raise UserError(
+                f"{path.name} tells {kind[0]} classes in images of {kind[1]} channels, which no "
+                "data set of ours has: say how to evaluate it, as in --config "
+                f"configs/imagenet.py:{converted.model},baseline --config.dataset=NAME."
+            )
+        stem, dataset = DATA[kind]
+        name = f"{command_line.ROOT / 'configs' / stem}.py:{converted.model},baseline"
+        chosen.append(f"--config.dataset={dataset}")
+    config = command_line.read_config(name, [*chosen, *overrides])
+    if config.model != converted.model:
+        raise UserError(
+            f"config.model is {config.model!r}, and the weights are those of {converted.model}: "
+            "name the network with --model alone."
+        )
+    config_lib.check_config(config)
+    return config
+
+
+def _make_room(folder, mapping, overwrite):
+    """Sees to it that the workdir holds no checkpoints; those of a run are never deleted."""
+    checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+        return
+    with Checkpoints(folder, mapping, read_only=True) as there:
+        converted = "weights" in there.read_meta()
+    if not converted:
+        raise UserError(
+            f"The workdir {str(folder)!r} holds a run, which is never overwritten: give another "
+            "folder with --output."
+        )
+    if not overwrite:
+        raise UserError(
+            f"The workdir {str(folder)!r} holds converted weights: give another folder with "
+            "--output, or --overwrite."
+        )
+    shutil.rmtree(checkpoints)

@@ -1,0 +1,252 @@
+"""CIFAR-10 and CIFAR-100 from their official archives to array_record files, without TensorFlow."""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import io
+import json
+import os
+import pathlib
+import pickle
+import sys
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import tqdm
+
+from cutmix_jax import UserError, first_line
+from cutmix_jax.data.records import import_tfds, require
+
+VERSION = "3.0.2"  # whose features these are, in TFDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """One of the official archives: a tar file of pickled batches.
+
+    Attributes:
+      url: where it can be downloaded.
+      files: MD5 of each batch by its name in the archive, for each split.
+      meta: name and MD5 of the file with the class names.
+      labels: for each label feature, its key in a batch and the key of its class names.
+    """
+
+    url: str
+    files: dict[str, dict[str, str]]
+    meta: tuple[str, str]
+    labels: dict[str, tuple[str, str]]
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        files={
+            "train": {
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            },
+            "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+        },
+        meta=("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),
+        labels={"label": ("labels", "label_names")},
+    ),
+    "cifar100": Archive(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        files={
+            "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
+            "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+        },
+        meta=("meta", "7973b15100ade9c7d40fb424638fde48"),
+        labels={
+            "label": ("fine_labels", "fine_label_names"),
+            "coarse_label": ("coarse_labels", "coarse_label_names"),
+        },
+    ),
+}
+
+
+def prepare(name: str, root: pathlib.Path) -> None:
+    """Writes a dataset of `ARCHIVES` to ``root/NAME/VERSION``, in the layout of TFDS.
+
+    The archive is read from `root` if it lies there, and downloaded otherwise. The folder appears
+    when all of it is written.
+
+    Args:
+      name: a key of `ARCHIVES`.
+      root: the folder of TFDS datasets; made if it does not exist.
+
+    Raises:
+      UserError: the archive cannot be downloaded, is cut short or has other content, or the folder
+        cannot be written.
+    """
+    require("array_record", f"preparing {name}", "pip install array_record")
+    archive = ARCHIVES[name]
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root / name) as folder:
+            unfinished = pathlib.Path(folder)
+            path = root / pathlib.PurePosixPath(archive.url).name
+            if not path.is_file():
+                path = _download(name, archive.url, unfinished, root)
+            written = unfinished / VERSION
+            written.mkdir()
+            _write(name, archive, _read(path, archive), written)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                _move(written, root / name / VERSION)
+    except OSError as error:
+        raise UserError(
+            f"{name} could not be written to {root} ({first_line(error)}). Free some space, or "
+            "choose another folder with --config.data_dir."
+        ) from error
+
+
+def _move(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a folder; one that is there already stays."""
+    if target.exists():
+        raise FileExistsError(target)
+    os.rename(folder, target)
+
+
+def _download(name: str, url: str, folder: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
+    """The downloaded archive, in `folder`."""
+    path = folder / pathlib.PurePosixPath(url).name
+    print(f"{name} is not prepared in {root}: downloading {url}.", file=sys.stderr, flush=True)
+    with path.open("wb") as file:
+        for part in _parts(name, url, root):
+            file.write(part)
+    return path
+
+
+def _parts(name: str, url: str, root: pathlib.Path) -> Iterator[bytes]:
+    """The bytes at an address, in parts of a mebibyte."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            size = int(response.headers.get("Content-Length") or 0) or None
+            with _bar(size, "downloading", unit="B", unit_scale=True) as bar:
+                while part := response.read(1 << 20):
+                    bar.update(len(part))
+                    yield part
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{name} is not prepared in {root}, and {url} cannot be downloaded "
+            f"({first_line(error)}). Download it elsewhere and put it into {root}, or give the "
+            "folder of a prepared dataset with --config.data_dir."
+        ) from error
+
+
+def _read(path: pathlib.Path, archive: Archive) -> dict[str, dict]:
+    """The batches and the class names by their names in the archive, each with the known MD5."""
+    wanted = {archive.meta[0]: archive.meta[1]}
+    for files in archive.files.values():
+        wanted |= files
+    found = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = pathlib.PurePosixPath(member.name).name
+                if name not in wanted or not member.isfile():
+                    continue
+                data = tar.extractfile(member).read()
+                if hashlib.md5(data).hexdigest() != wanted[name]:
+                    raise UserError(
+                        f"{path} is not the official archive: its file {name} has other content. "
+                        f"Delete it, and download {archive.url} again."
+                    )
+                # Known bytes, so that unpickling runs nothing but what the authors wrote.
+                found[name] = pickle.loads(data, encoding="latin1")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} is cut short or damaged ({first_line(error)}). Delete it, and download "
+            f"{archive.url} again."
+        ) from error
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise UserError(
+            f"{path} does not hold {', '.join(missing)}. Delete it, and download {archive.url} "
+            "again."
+        )
+    return found
+
+
+def _write(name: str, archive: Archive, batches: dict[str, dict], folder: pathlib.Path) -> None:
+    """Writes records, features and `dataset_info.json`."""
+    tfds = import_tfds()
+    names = batches[archive.meta[0]]
+    labels = {
+        feature: tfds.features.ClassLabel(names=names[key])
+        for feature, (_, key) in archive.labels.items()
+    }
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
+            **labels,
+        }
+    )
+    features.save_config(folder)
+    splits = []
+    for split, files in archive.files.items():
+        path = folder / f"{name}-{split}.array_record-00000-of-00001"
+        count, size = _write_records(path, split, [batches[file] for file in files], archive)
+        splits.append(
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(size),
+                "shardLengths": [str(count)],
+            }
+        )
+    info = {
+        "name": name,
+        "version": VERSION,
+        "fileFormat": "array_record",
+        "moduleName": "tensorflow_datasets.image_classification.cifar",
+        "location": {"urls": [archive.url]},
+        "splits": splits,
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def _write_records(
+    path: pathlib.Path, split: str, batches: list[dict], archive: Archive
+) -> tuple[int, int]:
+    """Writes one record an image, in the official order; returns how many, and their bytes."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    # A row holds the red, green and blue planes.
+    pixels = np.concatenate([batch["data"] for batch in batches])
+    pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = {
+        feature: np.concatenate([batch[key] for batch in batches])
+        for feature, (key, _) in archive.labels.items()
+    }
+    writer, size = ArrayRecordWriter(str(path), "group_size:1"), 0
+    for i, image in enumerate(_bar(pixels, f"writing {split}", unit=" images")):
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        example = tf_example_pb2.Example()
+        feature = example.features.feature
+        feature["id"].bytes_list.value.append(f"{split}_{i:05d}".encode())
+        feature["image"].bytes_list.value.append(png.getvalue())
+        for label, values in labels.items():
+            feature[label].int64_list.value.append(int(values[i]))
+        record = example.SerializeToString()
+        writer.write(record)
+        size += len(record)
+    writer.close()
+    return len(pixels), size
+
+
+def _bar(items, words: str, **options) -> tqdm.tqdm:
+    """A progress bar over items, or up to a number; on a terminal only."""
+    count = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
+    return tqdm.tqdm(**count, desc=words, disable=not sys.stderr.isatty(), leave=False, **options)

@@ -1,0 +1,220 @@
+"""Every path that a user gives is local: an address is refused before anything is written."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import __main__ as all_benchmarks
+from benchmarks import convergence, timing
+from cutmix_jax import UserError, convert, gallery, run, sweep
+from cutmix_jax.checkpoint import read_weights, workdir_lock
+from cutmix_jax.command_line import read_config
+from cutmix_jax.config import check_config
+from cutmix_jax.convert import __main__ as convert_command
+from cutmix_jax.data import boxes, cache, open_data, prepare
+from cutmix_jax.evals import ood
+from cutmix_jax.parallel import create_mapping
+from cutmix_jax.paths import place
+from cutmix_jax.report import __main__ as report
+from cutmix_jax.report.runs import read_runs
+from tests.commands import REPOSITORY, environment, small_config
+
+ADDRESS = "s3://bucket/run"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://bucket/run",
+        "gs://bucket",
+        "gs:/bucket",  # what pathlib makes of it
+        pathlib.Path("gs://bucket/run"),
+        "GS://bucket",
+        " gs://bucket",
+        "hdfs:///data",
+        "hdfs://host:9000/data",
+        "http://host/data",
+        "https://host/data",
+        "file:///data",
+        "dbfs:/data",
+        "wasbs://box@account/data",
+        "git+ssh://host/data",
+        "runs/s3://bucket",  # joined to a folder
+        "~/gs://bucket",
+        "//s3://bucket",
+    ],
+)
+def test_an_address_is_refused_in_one_sentence(path):
+    with pytest.raises(UserError) as refusal:
+        place(path, "--workdir")
+    expected = (
+        f"--workdir is {os.fspath(path)!r}, and a local path was expected: mount or copy what lies "
+        "there, and give its path without a scheme."
+    )
+    assert str(refusal.value) == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/first",
+        "/data/cutmix",
+        "C:/data",
+        "runs/resnet20,cutmix-epochs=3",
+        "photo:1.png",
+        "12:30/run",
+        "a b",
+        ".",
+        "",
+    ],
+)
+def test_a_local_path_stays_as_it_is(path):
+    assert place(path, "--workdir") == pathlib.Path(path)
+    assert place(pathlib.Path(path), "--workdir") == pathlib.Path(path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place("~", "--workdir") == tmp_path
+    assert place("~/runs/~x", "--workdir") == tmp_path / "runs/~x"
+    with workdir_lock("~/runs/first") as folder:
+        assert folder == tmp_path / "runs/first"
+    assert gallery.main(["--output=~/sheet.png", "--mixes", "cutmix", "--count=2"]) == 0
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_a_home_folder_that_is_not_known_is_named():
+    with pytest.raises(UserError, match=r"^--workdir is '~nobody-here/x', whose home folder is"):
+        place("~nobody-here/x", "--workdir")
+
+
+def configured(**values):
+    return lambda: check_config(small_config(**values))
+
+
+def converted(*words):
+    return lambda: convert_command.main(list(words))
+
+
+def benchmarked(*words):
+    return lambda: all_benchmarks.main(["--only=mix", *words])
+
+
+def with_json(json):
+    return lambda: timing.run(iter(()), timing.parser("-").parse_args(["--json", json]), "none")
+
+
+RECIPE = f"{REPOSITORY}/configs/digits.py:resnet8,cutmix"
+ENTRIES = {
+    "train": ("The workdir", lambda: run.train(small_config(), ADDRESS)),
+    "evaluate": ("The workdir", lambda: run.evaluate(None, ADDRESS)),
+    "lock": ("The workdir", lambda: workdir_lock(ADDRESS).__enter__()),
+    "weights": ("The workdir", lambda: read_weights(ADDRESS, create_mapping("pmap", 1))),
+    "init_from": ("config.init_from", configured(init_from=ADDRESS)),
+    "data_dir": ("config.data_dir", configured(data_dir=ADDRESS)),
+    "boxes_dir": ("config.boxes_dir", configured(boxes_dir=ADDRESS)),
+    "ood.sets": (
+        "A folder of config.evals.ood.sets",
+        configured(**{"evals.ood.sets": ("digits", f"folder:{ADDRESS}:crop")}),
+    ),
+    "data of a folder": (
+        "config.data_dir",
+        lambda: open_data({"dataset": "folder", "data_dir": ADDRESS, "batch_size": 8}),
+    ),
+    "data of TFDS": (
+        "config.data_dir",
+        lambda: open_data({"dataset": "cifar10", "data_dir": ADDRESS, "batch_size": 8}),
+    ),
+    "boxes": ("config.boxes_dir", lambda: boxes.of_xml_files(ADDRESS, None)),
+    "ood": ("A folder of config.evals.ood.sets", lambda: ood.open_files(ADDRESS)),
+    "prepare": ("--data_dir", lambda: prepare.main(["shapes", f"--data_dir={ADDRESS}"])),
+    "prepare from": (
+        "--source",
+        lambda: prepare.main(["tiny_imagenet", "--data_dir=here", f"--source={ADDRESS}"]),
+    ),
+    "convert in": ("The source", converted(ADDRESS, "--output=here")),
+    "convert out": ("--output", converted("net.pth", f"--output={ADDRESS}")),
+    "import_weights": ("The file of weights", lambda: convert.import_weights(ADDRESS, "here")),
+    "import_weights to": ("The workdir", lambda: convert.import_weights("net.pth", ADDRESS)),
+    "export_weights": ("The file of weights", lambda: convert.export_weights("here", ADDRESS)),
+    "a config": ("--config", lambda: read_config(f"{ADDRESS}.py:resnet8,cutmix")),
+    "sweep": ("--workdir", lambda: sweep.main(["--recipes", RECIPE, f"--workdir={ADDRESS}"])),
+    "read_runs": ("RUNS", lambda: read_runs([ADDRESS])),
+    "report": ("RUNS", lambda: report.main([ADDRESS, "--output=here"])),
+    "report to": ("--output", lambda: report.main([".", f"--output={ADDRESS}"])),
+    "gallery": (
+        "--images",
+        lambda: gallery.main(["--output=here.png", "--images", ADDRESS]),
+    ),
+    "gallery to": ("--output", lambda: gallery.main([f"--output={ADDRESS}"])),
+    "benchmarks": ("--output", benchmarked(f"--output={ADDRESS}")),
+    "benchmarks of data": ("--data-dir", benchmarked(f"--data-dir={ADDRESS}")),
+    "benchmarks of runs": ("--runs", benchmarked(f"--runs={ADDRESS}")),
+    "rows of a benchmark": ("--json", with_json(ADDRESS)),
+    "plot of convergence": ("--plot", lambda: convergence.main([f"--plot={ADDRESS}"])),
+}
+
+
+@pytest.mark.parametrize(("name", "call"), ENTRIES.values(), ids=ENTRIES)
+def test_every_entry_refuses_an_address_and_writes_nothing(
+    tmp_path, monkeypatch, capsys, name, call
+):
+    monkeypatch.chdir(tmp_path)
+    assert f"{name} is 's3://bucket/run" in refusal(call, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("TFDS_DATA_DIR", lambda: open_data({"dataset": "cifar10", "batch_size": 8})),
+        ("CUTMIX_JAX_CACHE", lambda: cache.load_or_make("x", "y", dict)),
+        ("XDG_CACHE_HOME", lambda: cache.load_or_make("x", "y", dict)),
+    ],
+)
+def test_the_environment_is_asked_alike(tmp_path, monkeypatch, capsys, name, call):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUTMIX_JAX_CACHE")
+    monkeypatch.setenv(name, ADDRESS)
+    assert f"{name} is 's3://bucket/run'" in refusal(call, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "status"),
+    [
+        (["--workdir=s3://bucket/run"], "--workdir", 1),
+        (["--mode=evaluate", "--workdir", "s3://bucket/run"], "--workdir", 1),
+        (["--config.seed=1", "--config=s3://bucket/run"], "--config", 2),
+        (["--config", "s3://bucket/run"], "--config", 2),
+    ],
+)
+def test_main_refuses_before_it_imports_jax(tmp_path, words, name, status):
+    (tmp_path / "jax.py").write_text("raise SystemExit('jax was imported')")
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "main.py", *words],
+        env=environment() | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == status
+    assert re.fullmatch(rf"error: {name} is 's3://bucket/run', and .*\n", done.stderr)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["jax.py"]
+
+
+def refusal(call, capsys):
+    """What is said where a command or a function refuses."""
+    try:
+        status = call()
+    except UserError as error:
+        return str(error)
+    except SystemExit as stop:
+        status = stop.code
+    assert status
+    return capsys.readouterr().err
