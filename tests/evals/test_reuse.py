@@ -96,8 +96,6 @@ def test_the_loss_is_that_of_these_images(measure, images):
 class TestWhatIsMeasuredAgain:
     @pytest.mark.parametrize("source", SOURCES)
     def test_other_images_of_the_same_names(self, measure, images, source, tmp_path):
-        if source == "streaming":
-            pytest.importorskip("tensorflow", reason="streaming needs TensorFlow")
         names = sorted(evals.EVALS.keys() - {"localization"})
         assert measure(names, source=source)[1] == 0
         assert measure(names, source=source)[1] == len(names)
@@ -108,8 +106,6 @@ class TestWhatIsMeasuredAgain:
 
     @pytest.mark.parametrize("source", SOURCES)
     def test_other_labels_and_names_of_classes(self, measure, images, tmp_path, source):
-        if source == "streaming":
-            pytest.importorskip("tensorflow", reason="streaming needs TensorFlow")
         measure(["classification"], source=source)
         labels = shutil.copytree(images[0], tmp_path / "labels")
         # The images keep their order: the last ant becomes the first bee.
@@ -122,8 +118,6 @@ class TestWhatIsMeasuredAgain:
 
     @pytest.mark.parametrize("source", SOURCES)
     def test_other_boxes(self, measure, tmp_path, source):
-        if source == "streaming":
-            pytest.importorskip("tensorflow", reason="streaming needs TensorFlow")
         names = ["localization", "cam", "occlusion"]
         options = {"source": source, "boxes_dir": str(write_boxes(tmp_path / "boxes", bottom=6))}
         assert measure(names, **options)[1] == 0
