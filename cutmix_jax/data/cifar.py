@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 from their official archives to array_record files, without TensorFlow."""
 
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -98,20 +97,14 @@ def prepare(name: str, root: pathlib.Path) -> None:
             written = unfinished / VERSION
             written.mkdir()
             _write(name, archive, _read(path, archive), written)
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                _move(written, root / name / VERSION)
+            target = root / name / VERSION
+            if not target.exists():  # else another process was faster
+                os.rename(written, target)
     except OSError as error:
         raise UserError(
             f"{name} could not be written to {root} ({first_line(error)}). Free some space, or "
             "choose another folder with --config.data_dir."
         ) from error
-
-
-def _move(folder: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames a folder; one that is there already stays."""
-    if target.exists():
-        raise FileExistsError(target)
-    os.rename(folder, target)
 
 
 def _download(name: str, url: str, folder: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
