@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import timing, tracing
 from benchmarks.memory import size as size_of
-from cutmix_jax import UserError, train
+from cutmix_jax import UserError, models, train
 from cutmix_jax.config import base_config
 from cutmix_jax.parallel import create_mapping
 
@@ -62,7 +62,7 @@ def create_task(model, size, side, classes=100, devices=None, **keys):
         num_classes=classes,
         examples={"train": count},
     )
-    network = train.config_lib.create_model(config, classes)
+    network = models.from_config(config, classes)
     sides = train.feature_sides(network, data.image_shape)
     return dataclasses.replace(task, data=data, model=network, sides=sides)
 

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cutmix_jax import UserError
-from cutmix_jax.config import base_config, flatten, nearest
+from cutmix_jax.config import SCHEMA, nearest
 from cutmix_jax.host import BACKGROUND
 from cutmix_jax.paths import place
 
@@ -70,11 +70,10 @@ def explain(error, argv):
         chain.append(cause)
     if isinstance(chain[-1], UserError):
         return str(chain[-1])
-    keys = flatten(base_config().to_dict())
     for word in argv[1:]:
         key = re.match(r"--config\.([\w.]+)", word)
-        if key and key[1] not in keys:
-            return f"There is no config key {key[1]!r} ({nearest(key[1], keys)})."
+        if key and key[1] not in SCHEMA:
+            return f"There is no config key {key[1]!r} ({nearest(key[1], SCHEMA)})."
     told = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
     return " ".join(told.split())
 

@@ -1,6 +1,8 @@
-"""What can be configured: every key with its default, what is refused, what binds a workdir."""
+"""What can be configured: every key with its type, default, rule and meaning, in one table."""
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
@@ -21,211 +23,270 @@ FREE_KEYS = (
     "evals",
 )
 
-MIX_PARAMETERS = {
-    "alpha": float,
-    "prob": float,
-    "box": str,
-    "size": float,
-    "min_ratio": float,
-    "max_ratio": float,
-    "placement": str,
-    "sigma": float,
-    "label": str,
-    "correct_lam": bool,
-    "scope": str,
-    "partner": str,
-    "across_devices": bool,
-    "fill": float,
-    "layers": tuple,
-    "schedule": str,
-    "until": float,
-    "switch_prob": float,  # of 'FIRST_or_SECOND'
-}
-# Of combinations, where the parts differ: 'mixup_alpha', 'cutout_size'.
-_CUTMIX = ("alpha", "prob", "size", "layers")
-PARTS = {
-    "cutmix": _CUTMIX,
-    "center_gaussian_cutmix": _CUTMIX,
-    "fixed_size_cutmix": _CUTMIX,
-    "one_hot_cutmix": _CUTMIX,
-    "scheduled_cutmix": _CUTMIX,
-    "complete_label_cutmix": _CUTMIX,
-    "feature_cutmix": _CUTMIX,
-    "mixup": ("alpha", "prob"),
-    "manifold_mixup": ("alpha", "prob", "layers"),
-    "cutout": ("prob", "size"),
-}
-MIX_PARAMETERS |= {
-    f"{name}_{key}": MIX_PARAMETERS[key] for name, keys in PARTS.items() for key in keys
+
+class Rule(NamedTuple):
+    """What a key accepts besides None, and how to say so."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
+
+
+class Key(NamedTuple):
+    """One key of the config; a default of None means unset."""
+
+    type: type
+    default: Any
+    rule: Rule | None
+    meaning: str
+
+
+def _one_of(*names):
+    return Rule(lambda value: value in names, "one of " + ", ".join(map(repr, names)))
+
+
+def _between(low, high=math.inf, above=False, below=False):
+    """Numbers from `low` to `high`, without the ends by `above` and `below`; never NaN."""
+
+    def accepts(value):
+        inside = value > low if above else value >= low
+        return inside and (value < high if below else value <= high) and math.isfinite(value)
+
+    expected = f"a finite number {'above' if above else 'of at least'} {low}"
+    if high < math.inf:
+        expected += f" and {'below' if below else 'at most'} {high}"
+    return Rule(accepts, expected)
+
+
+def _each(rule, expected):
+    return Rule(lambda values: all(map(rule.accepts, values)), expected)
+
+
+_SEED = _between(0, 2**31 - 1)
+_COUNT = _between(1)
+_NOT_NEGATIVE = _between(0)
+_FRACTION = _between(0, 1)
+_RATE = _between(0, 1, below=True)
+_INNER = _between(0, 1, above=True, below=True)
+_FINITE = _between(-math.inf, above=True)
+_SCHEDULE = _one_of("constant", "linear")
+_EPS = _each(_between(0, 255), "sizes from 0 to 255 (in units of 1/255; the paper's is 8)")
+
+SCHEMA = {
+    "seed": Key(int, 0, _SEED, "Seed of the weights, the order, the augmentation and the mixing."),
+    "epochs": Key(int, 300, _COUNT, "Passes over the training images."),
+    "batch_size": Key(int, 64, _COUNT, "Images per step, over all devices."),
+    # The network.
+    "model": Key(str, "resnet20", None, "Name of the network."),
+    "zero_init": Key(bool, False, None, "Start the last BatchNorm scale of each block at 0."),
+    "last_stride": Key(
+        int, 2, _one_of(1, 2), "Stride of layer4; 1 gives maps of twice the size (14x14 at 224)."
+    ),
+    "dtype": Key(str, "float32", _one_of("float32", "bfloat16"), "Type of the activations."),
+    "remat": Key(
+        bool, False, None, "Compute blocks again for the gradient: less memory, more time."
+    ),
+    "sync_batch_norm": Key(bool, False, None, "Average batch statistics over all devices."),
+    "norm.momentum": Key(
+        float, 0.9, _FRACTION, "Fraction of the running statistics that a step keeps."
+    ),
+    "norm.epsilon": Key(float, 1e-5, _between(0, above=True), "Added to the variance."),
+    "norm.groups": Key(
+        int, 1, _COUNT, "Parts of a device's batch that BatchNorm normalizes separately."
+    ),
+    "init_from": Key(str, None, None, "Workdir of a run whose weights are the start."),
+    "new_head": Key(bool, False, None, "Initialize the head, even where that of `init_from` fits."),
+    # What the network drops in training.
+    "stochastic_depth": Key(
+        float, 0.0, _RATE, "Probability to drop the last block; linearly less before it."
+    ),
+    "shake_drop": Key(
+        float, 0.0, _RATE, "Probability to disturb the last block; linearly less before it."
+    ),
+    "drop_block.rate": Key(float, 0.0, _RATE, "Fraction of a feature map that DropBlock drops."),
+    "drop_block.size": Key(int, 7, _COUNT, "Side of a dropped square, in pixels of the map."),
+    "drop_block.stages": Key(
+        tuple,
+        (3, 4),
+        Rule(
+            lambda values: len(values) > 0 and all(value in (1, 2, 3, 4) for value in values),
+            "some of the stages 1, 2, 3 and 4",
+        ),
+        "Stages in which DropBlock works.",
+    ),
+    "drop_block.schedule": Key(
+        str, "constant", _SCHEDULE, "'linear': the rate grows from 0 over the run."
+    ),
+    # The mix. `cutmix_jax.mix` documents the parameters, checks them, and has their defaults.
+    "mix.name": Key(
+        str, "none", None, "A mix, or several joined by '+' or '_or_', with their parameters."
+    ),
+    "mix.alpha": Key(float, None, None, "Parameter of the Beta distribution of lambda."),
+    "mix.prob": Key(float, None, None, "Probability to mix a batch."),
+    "mix.box": Key(str, None, None, "Rounding of the box: 'exact', or 'paper' as the authors'."),
+    "mix.size": Key(float, None, None, "Side of every box: pixels, or below 1 a fraction."),
+    "mix.min_ratio": Key(float, None, None, "Least side of a box, as a fraction of the image's."),
+    "mix.max_ratio": Key(float, None, None, "Largest side of a box, as a fraction of the image's."),
+    "mix.placement": Key(str, None, None, "Box centers: 'uniform', 'gaussian' or 'inside'."),
+    "mix.sigma": Key(float, None, None, "Standard deviation of 'gaussian' placement."),
+    "mix.label": Key(str, None, None, "Label weights: 'share', 'one_hot' or 'complete'."),
+    "mix.correct_lam": Key(bool, None, None, "Weigh labels by the area after clipping."),
+    "mix.scope": Key(str, None, None, "One box per 'batch', 'device', 'pair' or 'image'."),
+    "mix.partner": Key(str, None, None, "Partners: 'permutation', 'reverse' or 'rotate'."),
+    "mix.across_devices": Key(bool, None, None, "Take partners from the batches of all devices."),
+    "mix.fill": Key(float, None, None, "Value that Cutout writes into the box."),
+    "mix.layers": Key(tuple, None, None, "Feature maps to mix at; one of them per batch."),
+    "mix.schedule": Key(str, None, None, "'linear': `mix.prob` grows from 0 over the run."),
+    "mix.until": Key(float, None, None, "Fraction of the run after which nothing is mixed."),
+    "mix.switch_prob": Key(float, None, None, "Probability of the second of 'FIRST_or_SECOND'."),
+    "label_smoothing": Key(float, 0.0, _FRACTION, "Label smoothing; no mix implies it."),
+    # The images.
+    "dataset": Key(str, "digits", None, "'digits', 'shapes', 'folder', or a name of TFDS."),
+    "data_dir": Key(str, None, None, "Folder of the dataset."),
+    "boxes_dir": Key(str, None, None, "ILSVRC's XML files with boxes, for localization."),
+    "source": Key(
+        str,
+        "auto",
+        _one_of("auto", "resident", "streaming"),
+        "'resident' in device memory, 'streaming' from disk, or 'auto'.",
+    ),
+    "resident_limit_mib": Key(
+        int, 2048, _NOT_NEGATIVE, "Largest dataset in MiB that 'auto' holds in device memory."
+    ),
+    "image_size": Key(int, None, _COUNT, "Height and width of the images; unset: as stored."),
+    "eval_resize": Key(
+        int, None, _COUNT, "Shorter side of test images before the center crop (streaming)."
+    ),
+    "square_resize": Key(
+        int, None, _COUNT, "Height and width of images before a crop, random in training."
+    ),
+    "train_examples": Key(int, None, _COUNT, "Train on a fixed subset of this size."),
+    "held_out": Key(int, 0, _NOT_NEGATIVE, "Training images held out to choose the epoch on."),
+    "test_split": Key(str, None, None, "Split to test on; unset: 'test', else 'validation'."),
+    "augment.pad": Key(int, 0, _NOT_NEGATIVE, "Padding before the random crop, in pixels."),
+    "augment.pad_mode": Key(
+        str, "zero", _one_of("zero", "reflect"), "What the padding shows; 'reflect': the image."
+    ),
+    "augment.flip": Key(bool, False, None, "Flip half of the images left to right."),
+    "augment.min_area": Key(
+        float,
+        None,
+        _between(0, 1, above=True),
+        "Least area that the random-resized crop keeps (streaming); unset: no such crop.",
+    ),
+    "augment.max_area": Key(
+        float, 1.0, _between(0, 1, above=True), "Largest area that the random-resized crop keeps."
+    ),
+    "augment.color_jitter": Key(
+        float, 0.0, _NOT_NEGATIVE, "Strength of changes in brightness, contrast and saturation."
+    ),
+    "augment.lighting": Key(float, 0.0, _NOT_NEGATIVE, "Standard deviation of the PCA noise."),
+    "normalize.mean": Key(
+        tuple, (0.5,), _each(_FINITE, "a finite number per channel"), "Mean of images in [0, 1]."
+    ),
+    "normalize.std": Key(
+        tuple,
+        (0.5,),
+        _each(_between(0, above=True), "a finite number above 0 per channel"),
+        "Standard deviation of images in [0, 1].",
+    ),
+    # The optimizer.
+    "learning_rate": Key(float, 0.1, _NOT_NEGATIVE, "Learning rate, the highest of the run."),
+    "head_lr_factor": Key(
+        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head (fc) over that of the rest."
+    ),
+    "schedule": Key(str, "step", _one_of("step", "cosine"), "How the learning rate falls."),
+    "lr_drops": Key(
+        tuple,
+        (0.5, 0.75),
+        Rule(
+            lambda values: all(map(_INNER.accepts, values)) and sorted(values) == list(values),
+            "rising fractions of the epochs between 0 and 1",
+        ),
+        "When the learning rate falls ('step'), as fractions of the epochs.",
+    ),
+    "lr_factor": Key(float, 0.1, _between(0, 1, above=True), "Factor by which it falls there."),
+    "warmup_epochs": Key(float, 0.0, _NOT_NEGATIVE, "Epochs of linear warm-up."),
+    "momentum": Key(float, 0.9, _FRACTION, "Momentum of SGD."),
+    "nesterov": Key(bool, True, None, "Nesterov's momentum."),
+    "weight_decay": Key(float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters."),
+    "accumulate": Key(int, 1, _COUNT, "Parts of a device's batch whose gradients make one step."),
+    "ema": Key(float, 0.0, _RATE, "Decay of the EMA weights, which are evaluated; 0: none."),
+    # How the run goes.
+    "mapping": Key(str, "pmap", _one_of("pmap", "shard_map"), "How steps go over the devices."),
+    "steps_per_call": Key(
+        int, 0, _NOT_NEGATIVE, "Steps per call; 0: 1 on CPU, many on GPU and TPU (resident)."
+    ),
+    "checkpoint_every": Key(
+        int, 0, _NOT_NEGATIVE, "Steps between checkpoints; 0: at the end of epochs only."
+    ),
+    "checkpoint_epochs": Key(
+        int, 1, _COUNT, "Epochs between checkpoints; the best epoch is one of these."
+    ),
+    # The evaluations. The defaults suit a few thousand images on a CPU; docs/evaluations.md gives
+    # those of the paper's protocols.
+    "evals.split": Key(str, "test", None, "Split to evaluate: 'test' or 'held_out'."),
+    "evals.classification.bins": Key(int, 15, _COUNT, "Bins of the calibration error."),
+    "evals.cam.images": Key(int, 8, _COUNT, "Images whose maps are shown."),
+    "evals.cam.of": Key(
+        str, "predicted", None, "Class whose maps are shown: 'predicted', 'true', or a name."
+    ),
+    "evals.cam.threshold": Key(float, 0.15, _INNER, "Fraction of the maximum, for the boxes."),
+    "evals.localization.threshold": Key(float, 0.15, _INNER, "Fraction of the maximum."),
+    "evals.localization.sweep_step": Key(
+        float, 0.05, _INNER, "Distance of the thresholds of the curve."
+    ),
+    "evals.localization.max_box_step": Key(
+        float, 0.01, _INNER, "Distance of the thresholds of MaxBoxAcc."
+    ),
+    "evals.fgsm.eps": Key(
+        tuple, (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0), _EPS, "Sizes of the attack, in 1/255."
+    ),
+    "evals.fgsm.clip": Key(bool, True, None, "Clip attacked images to [0, 1]."),
+    "evals.fgsm.pgd_eps": Key(tuple, (8.0,), _EPS, "Sizes of PGD in 1/255; empty: no PGD."),
+    "evals.fgsm.pgd_steps": Key(int, 10, _COUNT, "Steps of PGD."),
+    "evals.fgsm.pgd_step_size": Key(
+        float, 2.0, _between(0, above=True), "Size of a step of PGD, in 1/255."
+    ),
+    "evals.fgsm.pgd_random_start": Key(bool, True, None, "Start PGD at a random point."),
+    "evals.fgsm.seed": Key(int, 0, _SEED, "Seed of the random start."),
+    "evals.occlusion.steps": Key(int, 8, _COUNT, "Sizes of the square, from 0 to the image's."),
+    "evals.occlusion.step": Key(int, None, _COUNT, "Pixels between sizes, instead of `steps`."),
+    "evals.occlusion.fill": Key(str, "mean", None, "Color of the square: 'mean' or 'black'."),
+    "evals.between.pairs": Key(int, None, _COUNT, "Pairs; unset: as many as images."),
+    "evals.between.lam_steps": Key(int, 10, _COUNT, "Steps of lambda from 0 to 1."),
+    "evals.between.steps": Key(int, 8, _COUNT, "Sizes of the box, from 0 to the image's."),
+    "evals.between.step": Key(int, None, _COUNT, "Pixels between sizes, instead of `steps`."),
+    "evals.between.seed": Key(int, 0, _SEED, "Seed of the pairs."),
+    "evals.ood.sets": Key(
+        tuple,
+        ("uniform", "gaussian", "digits"),
+        Rule(
+            lambda values: (
+                all(isinstance(value, str) for value in values)
+                and 0 < len(values) == len(set(values))
+            ),
+            "names of sets, none of them twice,",
+        ),
+        "These, TFDS sets, or 'folder:PATH', the last two also with ':resize' or ':crop'.",
+    ),
+    "evals.ood.limit": Key(int, None, _COUNT, "Images per set; unset: at most 10,000."),
+    "evals.ood.seed": Key(int, 0, _SEED, "Seed of the random images and choices."),
 }
 
 
 def base_config():
-    """All keys with the paper's defaults; files in `configs/` set what differs per data set."""
+    """All keys with their defaults; files in `configs/` set what differs per dataset."""
     config = config_dict.ConfigDict()
-    config.seed = 0
-    config.epochs = 300
-    config.batch_size = 64  # over all devices
-
-    config.model = "resnet20"
-    config.zero_init = False  # last BatchNorm scale of each block starts at 0
-    config.last_stride = 2  # of layer4; 1: maps of twice the side (14x14 at 224)
-    config.dtype = "float32"  # of activations: float32 or bfloat16
-    config.remat = False  # True: blocks are computed again for the gradient, not kept
-    config.sync_batch_norm = False  # True: batch statistics over all devices
-    config.norm = config_dict.ConfigDict(
-        {
-            "momentum": 0.9,  # of the running statistics: PyTorch's 0.1
-            "epsilon": 1e-5,
-            "groups": 1,  # more: batch statistics of so many parts of a device's batch, apart
-        }
-    )
-    config.init_from = config_dict.placeholder(str)  # workdir whose weights are the start
-    config.new_head = False  # True: the head starts anew, even where that of init_from fits
-
-    # The parameters of `mix.create_mix`; None: the mix's own default.
-    config.mix = config_dict.ConfigDict(
-        {key: config_dict.placeholder(kind) for key, kind in MIX_PARAMETERS.items()}
-    )
-    config.mix.name = "none"
-    config.label_smoothing = 0.0
-
-    config.stochastic_depth = 0.0  # probability that the last block is dropped; linear before it
-    config.shake_drop = 0.0  # the same of ShakeDrop; the paper's is 0.5
-    config.drop_block = config_dict.ConfigDict(
-        {
-            "rate": 0.0,  # share of a map that is dropped: 1 - keep_prob
-            "size": 7,  # side of a dropped square
-            "stages": (3, 4),
-            "schedule": "constant",  # or 'linear': the rate grows from 0 over the run
-        }
-    )
-
-    config.dataset = "digits"  # 'digits', 'shapes', 'folder', or a name of TFDS
-    config.data_dir = config_dict.placeholder(str)
-    config.boxes_dir = config_dict.placeholder(str)  # ILSVRC's XML files, for localization
-    config.source = "auto"  # 'resident' (in device memory), 'streaming' (by threads), or 'auto'
-    config.resident_limit_mib = 2048
-    config.image_size = config_dict.placeholder(int)  # None: as stored (resident)
-    config.eval_resize = config_dict.placeholder(int)  # shorter side before the centre crop
-    config.square_resize = config_dict.placeholder(int)  # both sides before crops (streaming)
-    config.train_examples = config_dict.placeholder(int)  # a fixed subset; None: all
-    config.held_out = 0  # training examples kept back to choose the epoch on
-    config.test_split = config_dict.placeholder(str)  # None: 'test', else 'validation'
-    config.augment = config_dict.ConfigDict(
-        {
-            "pad": 0,  # pixels of padding before the random crop (resident)
-            "pad_mode": "zero",  # or 'reflect'
-            "flip": False,
-            "min_area": config_dict.placeholder(float),  # least share of the image that the
-            "max_area": 1.0,  # random-resized crop keeps (streaming), and the most; None: no such
-            "color_jitter": 0.0,  # strength of brightness, contrast and saturation
-            "lighting": 0.0,  # standard deviation of the PCA noise
-        }
-    )
-    config.normalize = config_dict.ConfigDict({"mean": (0.5,), "std": (0.5,)})  # of [0, 1]
-
-    config.learning_rate = 0.1
-    config.head_lr_factor = 1.0  # learning rate of the head (fc) over that of the rest
-    config.schedule = "step"  # 'step' or 'cosine'
-    config.lr_drops = (0.5, 0.75)  # shares of the epochs at which the rate falls (step)
-    config.lr_factor = 0.1  # by this factor
-    config.warmup_epochs = 0.0
-    config.momentum = 0.9
-    config.nesterov = True
-    config.weight_decay = 1e-4  # on all parameters
-    config.accumulate = 1  # gradients of so many parts of a device's batch make one step
-    config.ema = 0.0  # decay of the averaged weights that are evaluated; 0: none
-
-    config.mapping = "pmap"  # or 'shard_map'
-    config.steps_per_call = 0  # 0: 1 on CPU, many on GPU and TPU with resident data
-    config.checkpoint_every = 0  # steps; 0: at the end of epochs only
-    config.checkpoint_epochs = 1  # epochs; more: fewer checkpoints, where an epoch takes seconds
-    config.evals = evals_config()
+    for path, key in SCHEMA.items():
+        *sections, name = path.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = config_dict.ConfigDict()
+            section = section[part]
+        unset = key.default is None
+        section[name] = config_dict.placeholder(key.type) if unset else key.default
     return config
-
-
-def evals_config():
-    """Options of `--mode evaluate --evals NAME`.
-
-    The defaults suit a few thousand images on a CPU; docs/evaluations.md gives those of the
-    paper's protocols.
-    """
-    return config_dict.ConfigDict(
-        {
-            "split": "test",  # or 'held_out'
-            "classification": {"bins": 15},  # of the calibration error
-            "cam": {
-                "images": 8,
-                "of": "predicted",  # or 'true', or a class: whose maps are drawn
-                "threshold": 0.15,  # share of the maximum, for the boxes
-            },
-            "localization": {
-                "threshold": 0.15,  # share of the maximum
-                "sweep_step": 0.05,  # between the thresholds of the curve
-                "max_box_step": 0.01,  # between those of MaxBoxAcc
-            },
-            "fgsm": {
-                "eps": (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0),  # in 1/255, as the other sizes here
-                "clip": True,  # to [0, 1]
-                "pgd_eps": (8.0,),  # empty: no PGD
-                "pgd_steps": 10,
-                "pgd_step_size": 2.0,
-                "pgd_random_start": True,
-                "seed": 0,
-            },
-            "occlusion": {
-                "steps": 8,  # from no side to the image's
-                "step": config_dict.placeholder(int),  # pixels between sides, instead
-                "fill": "mean",  # or 'black'
-            },
-            "between": {
-                "pairs": config_dict.placeholder(int),  # None: as many as images
-                "lam_steps": 10,  # from 0 to 1
-                "steps": 8,  # from no side to the image's
-                "step": config_dict.placeholder(int),  # pixels between sides, instead
-                "seed": 0,
-            },
-            "ood": {
-                # Or names of TFDS sets and 'folder:PATH', each with ':resize' or ':crop'.
-                "sets": ("uniform", "gaussian", "digits"),
-                # Images a set; None: as many as the split has, at most 10,000.
-                "limit": config_dict.placeholder(int),
-                "seed": 0,
-            },
-        }
-    )
-
-
-def parse_arg(arg, default_model, default_mix="cutmix"):
-    """Splits a config's argument, 'MODEL,METHOD', either of which may be left out.
-
-    Args:
-      arg: what stands behind the colon of `--config FILE:ARG`, or None.
-      default_model: the model where `arg` names none.
-      default_mix: the mix where `arg` names none.
-
-    Returns:
-      ``(model, mix)``, where the mix 'baseline' is called 'none'.
-
-    Raises:
-      UserError: more than two parts.
-
-    Example:
-      >>> parse_arg('resnet56,baseline', 'resnet20')
-      ('resnet56', 'none')
-      >>> parse_arg(None, 'resnet20')
-      ('resnet20', 'cutmix')
-    """
-    parts = [part.strip() for part in (arg or "").split(",")]
-    if len(parts) > 2:
-        raise UserError(
-            f"The config argument {arg!r} has {len(parts)} parts, and MODEL,METHOD were expected: "
-            "for instance resnet20,cutmix."
-        )
-    model, name = [*parts, ""][:2]
-    name = name or default_mix
-    return model or default_model, "none" if name == "baseline" else name
 
 
 def check_config(config):
@@ -234,18 +295,19 @@ def check_config(config):
     Raises:
       UserError: names the key, its value and what was expected.
     """
-    for key, (accepts, expected) in _RULES.items():
-        value = config
-        for part in key.split("."):
-            value = value[part]
+    for key, value in flatten(config.to_dict()).items():
+        if key not in SCHEMA:
+            raise UserError(f"There is no config key {key!r} ({nearest(key, SCHEMA)}).")
+        rule = SCHEMA[key].rule
         try:
-            accepted = value is None or accepts(value)
+            accepted = value is None or rule is None or rule.accepts(value)
         except TypeError:  # a string among numbers
             accepted = False
         if not accepted:
-            raise UserError(f"config.{key} is {value!r}, and {expected} was expected.")
+            raise UserError(f"config.{key} is {value!r}, and {rule.expected} was expected.")
     for key, path in given_paths(config):
         place(path, key)
+    _check_crop(config)
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:
         raise UserError(
@@ -262,7 +324,40 @@ def check_config(config):
             f"config.normalize has {len(config.normalize.mean)} means and "
             f"{len(config.normalize.std)} standard deviations: give one of each per channel."
         )
-    create_mix(config)
+
+
+def _check_crop(config):
+    """Refuses more than one way to crop, and crops that the source does not have."""
+    augment = config.augment
+    if augment.min_area is not None and augment.min_area > augment.max_area:
+        raise UserError(
+            f"config.augment.min_area is {augment.min_area:g}, and at most "
+            f"config.augment.max_area={augment.max_area:g} was expected."
+        )
+    larger = {"augment.min_area": augment.min_area, "square_resize": config.square_resize}
+    ways = {"augment.pad": augment.pad, **larger}
+    if config.square_resize:
+        ways["eval_resize"] = config.eval_resize
+    given = [f"config.{key}" for key, value in ways.items() if value]
+    if len(given) > 1:
+        raise UserError(
+            f"{' and '.join(given)} are set, but an image is resized and cropped in one way only: "
+            "unset all but one."
+        )
+    if config.source == "resident" and crops_larger_images(config):
+        raise UserError(
+            f"{given[0]} crops from larger images, which config.source='resident' does not have: "
+            "use --config.source=streaming, or --config.augment.pad."
+        )
+
+
+def crops_larger_images(config):
+    """Whether training images are crops of larger ones, which only streaming has.
+
+    `augment.min_area` asks for a random-resized crop, `square_resize` for a random crop of what is
+    resized to a square. Otherwise images are padded by `augment.pad` and cropped back.
+    """
+    return config.augment.min_area is not None or config.square_resize is not None
 
 
 def given_paths(config):
@@ -274,41 +369,6 @@ def given_paths(config):
         kind, _, path = name.partition(":")
         if kind == "folder":
             yield "A folder of config.evals.ood.sets", path
-
-
-def create_mix(config):
-    """The mix that `config.mix` names, with its parameters."""
-    from cutmix_jax import mix  # imports jax, which the flags are read without
-
-    parameters = {key: value for key, value in config.mix.items() if value is not None}
-    try:
-        return mix.create_mix(parameters.pop("name"), **parameters)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.mix: {error}") from error
-
-
-def create_model(config, num_classes, norm_axis=None):
-    """The network that `config` describes; `norm_axis` is what `sync_batch_norm` averages over."""
-    from cutmix_jax import models, regularize  # import jax, which the flags are read without
-
-    return models.create_model(
-        config.model,
-        num_classes,
-        dtype=config.dtype,
-        norm_axis=norm_axis if config.sync_batch_norm else None,
-        **{f"norm_{key}": value for key, value in config.norm.items()},
-        zero_init=config.zero_init,
-        remat=config.remat,
-        last_stride=config.last_stride,
-        regularization=regularize.Regularization(
-            stochastic_depth=config.stochastic_depth,
-            shake_drop=config.shake_drop,
-            drop_block=config.drop_block.rate,
-            size=config.drop_block.size,
-            stages=config.drop_block.stages,
-            schedule=config.drop_block.schedule,
-        ),
-    )
 
 
 def differences(ours, theirs):
@@ -332,12 +392,22 @@ def to_plain(config):
 
 
 def from_plain(plain):
-    """The inverse of `to_plain`, for a config that a checkpoint carries."""
+    """The inverse of `to_plain`, for a config that a checkpoint carries; what it lacks is default.
+
+    Raises:
+      UserError: it has keys that this version does not know.
+    """
     config = base_config()
     values = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in flatten(plain).items()
     }
+    unknown = values.keys() - SCHEMA.keys()
+    if unknown:
+        raise UserError(
+            f"The config has the key {min(unknown)!r}, which this version does not know: use the "
+            "version that wrote it, or train again."
+        )
     config.update_from_flattened_dict(values)
     return config
 
@@ -357,100 +427,3 @@ def flatten(tree, prefix=""):
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _one_of(*names):
-    return (lambda value: value in names), "one of " + ", ".join(map(repr, names))
-
-
-def _between(low, high=math.inf, open_low=False):
-    """Numbers in a closed range; NaN and infinity are in none."""
-    words = f"a finite number {'above' if open_low else 'of at least'} {low}"
-    if high < math.inf:
-        words += f" and at most {high}"
-
-    def accepts(value):
-        above = value > low if open_low else value >= low
-        return above and value <= high and math.isfinite(value)
-
-    return accepts, words
-
-
-_share_below_one = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
-_inner_share = (lambda value: 0 < value < 1, "a number between 0 and 1")
-_seed = _between(0, 2**31 - 1)
-_eps = (
-    lambda values: all(0 <= value <= 255 for value in values),
-    "sizes from 0 to 255 (in units of 1/255; the paper's is 8)",
-)
-
-_RULES = {
-    "seed": _seed,
-    "epochs": _between(1),
-    "last_stride": _one_of(1, 2),
-    "dtype": _one_of("float32", "bfloat16"),
-    "norm.momentum": _between(0.0, 1.0),
-    "norm.epsilon": _between(0.0, open_low=True),
-    "norm.groups": _between(1),
-    "stochastic_depth": _share_below_one,
-    "shake_drop": _share_below_one,
-    "drop_block.rate": _share_below_one,
-    "drop_block.size": _between(1),
-    "drop_block.stages": (
-        lambda values: len(values) > 0 and all(value in (1, 2, 3, 4) for value in values),
-        "some of the stages 1, 2, 3 and 4",
-    ),
-    "drop_block.schedule": _one_of("constant", "linear"),
-    "label_smoothing": _between(0.0, 1.0),
-    "normalize.std": (
-        lambda values: all(value > 0 and math.isfinite(value) for value in values),
-        "a finite number above 0 per channel",
-    ),
-    "normalize.mean": (
-        lambda values: all(math.isfinite(value) for value in values),
-        "a finite number per channel",
-    ),
-    "learning_rate": _between(0.0),
-    "head_lr_factor": _between(0.0),
-    "schedule": _one_of("step", "cosine"),
-    "lr_drops": (
-        lambda values: all(0 < value < 1 for value in values) and sorted(values) == list(values),
-        "rising shares of the epochs between 0 and 1",
-    ),
-    "lr_factor": _between(0.0, 1.0, open_low=True),
-    "warmup_epochs": _between(0.0),
-    "momentum": _between(0.0, 1.0),
-    "weight_decay": _between(0.0),
-    "accumulate": _between(1),
-    "ema": _share_below_one,
-    "mapping": _one_of("pmap", "shard_map"),
-    "steps_per_call": _between(0),
-    "checkpoint_every": _between(0),
-    "checkpoint_epochs": _between(1),
-    "evals.classification.bins": _between(1),
-    "evals.cam.images": _between(1),
-    "evals.cam.threshold": _inner_share,
-    "evals.localization.threshold": _inner_share,
-    "evals.localization.sweep_step": _inner_share,
-    "evals.localization.max_box_step": _inner_share,
-    "evals.fgsm.eps": _eps,
-    "evals.fgsm.pgd_eps": _eps,
-    "evals.fgsm.pgd_steps": _between(1),
-    "evals.fgsm.pgd_step_size": _between(0.0, open_low=True),
-    "evals.fgsm.seed": _seed,
-    "evals.occlusion.steps": _between(1),
-    "evals.occlusion.step": _between(1),
-    "evals.between.pairs": _between(1),
-    "evals.between.lam_steps": _between(1),
-    "evals.between.steps": _between(1),
-    "evals.between.step": _between(1),
-    "evals.between.seed": _seed,
-    "evals.ood.sets": (
-        lambda values: (
-            all(isinstance(value, str) for value in values) and 0 < len(values) == len(set(values))
-        ),
-        "names of sets, none of them twice,",
-    ),
-    "evals.ood.limit": _between(1),
-    "evals.ood.seed": _seed,
-}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutmix_jax import UserError, mix, pictures
+from cutmix_jax import UserError, mix, pictures, recipes
 from cutmix_jax.data import image_files
 from cutmix_jax.paths import place
 
@@ -83,7 +83,7 @@ def mix_for_picture(name, images, *, seed, scope):
     parameters = {"fill": 128.0} if "cutout" in name else {}
     if scope == "image" and name != "cutout":
         parameters |= {"scope": "image", "partner": "rotate"}
-    recipe = mix.create_mix(name, **parameters)
+    recipe = recipes.create_mix({"name": name, **parameters}, "--mixes")
     sides = {
         layer: tuple(max(1, side // scale) for side in images.shape[1:3])
         for layer, scale in MAPS.items()
@@ -158,7 +158,7 @@ def main(arguments=None):
     )
     parser.add_argument("--images", nargs="+", help="image files or folders; none: digits")
     parser.add_argument("--output", required=True, help="picture to write, .png or .jpg")
-    parser.add_argument("--mixes", nargs="+", default=MIXES, help="names as in create_mix")
+    parser.add_argument("--mixes", nargs="+", default=MIXES, help="words as in METHOD")
     parser.add_argument("--count", type=int, default=4, help="images to show")
     parser.add_argument("--side", type=int, default=96, help="side of an image in pixels")
     parser.add_argument("--seed", type=int, default=0)

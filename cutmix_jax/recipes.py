@@ -1,19 +1,20 @@
-"""What stands behind the colon of `--config FILE:MODEL,METHOD`: the methods of the paper as words.
+"""The words of MODEL,METHOD and of `config.mix.name`: the one place where they are read.
 
-METHOD joins words by '+', in the order in which mixes are applied. A word is a mix or a regulariser
+METHOD joins words by '+', in the order in which mixes are applied. A word is a mix or a regularizer
 of the tables below, and may carry parameters, each as `_NAMEvalue`:
 
     cutmix    cutmix+shake_drop    cutout+manifold_mixup    mixup_alpha0.5+label_smoothing
 
-`A_or_B` is one of two mixes by chance, drawn for each batch. This file imports neither jax nor the
-mixes, so that a command line is read at once.
+`A_or_B` is one of two mixes or more by chance, drawn for each batch. A config holds what it says of
+regularizers and of a mix alone in their keys; of several mixes each has its own parameters, so that
+`mix.name` holds their words. Reading imports neither jax nor the mixes, so that a command line is
+read at once.
 """
 
 import difflib
 import re
 
-from cutmix_jax import UserError
-from cutmix_jax.config import PARTS, parse_arg
+from cutmix_jax import UserError, nearest
 
 # The parameters of each mix, by its word here, with those the paper's experiments set where they
 # are not the mix's own defaults: by the kind of data set, as a config file names it.
@@ -58,17 +59,49 @@ REGULARIZERS = {
 ROWS = {("imagenet", "drop_block"): {"epochs": 270}}
 
 # What `_NAMEvalue` sets: for mixes a parameter of `mix.create_mix`, for the others a config key.
+_BOX = {"alpha": "alpha", "prob": "prob", "size": "size", "layer": "layers"}
 PARAMETERS = {
-    **{
-        name: {"layer" if key == "layers" else key: key for key in keys}
-        for name, keys in PARTS.items()
-    },
+    **dict.fromkeys(MIXES, _BOX),
+    "mixup": {"alpha": "alpha", "prob": "prob"},
+    "manifold_mixup": {"alpha": "alpha", "prob": "prob", "layer": "layers"},
+    "cutout": {"prob": "prob", "size": "size"},
     "stochastic_depth": {"prob": "stochastic_depth"},
     "shake_drop": {"prob": "shake_drop"},
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},
     "label_smoothing": {"epsilon": "label_smoothing"},
 }
 WORDS = ("baseline", *MIXES, *REGULARIZERS)
+
+
+def parse_arg(arg, default_model, default_mix="cutmix"):
+    """Splits a config's argument, 'MODEL,METHOD', either of which may be left out.
+
+    Args:
+      arg: what stands behind the colon of `--config FILE:ARG`, or None.
+      default_model: the model where `arg` names none.
+      default_mix: the mix where `arg` names none.
+
+    Returns:
+      ``(model, mix)``, where the mix 'baseline' is called 'none'.
+
+    Raises:
+      UserError: more than two parts.
+
+    Example:
+      >>> parse_arg('resnet56,baseline', 'resnet20')
+      ('resnet56', 'none')
+      >>> parse_arg(None, 'resnet20')
+      ('resnet20', 'cutmix')
+    """
+    parts = [part.strip() for part in (arg or "").split(",")]
+    if len(parts) > 2:
+        raise UserError(
+            f"The config argument {arg!r} has {len(parts)} parts, and MODEL,METHOD were expected: "
+            "for instance resnet20,cutmix."
+        )
+    model, name = [*parts, ""][:2]
+    name = name or default_mix
+    return model or default_model, "none" if name == "baseline" else name
 
 
 def apply_recipe(config, arg, default_model, kind=None):
@@ -116,32 +149,92 @@ def read_method(method, model=None, kind=None):
       >>> read_method('drop_block_size8+label_smoothing')['drop_block.size']
       8
     """
-    words = [word.strip() for word in method.split("+")]
-    if words in (["baseline"], ["none"]):
-        return {"mix.name": "none"}
-    either = [word for word in words if "_or_" in word]
-    joined = "_or_" if either else "+"
-    parts = [_read_word(part) for word in words for part in word.split("_or_")]
-    names = [name for name, _ in parts]
-    mixes = [(name, given) for name, given in parts if name in MIXES]
-    _check_together(method, names, either, len(mixes))
-
-    values = {"mix.name": joined.join(name for name, _ in mixes) or "none"}
-    for name, given in mixes:
-        parameters = {**MIXES[name].get(kind, {})}
-        if "prob" in parameters:
-            parameters["prob"] = LIGHT_CUTMIX_PROB.get(model, parameters["prob"])
-        if either:  # the choice between the two takes the place of its own probability
-            parameters.pop("prob", None)
-        for key, value in (parameters | given).items():
-            # Of several mixes each has its own; the rule of boxes is one for all.
-            alone = len(mixes) == 1 or key == "box"
-            values[f"mix.{key}" if alone else f"mix.{name}_{key}"] = value
-    for name, given in parts:
+    groups = [[(word, *_read_word(word)) for word in words] for words in _split(method)]
+    parts = [part for group in groups for part in group]
+    _check_together(method, groups, [name for _, name, _ in parts])
+    values, mixes = {}, [group for group in groups if group[0][1] in MIXES]
+    names = []
+    for group in mixes:
+        words = []
+        for word, name, given in group:
+            paper = {**MIXES[name].get(kind, {})}
+            if "prob" in paper:
+                paper["prob"] = LIGHT_CUTMIX_PROB.get(model, paper["prob"])
+            if len(group) > 1:  # the choice takes the place of a probability of its own
+                paper.pop("prob", None)
+            if "box" in paper:  # the rule of boxes is one for all
+                values["mix.box"] = paper.pop("box")
+            if len(mixes) == len(group) == 1:
+                values |= {f"mix.{key}": value for key, value in (paper | given).items()}
+                words.append(name)
+            else:
+                own = [f"_{key}{paper[key]:g}" for key in sorted(paper.keys() - given.keys())]
+                words.append("".join([word, *own]))
+        names.append("_or_".join(words))
+    values["mix.name"] = "+".join(names) or "none"
+    for _, name, given in parts:
         if name in REGULARIZERS:
             table = REGULARIZERS[name]
             values |= table["any"] | table.get(kind, {}) | given
     return values | ROWS.get((kind, method), {})
+
+
+def create_mix(settings, where="config.mix"):
+    """The mix of a config's section `mix`.
+
+    Args:
+      settings: a mapping with `name`, in the words above, and parameters of `mix.create_mix`; each
+        goes to every mix that has it, unless the mix's word has its own. None: the mix's default.
+        `switch_prob` is the probability of the second of 'FIRST_or_SECOND'.
+      where: what error messages call the settings.
+
+    Returns:
+      A `mix.Mix`.
+
+    Raises:
+      UserError: there is no such mix or parameter, or a value is out of its range.
+
+    Example:
+      >>> create_mix({'name': 'cutout_size16+mixup', 'alpha': 0.2}).name
+      'cutout+mixup'
+    """
+    from cutmix_jax import mix  # imports jax
+    from cutmix_jax.mix.recipe import parameters_of
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    name, used = given.pop("name"), set()
+
+    def create_one(word):
+        part, own = _read_word(word)
+        if part == "baseline":
+            return mix.create_mix("none")
+        if part not in MIXES:
+            raise UserError(f"{word!r} is no mix ({nearest(word, MIXES)}).")
+        shared = given.keys() & parameters_of(part)
+        used.update(shared)
+        return mix.create_mix(part, **{key: given[key] for key in shared} | own)
+
+    def create_group(words):
+        parts = [create_one(word) for word in words]
+        if len(parts) == 1:
+            return parts[0]
+        used.add("switch_prob")
+        second = given.get("switch_prob")
+        weights = None if second is None else (1 - second, second)
+        return mix.random_choice(*parts, weights=weights)
+
+    try:
+        parts = [create_group(words) for words in _split(name)]
+        for key in given.keys() - used:
+            raise UserError(f"{name!r} has no parameter {key!r}.")
+        return parts[0] if len(parts) == 1 else mix.chain(*parts)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _split(method):
+    """The words between '+', of which each is a list of those between '_or_'."""
+    return [[word.strip() for word in words.split("_or_")] for words in method.split("+")]
 
 
 def _read_word(word):
@@ -180,7 +273,7 @@ def _to_value(word, key, number):
     return (int(value),) if key == "layers" else int(value)
 
 
-def _check_together(method, names, either, mixes):
+def _check_together(method, groups, names):
     """Refuses words that contradict each other."""
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -188,14 +281,13 @@ def _check_together(method, names, either, mixes):
             f"The method {method!r} names {twice[0]!r} twice: name each method once, with the "
             "parameters it is to have."
         )
-    if "baseline" in names:
+    if "baseline" in names and len(names) > 1:
         raise UserError(
             f"The method {method!r} joins 'baseline', which is no method at all, with others: "
             "leave one or the other out."
         )
-    others = [name for name in names if name in REGULARIZERS]
-    if either and (mixes != 2 or any(name in word for word in either for name in others)):
+    if any(len(group) > 1 and name in REGULARIZERS for group in groups for _, name, _ in group):
         raise UserError(
-            f"The method {method!r} has '_or_' beside other mixes: it joins two mixes, such as "
-            "cutmix_or_mixup, and no third one may stand beside them."
+            f"The method {method!r} joins a regularizer by '_or_', which joins mixes alone, as in "
+            "cutmix_or_mixup."
         )

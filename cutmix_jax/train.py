@@ -19,10 +19,9 @@ import optax
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, metrics, mix, optimizer
+from cutmix_jax import UserError, metrics, mix, models, optimizer, recipes
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import Shards, open_data
-from cutmix_jax.models import check_image_size
 from cutmix_jax.parallel import AXIS, create_mapping, start_in_background
 
 # How many calls of the step may be under way before their metrics are fetched: enough that the
@@ -76,6 +75,7 @@ def create_task(config, mapping=None):
       UserError: a value, the data, or their combination cannot be used.
     """
     config_lib.check_config(config)
+    mixing = recipes.create_mix(config.mix)
     mapping = mapping or create_mapping(config.mapping)
     devices = mapping.local_devices * jax.process_count()
     if config.batch_size % (shares := devices * config.accumulate * config.norm.groups):
@@ -92,9 +92,9 @@ def create_task(config, mapping=None):
             f"config.normalize has {len(config.normalize.mean)} values, and the images of "
             f"{config.dataset!r} have {channels} channels: give one value per channel."
         )
-    check_image_size(config.model, data.image_shape, config.last_stride)
-    model = config_lib.create_model(config, data.num_classes, norm_axis=AXIS)
-    mixing, sides = config_lib.create_mix(config), feature_sides(model, data.image_shape)
+    models.check_image_size(config.model, data.image_shape, config.last_stride)
+    model = models.from_config(config, data.num_classes, norm_axis=AXIS)
+    sides = feature_sides(model, data.image_shape)
     check_mix(config, mixing, sides)
     schedule = optimizer.create_schedule(config, data.steps_per_epoch)
     return Task(

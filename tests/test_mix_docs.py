@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from cutmix_jax import host, mix
+from cutmix_jax import host, mix, recipes
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "mix.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -77,7 +77,7 @@ def test_the_page_names_what_exists():
         mix.create_mix(call, **eval(f"dict({parameters})"))
     for name in re.findall(r"^\| ((?:`[\w+]+`(?:, )?)+) \|", page, re.MULTILINE):
         for recipe in re.findall(r"`([\w+]+)`", name):
-            mix.create_mix(recipe)
+            recipes.create_mix({"name": recipe})
 
 
 def test_memory_is_kept_where_there_is_glibc():

@@ -118,29 +118,19 @@ def test_prob_is_how_often_it_mixes(scope):
         assert close(np.asarray(draw(keys, prob)) == 0.5, prob)
 
 
-def test_switch_prob_is_how_often_the_second_is_taken():
-    recipe = mix.create_mix("cutmix_or_mixup", switch_prob=0.3)
+def test_weights_are_how_often_each_is_taken():
+    parts = [mix.create_mix("cutmix"), mix.create_mix("mixup")]
     keys = jax.random.split(jax.random.key(0), 40_000)
-    cut, blend = jax.jit(jax.vmap(lambda key: recipe.sample(key, 1, (64, 64))))(keys)
-    assert close(np.asarray(blend.ratio[:, 0]) < 1, 0.3)
-    assert not ((cut.lam < 1) & (blend.lam < 1)).any()
 
     @jax.jit
-    def choose(keys, switch_prob):
-        def choose(key):
-            keys = jax.random.split(key, 3)
-            cut, blend = (
-                mix.sample_cutmix(keys[0], 1, (64, 64)),
-                mix.sample_mixup(keys[1], 1, (64, 64)),
-            )
-            return mix.choose(keys[2], cut, blend, switch_prob=switch_prob)
+    def draw(keys, weights):
+        recipe = mix.random_choice(*parts, weights=weights)
+        return jax.vmap(lambda key: recipe.sample(key, 1, (64, 64)))(keys)
 
-        return jax.vmap(choose)(keys)
-
-    for switch_prob in (0.0, 0.3, 1.0):
-        plans = choose(keys, switch_prob)
-        assert close(np.asarray(plans.ratio[:, 0]) < 1, switch_prob)
-        assert not ((plans.ratio[:, 0] < 1) & (plans.box[:, 0, 1, 0] > 0)).any()
+    for second in (0.0, 0.3, 1.0):
+        cut, blend = draw(keys, (1 - second, second))
+        assert close(np.asarray(blend.ratio[:, 0]) < 1, second)
+        assert not ((cut.lam < 1) & (blend.lam < 1)).any()
 
 
 @pytest.mark.parametrize("box", ["exact", "paper"])

@@ -35,10 +35,12 @@ def blends(images, ids):
     plan = mix.sample_mixup(KEY, 8, (8, 8), scope="image")
     yield mix.mix_values(plan, ids)
     yield mix.mix_losses(plan, lambda ids: ids * 0.5, ids)
-    either = mix.choose(KEY, plan, mix.sample_cutmix(KEY, 8, (8, 8)), scope="image")
+    parts = [mix.create_mix("mixup", scope="image"), mix.create_mix("cutmix")]
+    (either,) = mix.random_choice(*parts, scope="image").sample(KEY, 8, (8, 8))
     yield mix.apply(either, images)
     yield jax.grad(lambda images: (mix.apply(either, images) ** 2).sum())(images)
-    recipe = mix.create_mix("cutout+manifold_mixup", layers=("image", "layer1"), cutout_layers=0)
+    features = mix.create_mix("manifold_mixup", layers=("image", "layer1"))
+    recipe = mix.chain(mix.create_mix("cutout"), features)
     for plan in recipe.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
         images = mix.apply_at([plan], plan.layer, images)
         yield images

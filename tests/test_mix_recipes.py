@@ -1,5 +1,7 @@
 """Mixes by their names, combinations, layers, and several devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,16 +27,27 @@ PAPER = {
     "mixup": (("image",), "Mixup: lambda ~ Beta(1, 1)"),
     "manifold_mixup": (("image", "layer1", "layer2"), "at one of image, layer1, layer2"),
     "cutout": (("image",), "filled with 0"),
-    "cutout+mixup": (("image",), ", then Mixup"),
-    "cutout+manifold_mixup": (("image", "layer1", "layer2"), ", then Mixup"),
-    "cutmix_or_mixup": (("image",), "; or, with probability 0.5, Mixup"),
+}
+COMBINED = {
+    "cutout+mixup": (mix.chain, ("image",), ", then Mixup"),
+    "cutout+manifold_mixup": (mix.chain, ("image", "layer1", "layer2"), ", then Mixup"),
+    "cutmix_or_mixup": (mix.random_choice, ("image",), "; or, with probability 0.5, Mixup"),
 }
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_every_mix_of_the_paper_has_a_name(name):
-    layers, words = PAPER[name]
-    recipe = mix.create_mix(name)
+    check_mix(mix.create_mix(name), name, *PAPER[name])
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_mixes_are_combined(name):
+    combine, layers, words = COMBINED[name]
+    parts = map(mix.create_mix, re.split(r"\+|_or_", name))
+    check_mix(combine(*parts), name, layers, words)
+
+
+def check_mix(recipe, name, layers, words):
     assert recipe.name == name
     assert recipe.layers == layers
     assert words in recipe.describe()
@@ -54,7 +67,6 @@ def test_a_recipe_draws_what_its_sampler_draws():
 
 WRONG_RECIPES = {
     "unknown mix": ("cutmx", {}, "mix 'cutmx' is unknown.*mean 'cutmix'"),
-    "unknown part": ("cutout+mixpu", {}, "mix 'mixpu' is unknown.*mean 'mixup'"),
     "unknown parameter": ("cutmix", {"alhpa": 1.0}, "'alhpa' is unknown.*mean 'alpha'"),
     "parameter of another": ("mixup", {"box": "paper"}, "mix 'mixup': parameter 'box'"),
     "none takes nothing": ("none", {"alpha": 1.0}, "parameter 'alpha' is unknown"),
@@ -66,8 +78,6 @@ WRONG_RECIPES = {
     "layer": ("feature_cutmix", {"layers": ("layer9",)}, "layer 'layer9' is unknown"),
     "no layer": ("feature_cutmix", {"layers": ()}, "layers is empty"),
     "size": ("cutout", {"size": -3}, "size=-3 is no box"),
-    "switch_prob": ("cutmix_or_mixup", {"switch_prob": 2}, "switch_prob must be"),
-    "parameter of a part": ("cutout+mixup", {"mixup_size": 3}, "parameter 'mixup_size'"),
 }
 
 
@@ -79,20 +89,13 @@ def test_wrong_recipes_raise(name, parameters, message):
         mix.create_mix(name, **parameters)
 
 
-def test_parameters_reach_their_parts():
-    recipe = mix.create_mix("cutout+mixup", size=8, prob=0.5, mixup_alpha=0.2)
-    cutout, mixup = recipe.parts
-    assert (cutout.options["size"], cutout.options["prob"]) == (8, 0.5)
-    assert (mixup.options["alpha"], mixup.options["prob"]) == (0.2, 0.5)
-
-
 def test_sizes_in_words():
     assert "(size 16;" in mix.create_mix("cutout", size=16.0).describe()
     assert "(size 8 x 0.5 of the side;" in mix.create_mix("cutout", size=(8, 0.5)).describe()
 
 
-def test_in_turn_applies_one_after_the_other():
-    recipe = mix.in_turn(mix.create_mix("cutout", size=2, fill=9), mix.create_mix("cutmix"))
+def test_a_chain_applies_one_after_the_other():
+    recipe = mix.chain(mix.create_mix("cutout", size=2, fill=9), mix.create_mix("cutmix"))
     images = jnp.arange(3 * 64, dtype=jnp.float32).reshape(3, 8, 8)
     cut, paste = recipe.sample(KEY, 3, (8, 8))
     mixed = mix.apply(paste, mix.apply(cut, images))
@@ -102,7 +105,7 @@ def test_in_turn_applies_one_after_the_other():
 
 
 def test_layers_are_mixed_where_they_belong_and_in_their_order():
-    recipe = mix.create_mix("cutout+feature_cutmix", layers=(4,), cutout_layers=(0,))
+    recipe = mix.chain(mix.create_mix("feature_cutmix", layers=4), mix.create_mix("cutout"))
     plans = recipe.sample(KEY, 2, SIDES)
     assert [plan.layer for plan in plans] == ["image", "layer3"]
     for layer, sides in SIDES.items():
@@ -119,15 +122,57 @@ def test_layers_need_the_sides_of_their_maps():
         recipe.sample(KEY, 4, {"image": (32, 32)})
 
 
-def test_choose_needs_plans_for_the_same_batch():
-    one = mix.sample_cutmix(KEY, 4, (8, 8))
-    for other, message in (
-        (mix.sample_cutmix(KEY, 4, (8, 9)), r"sides=\(8, 8\) and one with \(8, 9\)"),
-        (mix.sample_cutmix(KEY, 3, (8, 8)), "batches of 4 and 3"),
-        (mix.sample_cutout(KEY, 4, (8, 8)), "plan with a fill"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            mix.choose(KEY, one, other)
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.25, 0.0, 0.5), (2, 1, 0)])
+def test_a_choice_is_as_likely_as_its_weight(weights):
+    sizes = (2, 4, 8)
+    mixes = [mix.create_mix("cutmix", placement="inside", size=size) for size in sizes]
+    recipe = mix.random_choice(*mixes, weights=weights, scope="image")
+    (plan,) = recipe.sample(KEY, 10_000, (64, 64))
+    sides = plan.box[:, 1, 0] - plan.box[:, 0, 0]
+    found = [(sides == size).mean() for size in sizes]
+    np.testing.assert_allclose(found, np.array(weights) / sum(weights), atol=0.02)
+
+
+def test_the_choice_of_an_image_is_one_plan_of_plans_drawn_apart():
+    """Each image has the plan that its mix has drawn, and partners as they were before mixing."""
+    cut, blend = mix.create_mix("cutmix", scope="image"), mix.create_mix("mixup", scope="image")
+    recipe = mix.random_choice(cut, blend, scope="image")
+    (plan,) = recipe.sample(KEY, 64, (8, 8))
+    choice_key, cut_key, blend_key = jax.random.split(KEY, 3)
+    second = jax.random.uniform(choice_key, (64,)) < 0.5
+    (first,), (other,) = cut.sample(cut_key, 64, (8, 8)), blend.sample(blend_key, 64, (8, 8))
+    images = jnp.arange(64 * 64.0).reshape(64, 8, 8)
+    expected = jnp.where(second[:, None, None], mix.apply(other, images), mix.apply(first, images))
+    np.testing.assert_array_equal(mix.apply(plan, images), expected)
+    assert 16 < second.sum() < 48
+
+
+def test_a_choice_per_device_differs_between_devices():
+    parts = [mix.create_mix("cutmix"), mix.create_mix("mixup")]
+    (plan,) = jax.vmap(
+        lambda _: mix.random_choice(*parts, scope="device").sample(
+            KEY, 2, (8, 8), axis_name="batch"
+        ),
+        axis_name="batch",
+    )(jnp.arange(16))
+    assert 2 < (plan.ratio < 1).sum() < 14
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (("cutmix", "cutout"), {"scope": "image"}, "needs mixes that have one plan each"),
+        (("cutmix", "manifold_mixup"), {"scope": "device"}, "needs mixes that have one plan each"),
+        (("cutmix", "mixup"), {"scope": "pair"}, "scope 'pair' is unknown"),
+        (("cutmix", "mixup"), {"weights": (1.0,)}, "one number per mix.* for 2 mixes"),
+        (("cutmix", "mixup"), {"weights": (0, 0)}, "not all of them 0"),
+        (("cutmix", "mixup"), {"weights": (-1, 2)}, "each of the weights must be at least 0"),
+        ((), {}, "for 0 mixes"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(names, options, message):
+    with pytest.raises(ValueError, match=message):
+        mix.random_choice(*map(mix.create_mix, names), **options).sample(KEY, 4, SIDES)
 
 
 def on_devices(devices, **options):

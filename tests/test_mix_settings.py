@@ -28,7 +28,8 @@ def one_calls():
 def plans():
     inside = mix.sample_cutmix(KEY, 6, (8, 12), placement="inside", min_ratio=0.5, scope="device")
     blend = mix.sample_mixup(KEY, 6, (8, 12), scope="pair", partner="reverse")
-    picked = mix.choose(KEY, inside, blend, scope="image", switch_prob=0.5)
+    either = [mix.create_mix("cutmix", scope="image"), mix.create_mix("mixup", scope="image")]
+    (picked,) = mix.random_choice(*either, scope="image").sample(KEY, 6, (8, 12))
     cut = mix.sample_cutout(KEY, 6, (8, 12), size=3, fill=0.5)
     arrays = {"image": IMAGES, "half": IMAGES[:, ::2, ::2], "depth": IMAGES.astype(np.float16)}
     return [
@@ -43,9 +44,9 @@ def plans():
 
 
 def recipes():
-    either = mix.by_chance(mix.create_mix("scheduled_cutmix"), mix.create_mix("mixup"))
+    either = mix.random_choice(mix.create_mix("scheduled_cutmix"), mix.create_mix("mixup"))
     features = mix.create_mix("manifold_mixup", layers=("layer1",))
-    drawn = mix.in_turn(mix.create_mix("cutout", fill=[1, 2, 3]), either, features).sample(
+    drawn = mix.chain(mix.create_mix("cutout", fill=[1, 2, 3]), either, features).sample(
         KEY, 6, MAPS, progress=0.5
     )
     maps = {name: np.ones((6, *sides, 3), np.float32) for name, sides in MAPS.items()}

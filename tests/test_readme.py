@@ -8,12 +8,12 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from cutmix_jax.config import base_config, flatten, parse_arg
+from cutmix_jax.config import SCHEMA as KEYS
 from cutmix_jax.models import NETS
+from cutmix_jax.recipes import parse_arg
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-KEYS = flatten(base_config().to_dict())
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 

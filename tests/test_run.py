@@ -165,7 +165,7 @@ def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
     others = {
         split: {**part, "image": part["image"][::-1].copy()} for split, part in arrays.items()
     }
-    monkeypatch.setattr(resident, "digits", lambda: (others, names))
+    monkeypatch.setattr(resident, "digits", lambda size: (others, names))
     folder, _ = finished
     with pytest.raises(UserError, match=r"holds a run on other images.*config\.data_dir"):
         run.train(small_config(held_out=100), folder)

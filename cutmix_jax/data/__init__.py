@@ -4,14 +4,15 @@ import dataclasses
 import os
 import pathlib
 
+from ml_collections import ConfigDict
+
 from cutmix_jax import UserError
-from cutmix_jax.data import boxes, cache, records, resident, tiny_imagenet
+from cutmix_jax.config import check_config, crops_larger_images, from_plain
+from cutmix_jax.data import boxes, cache, records, resident, shapes, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.prepared import open_prepared
 from cutmix_jax.data.records import ImageSet
-from cutmix_jax.data.settings import Settings, read_settings
-from cutmix_jax.data.shapes import open_shapes
 from cutmix_jax.paths import place
 
 __all__ = ["Data", "Shards", "open_data"]
@@ -28,7 +29,8 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     are resized to `image_size`.
 
     Args:
-      config: the configuration (keys: see `settings.Settings`; `augment` is a section).
+      config: a config that `check_config` has passed, or a mapping of what differs from the
+        defaults of `config.SCHEMA`.
       shards: how batches are divided over devices and processes.
 
     Returns:
@@ -42,58 +44,58 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
       >>> data.kind, data.image_shape, dict(data.examples), data.steps_per_epoch
       ('resident', (16, 16, 1), {'train': 1500, 'test': 297}, 30)
     """
-    settings = read_settings(config)
-    if settings.batch_size % shards.devices:
-        raise UserError(
-            f"batch_size={settings.batch_size} cannot be divided evenly among {shards.devices} "
-            f"devices: use a multiple of {shards.devices}"
-        )
-    if settings.dataset == "digits":
-        data = _open_digits(settings, shards)
-    elif settings.dataset == "shapes":
-        data = open_shapes(settings, shards)
+    if not isinstance(config, ConfigDict):
+        config = from_plain(config)
+        check_config(config)
+    if config.dataset in ("digits", "shapes"):
+        data = _open_made(config, shards)
     else:
-        data = _open_set(settings, shards)
+        data = _open_set(config, shards)
     if data.color is not None and data.image_shape[2] != 3:
         raise UserError(
-            f"augment.color_jitter and augment.lighting need images of 3 channels, but those of "
-            f"{settings.dataset} have {data.image_shape[2]}: set both to 0"
+            f"config.augment.color_jitter and config.augment.lighting need images of 3 channels, "
+            f"but those of {config.dataset} have {data.image_shape[2]}: set both to 0."
         )
     return data
 
 
-def _open_digits(settings: Settings, shards: Shards) -> Data:
-    if settings.source == "streaming" or settings.streaming_only:
+def _open_made(config: ConfigDict, shards: Shards) -> Data:
+    """Digits or shapes, which need no files and are always resident."""
+    name = config.dataset
+    if config.source == "streaming" or crops_larger_images(config):
         raise UserError(
-            "digits is always resident, but streaming or a crop of larger images was asked for: "
-            "use --config.source=auto without augment.min_area and square_resize"
+            f"{name} is always resident, but streaming or a crop of larger images was asked for: "
+            "use --config.source=auto without augment.min_area and square_resize."
         )
-    if settings.test_split not in (None, "test", "held_out"):
-        raise UserError(f"digits has no split {settings.test_split!r}, only test and train")
-    arrays, class_names = resident.digits()
-    size = settings.image_size or resident.DIGITS_SIZE
-    settings = dataclasses.replace(settings, image_size=size)
-    return resident.open_resident(settings, arrays, class_names, shards, "digits")
+    if config.test_split not in (None, "test", "held_out"):
+        raise UserError(f"{name} has no split {config.test_split!r}, only test and train.")
+    if name == "digits":
+        arrays, names = resident.digits(config.image_size or resident.DIGITS_SIZE)
+        return resident.open_resident(config, arrays, names, shards, name)
+    arrays = shapes.read_arrays(*shapes.size_and_counts(config))
+    return resident.open_resident(
+        config, arrays, shapes.CLASS_NAMES, shards, name, lambda split, i: arrays[split]["boxes"][i]
+    )
 
 
-def _open_set(settings: Settings, shards: Shards) -> Data:
-    image_set = find_set(settings.dataset, settings.data_dir, settings.test_split)
-    if settings.boxes_dir:
-        image_set = _with_xml_boxes(image_set, settings.boxes_dir)
-    if _is_resident(settings, image_set):
+def _open_set(config: ConfigDict, shards: Shards) -> Data:
+    image_set = find_set(config.dataset, config.data_dir, config.test_split)
+    if config.boxes_dir:
+        image_set = _with_xml_boxes(image_set, config.boxes_dir)
+    if _is_resident(config, image_set):
         return resident.open_resident(
-            settings,
+            config,
             resident.read(image_set),
             image_set.class_names,
             shards,
-            settings.dataset,
+            config.dataset,
             (lambda split, i: image_set.splits[split].boxes(i))
             if records.have_boxes(image_set)
             else None,
         )
     from cutmix_jax.data import streaming
 
-    return streaming.open_streaming(settings, image_set, shards)
+    return streaming.open_streaming(config, image_set, shards)
 
 
 def _with_xml_boxes(image_set: ImageSet, folder: str) -> ImageSet:
@@ -104,24 +106,24 @@ def _with_xml_boxes(image_set: ImageSet, folder: str) -> ImageSet:
     return dataclasses.replace(image_set, splits=splits)
 
 
-def _is_resident(settings: Settings, image_set: ImageSet) -> bool:
+def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
     """Whether the set is to be held on the device; see `open_data`."""
-    demanded = settings.source == "resident"
-    if settings.source == "streaming" or settings.streaming_only:
+    demanded = config.source == "resident"
+    if config.source == "streaming" or crops_larger_images(config):
         return False
     shape, by_file = image_set.shape, image_set.shape[0] is None
     if by_file:
         if not demanded and not records.headers_are_cheap(image_set):
             return False
         shape = records.first_shape(image_set)
-    side = settings.image_size or 0
+    side = config.image_size or 0
     count = sum(split.count for split in image_set.splits.values())
     mib = count * max(shape[0] * shape[1], side * side) * shape[2] / 2**20
-    if mib > settings.resident_limit_mib:
+    if mib > config.resident_limit_mib:
         if demanded:
             raise UserError(
-                f"{settings.dataset} takes {mib:,.1f} MiB in device memory, more than "
-                f"resident_limit_mib={settings.resident_limit_mib}: use "
+                f"{config.dataset} takes {mib:,.1f} MiB in device memory, more than "
+                f"resident_limit_mib={config.resident_limit_mib}: use "
                 "--config.source=streaming, or raise --config.resident_limit_mib"
             )
         return False

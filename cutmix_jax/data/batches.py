@@ -155,11 +155,11 @@ def _share(values: np.ndarray, batch_size: int, shards: Shards) -> np.ndarray:
     return values.reshape(shape)[:, shards.process_index]
 
 
-def choose_splits(counts, settings) -> dict[str, tuple[str, np.ndarray]]:
+def choose_splits(counts, config) -> dict[str, tuple[str, np.ndarray]]:
     """split -> (split of the data set it comes from, indices there)."""
-    train, held = choose_examples(counts["train"], settings.held_out, settings.train_examples)
+    train, held = choose_examples(counts["train"], config.held_out, config.train_examples)
     splits = {"train": ("train", train)}
-    if settings.test_split == "held_out":
+    if config.test_split == "held_out":
         if not len(held):
             raise UserError(
                 "test_split=held_out, but no example is held out: give --config.held_out=N"
@@ -171,9 +171,9 @@ def choose_splits(counts, settings) -> dict[str, tuple[str, np.ndarray]]:
             splits["held_out"] = ("train", held)
     if not counts["train"] or not len(splits["test"][1]):
         raise UserError("the data set has an empty split: expected examples in train and test")
-    if len(train) < settings.batch_size:
+    if len(train) < config.batch_size:
         raise UserError(
-            f"{len(train)} training examples are fewer than one batch of {settings.batch_size}: "
+            f"{len(train)} training examples are fewer than one batch of {config.batch_size}: "
             "use a smaller --config.batch_size"
         )
     return splits

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
 from cutmix_jax.data import augment, batches, boxes, cache, image_files, records
 from cutmix_jax.data.batches import Data, Shards
-from cutmix_jax.data.settings import Settings
 
 DIGITS_TEST = 297
 DIGITS_SIZE = 16
 
 
-def digits() -> tuple[dict, tuple[str, ...]]:
-    """Arrays and class names of scikit-learn's handwritten digits, 8x8; a fixed stratified split.
+def digits(size: int = 8) -> tuple[dict, tuple[str, ...]]:
+    """Arrays and class names of scikit-learn's handwritten digits; a fixed stratified split.
 
     scikit-learn gives no split; ours holds the same share of every digit in train and test.
     """
@@ -37,7 +37,7 @@ def digits() -> tuple[dict, tuple[str, ...]]:
 
     # Kept, because importing scikit-learn takes a second and more.
     stored = cache.load_or_make("digits", importlib.metadata.version("scikit-learn"), make)
-    image, label = stored["image"], stored["label"]
+    image, label = resize(stored["image"], size), stored["label"]
     # Within each class in random order, then interleaved: any cut is nearly stratified.
     shuffled = batches.permutation(batches.SUBSET_SEED, 1, len(label))
     rank = np.empty(len(label))
@@ -112,7 +112,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def open_resident(
-    settings: Settings,
+    config: ConfigDict,
     arrays: Mapping,
     class_names: tuple[str, ...],
     shards: Shards,
@@ -126,13 +126,13 @@ def open_resident(
     for split, part in arrays.items():
         check_labels(part["label"], len(class_names), f"split {split} of {name}")
     indices = batches.choose_splits(
-        {split: len(part["label"]) for split, part in arrays.items()}, settings
+        {split: len(part["label"]) for split, part in arrays.items()}, config
     )
     chosen = {}
     for split, (origin, index) in indices.items():
         images = arrays[origin]["image"][index]
-        if settings.image_size:
-            images = resize(images, settings.image_size)
+        if config.image_size:
+            images = resize(images, config.image_size)
         labels = arrays[origin]["label"][index].astype(np.int32)
         chosen[split] = {"image": images, "label": labels}
     shapes = {part["image"].shape[1:] for part in chosen.values()}
@@ -142,12 +142,12 @@ def open_resident(
             "give --config.image_size=N"
         )
     (shape,) = shapes
-    if settings.pad > min(shape[:2]):
+    if config.augment.pad > min(shape[:2]):
         raise UserError(
-            f"augment.pad={settings.pad} is larger than the images of {name} ({shape[0]}x"
+            f"augment.pad={config.augment.pad} is larger than the images of {name} ({shape[0]}x"
             f"{shape[1]}): use a smaller one"
         )
-    size = settings.batch_size
+    size = config.batch_size
     counts = {split: len(part["label"]) for split, part in chosen.items()}
 
     def boxes_of(split: str, i: int) -> np.ndarray:
@@ -155,13 +155,13 @@ def open_resident(
 
     def train_batches(epoch: int, start_step: int = 0):
         positions = batches.train_positions(
-            settings.seed, epoch, counts["train"], size, shards, start_step
+            config.seed, epoch, counts["train"], size, shards, start_step
         )
         for index in positions.astype(np.int32):
             yield {
                 "index": index,
                 "mask": np.ones(index.shape, bool),
-                "seed": batches.seeds(settings.seed, shards),
+                "seed": batches.seeds(config.seed, shards),
             }
 
     def eval_batches(split: str, order: np.ndarray | None = None):
@@ -180,15 +180,15 @@ def open_resident(
         load_train=functools.partial(
             augment.load_augmented,
             load=gather,
-            pad=settings.pad,
-            pad_mode=settings.pad_mode,
-            flip=settings.flip,
+            pad=config.augment.pad,
+            pad_mode=config.augment.pad_mode,
+            flip=config.augment.flip,
         ),
         load_eval=gather,
         train_batches=train_batches,
         train_shapes=batches.train_shapes(size, shards),
         eval_batches=eval_batches,
-        color=augment.create_color(settings.color_jitter, settings.lighting),
+        color=augment.create_color(config.augment.color_jitter, config.augment.lighting),
         boxes=boxes.per_split(indices, find_boxes and boxes_of),
     )
 

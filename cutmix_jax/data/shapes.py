@@ -10,11 +10,10 @@ import functools
 import sys
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
-from cutmix_jax.data import cache, resident
-from cutmix_jax.data.batches import Data, Shards
-from cutmix_jax.data.settings import Settings
+from cutmix_jax.data import cache
 
 CLASS_NAMES = (
     "disc",
@@ -142,35 +141,20 @@ def check_size(size: int) -> None:
         )
 
 
-def open_shapes(settings: Settings, shards: Shards) -> Data:
-    """Pictures with one object, held in device memory."""
-    if settings.source == "streaming" or settings.streaming_only:
-        raise UserError(
-            "shapes is always resident, but streaming or a crop of larger images was asked for: "
-            "use --config.source=auto without augment.min_area and square_resize"
-        )
-    if settings.test_split not in (None, "test", "held_out"):
-        raise UserError(f"shapes has no split {settings.test_split!r}, only test and train")
-    size = settings.image_size or DEFAULT_SIZE
+def size_and_counts(config: ConfigDict) -> tuple[int, dict[str, int]]:
+    """The side of the pictures, and how many there are per split, as the config asks for."""
+    size = config.image_size or DEFAULT_SIZE
     check_size(size)
-    wanted = settings.train_examples or TRAIN_EXAMPLES - settings.held_out
-    counts = {"train": wanted + settings.held_out, "test": TEST_EXAMPLES}
+    wanted = config.train_examples or TRAIN_EXAMPLES - config.held_out
+    counts = {"train": wanted + config.held_out, "test": TEST_EXAMPLES}
     mib = sum(counts.values()) * size * size * 3 / 2**20
-    if mib > settings.resident_limit_mib:
+    if mib > config.resident_limit_mib:
         raise UserError(
             f"shapes takes {mib:,.1f} MiB in device memory, more than resident_limit_mib="
-            f"{settings.resident_limit_mib}: use fewer by --config.train_examples=N, or raise "
+            f"{config.resident_limit_mib}: use fewer by --config.train_examples=N, or raise "
             "--config.resident_limit_mib"
         )
-    arrays = read_arrays(size, counts)
-    return resident.open_resident(
-        settings,
-        arrays,
-        CLASS_NAMES,
-        shards,
-        "shapes",
-        lambda split, i: arrays[split]["boxes"][i],
-    )
+    return size, counts
 
 
 def read_arrays(size: int, counts: dict[str, int]) -> dict:

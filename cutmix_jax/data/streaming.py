@@ -14,11 +14,12 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cutmix_jax import UserError, host
+from cutmix_jax.config import crops_larger_images
 from cutmix_jax.data import augment, batches, boxes, crops, image_files, records, resident
 from cutmix_jax.data.batches import Data, Shards
-from cutmix_jax.data.settings import Settings
 
 DEFAULT_SIZE = 224
 # The shorter side at evaluation in units of the crop: 256 for 224.
@@ -29,25 +30,26 @@ PREFETCH = 4
 TOGETHER = 16
 
 
-def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shards) -> Data:
+def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shards) -> Data:
     """Data over the records of `image_set`."""
     num_classes = len(image_set.class_names)
     indices = batches.choose_splits(
-        {name: split.count for name, split in image_set.splits.items()}, settings
+        {name: split.count for name, split in image_set.splits.items()}, config
     )
     for name, split in image_set.splits.items():
         if split.labels is not None:
             resident.check_labels(split.labels, num_classes, f"split {name}")
-    shape = _shape(settings, image_set)
-    resize = _resize(settings, image_set, shape)
+    shape = _shape(config, image_set)
+    resize = _resize(config, image_set, shape)
     counts = {name: len(index) for name, (_, index) in indices.items()}
-    size = settings.batch_size
+    size = config.batch_size
+    area = (config.augment.min_area, config.augment.max_area)
 
     def center(height: int, width: int):
         """(size of the resized image, offset of the crop) at evaluation."""
         if resize is None:
             return (height, width), (0, 0)
-        square = settings.square_resize is not None
+        square = config.square_resize is not None
         return crops.central(height, width, shape[:2], resize, square)
 
     def for_eval(image: np.ndarray, numbers) -> np.ndarray:
@@ -56,11 +58,10 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         return image_files.resize_and_crop(image, *center(*image.shape[:2]), shape[:2])
 
     def for_train(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        if settings.min_area is not None:
-            area = (settings.min_area, settings.max_area)
+        if area[0] is not None:
             box = crops.random_resized(numbers, *image.shape[:2], area)
             return image_files.crop_and_resize(image, box, shape[:2])
-        if settings.square_resize is not None:
+        if config.square_resize is not None:
             square = (resize, resize)
             offset = crops.place(numbers[0, 2:], square, shape[:2])
             return image_files.resize_and_crop(image, square, offset, shape[:2])
@@ -99,12 +100,12 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
 
     def train_batches(epoch: int, start_step: int = 0):
         positions = batches.train_positions(
-            settings.seed, epoch, counts["train"], size, shards, start_step
+            config.seed, epoch, counts["train"], size, shards, start_step
         )
         mask = np.ones(positions.shape, bool)
-        sample = functools.partial(crops.sample, settings.seed, epoch)
+        sample = functools.partial(crops.sample, config.seed, epoch)
         for xs in stream("train", positions, mask, for_train, sample):
-            yield xs | {"seed": batches.seeds(settings.seed, shards)}
+            yield xs | {"seed": batches.seeds(config.seed, shards)}
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, mask = batches.eval_positions(counts[split], size, shards, order)
@@ -127,15 +128,15 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         load_train=functools.partial(
             augment.load_augmented,
             load=load_eval,
-            pad=settings.pad,
-            pad_mode=settings.pad_mode,
-            flip=settings.flip,
+            pad=config.augment.pad,
+            pad_mode=config.augment.pad_mode,
+            flip=config.augment.flip,
         ),
         load_eval=load_eval,
         train_batches=train_batches,
         train_shapes=batches.train_shapes(size, shards, shape),
         eval_batches=eval_batches,
-        color=augment.create_color(settings.color_jitter, settings.lighting),
+        color=augment.create_color(config.augment.color_jitter, config.augment.lighting),
         digest=digest,
         reader=image_files.libraries(),
         boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
@@ -148,22 +149,22 @@ def load_eval(arrays, xs) -> dict:
     return {key: xs[key] for key in ("image", "label", "mask")}
 
 
-def _shape(settings: Settings, image_set: records.ImageSet) -> tuple[int, int, int]:
+def _shape(config: ConfigDict, image_set: records.ImageSet) -> tuple[int, int, int]:
     """(H, W, C) of the images handed out."""
     height, width, channels = image_set.shape
-    if settings.image_size:
-        return settings.image_size, settings.image_size, channels
-    if height is None or settings.streaming_only:
+    if config.image_size:
+        return config.image_size, config.image_size, channels
+    if height is None or crops_larger_images(config):
         return DEFAULT_SIZE, DEFAULT_SIZE, channels
     return height, width, channels
 
 
-def _resize(settings: Settings, image_set: records.ImageSet, shape) -> int | None:
+def _resize(config: ConfigDict, image_set: records.ImageSet, shape) -> int | None:
     """The shorter side before the crop; None where images already have their size."""
-    if not settings.streaming_only:
+    if not crops_larger_images(config):
         return None if image_set.shape == shape else shape[0]
-    key = "eval_resize" if settings.square_resize is None else "square_resize"
-    resize = getattr(settings, key) or round(shape[0] * DEFAULT_RESIZE)
+    key = "eval_resize" if config.square_resize is None else "square_resize"
+    resize = config[key] or round(shape[0] * DEFAULT_RESIZE)
     if resize < shape[0]:
         raise UserError(
             f"{key}={resize} is smaller than image_size={shape[0]}, which is cut out of "

@@ -7,15 +7,15 @@ A `Plan` says what will be mixed; it is drawn from a key and a shape, without to
     images = mix.apply(plan, images)
     labels = mix.mix_labels(plan, labels, num_classes=10)
 
-`cutmix(key, images, labels, num_classes=10)` does all of it in one call, and `create_mix` makes
-any mix of the paper by its name.
+`cutmix(key, images, labels, num_classes=10)` does all of it in one call, `create_mix` makes
+any mix of the paper by its name, and `chain` and `random_choice` combine mixes.
 """
 
 from cutmix_jax.mix.calls import cutmix, cutout, mixup
 from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
 from cutmix_jax.mix.pixels import apply, apply_at
-from cutmix_jax.mix.plan import Plan, choose, share
-from cutmix_jax.mix.recipe import LAYERS, Mix, by_chance, create_mix, in_turn
+from cutmix_jax.mix.plan import Plan, share
+from cutmix_jax.mix.recipe import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
 __all__ = [
@@ -24,16 +24,15 @@ __all__ = [
     "Plan",
     "apply",
     "apply_at",
-    "by_chance",
-    "choose",
+    "chain",
     "create_mix",
     "cutmix",
     "cutout",
-    "in_turn",
     "mix_labels",
     "mix_losses",
     "mix_values",
     "mixup",
+    "random_choice",
     "sample_cutmix",
     "sample_cutout",
     "sample_mixup",

@@ -1,4 +1,4 @@
-"""The plan of a mix: what it holds, what share it keeps, and choosing between plans."""
+"""The plan of a mix: what it holds, what share it keeps, and selecting between plans."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from cutmix_jax.mix import check
 
 
 @jax.tree_util.register_dataclass
@@ -102,69 +100,38 @@ def switched(plan, on):
     )
 
 
-def choose(key, first, second, *, switch_prob=0.5, scope="batch", axis_name=None):
-    r"""Picks one of two plans at random; the result is one plan, applied in one pass.
-
-    .. math:: P(\text{second}) = \text{switch_prob}
+def select(chosen, drawn):
+    """Returns one plan, which for each image is that of the mix that was chosen for it.
 
     Args:
-        key: a JAX random key.
-        first: a `Plan`.
-        second: a `Plan` for the same batch and sides; neither with a `fill`.
-        switch_prob: the probability of the second plan, in [0, 1]; may be traced.
-        scope: `'batch'`: one choice for the batch, the same on every device; `'device'`: one per
-            device; `'image'`: one per image.
-        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
-
-    Returns:
-        A `Plan`.
-
-    Raises:
-        ValueError: while tracing, if the plans do not fit each other.
-
-    Example:
-        >>> import jax
-        >>> from cutmix_jax import mix
-        >>> cut_key, mixup_key, choice_key = jax.random.split(jax.random.key(0), 3)
-        >>> cutmix = mix.sample_cutmix(cut_key, 4, (32, 32))
-        >>> mixup = mix.sample_mixup(mixup_key, 4, (32, 32))
-        >>> plan = mix.choose(choice_key, cutmix, mixup, switch_prob=0.5)
-        >>> plan.box[0].tolist(), plan.ratio
-        ([[14, 0], [32, 25]], Array([1.], dtype=float32))
+        chosen: int32 `[1 or B]`, indices of `drawn`.
+        drawn: what each mix has drawn: tuples of plans.
     """
-    switch_prob = check.number("switch_prob", switch_prob, 0, 1)
-    for name in ("sides", "layer", "across"):
-        if getattr(first, name) != getattr(second, name):
-            raise ValueError(
-                f"choose() got a plan with {name}={getattr(first, name)!r} and one with"
-                f" {getattr(second, name)!r}; draw both plans for the same batch."
-            )
-    if first.partner.shape != second.partner.shape:
+    plans = [plan for plans in drawn for plan in plans]
+    kinds = {(plan.layer, plan.across) for plan in plans}
+    if (
+        len(kinds) > 1
+        or any(len(plans) != 1 for plans in drawn)
+        or any(plan.fill is not None for plan in plans)
+    ):
         raise ValueError(
-            f"choose() got plans for batches of {len(first.partner)} and {len(second.partner)};"
-            f" draw both plans for the same batch."
+            "random_choice() per device or image needs mixes that have one plan each, at the same"
+            " layer, with partners from the same devices, and without a fill; use scope='batch'."
         )
-    if first.fill is not None or second.fill is not None:
-        raise ValueError(
-            "choose() got a plan with a fill, and picks between partners alone; use by_chance(),"
-            " which picks between any two mixes."
+    result, *others = plans
+    for i, plan in enumerate(others, 1):
+        take, ratio = chosen == i, None
+        if (result.ratio, plan.ratio) != (None, None):
+            ratios = (jnp.float32(1) if r is None else r for r in (plan.ratio, result.ratio))
+            ratio = jnp.where(take, *ratios)
+        result = replace(
+            result,
+            partner=jnp.where(take, plan.partner, result.partner),
+            box=jnp.where(take[:, None, None], plan.box, result.box),
+            lam=jnp.where(take, plan.lam, result.lam),
+            ratio=ratio,
         )
-    if check.choice("scope", scope, {"batch": False, "device": True, "image": True}):
-        key = on_device(key, axis_name)
-    draws = (len(first.partner) if scope == "image" else 1,)
-    take = jax.random.uniform(key, draws, jnp.float32) < switch_prob
-    ratios = [plan.ratio for plan in (first, second)]
-    if ratios == [None, None]:
-        ratio = None
-    else:
-        ratio = jnp.where(take, *(jnp.float32(1) if r is None else r for r in reversed(ratios)))
-    return replace(
-        first,
-        partner=jnp.where(take, second.partner, first.partner),
-        box=jnp.where(take[:, None, None], second.box, first.box),
-        lam=jnp.where(take, second.lam, first.lam),
-        ratio=ratio,
-    )
+    return result
 
 
 def on_device(key, axis_name):

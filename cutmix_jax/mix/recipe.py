@@ -1,16 +1,16 @@
-"""Mixes by name, as configs select them, and their combinations."""
+"""Mixes by name, with their parameters, and what combines them."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.plan import switched
+from cutmix_jax.mix.plan import on_device, select, switched
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
 # The feature maps that a mix may be applied at, in the order of the forward pass. The paper counts
@@ -58,7 +58,8 @@ class Mix:
         Example:
             >>> import jax
             >>> from cutmix_jax import mix
-            >>> plans = mix.create_mix('cutout+mixup').sample(jax.random.key(0), 8, (32, 32))
+            >>> both = mix.chain(mix.create_mix('cutout'), mix.create_mix('mixup'))
+            >>> plans = both.sample(jax.random.key(0), 8, (32, 32))
             >>> [plan.fill for plan in plans]
             [0.0, None]
         """
@@ -115,49 +116,66 @@ class OneMix(Mix):
 
 
 @dataclass(frozen=True)
-class InTurn(Mix):
+class Chain(Mix):
     """All of its parts, one after the other."""
 
     parts: tuple[Mix, ...] = ()
 
     def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
-        plans = [
+        options = {"progress": progress, "axis_name": axis_name}
+        keys = [jax.random.fold_in(key, i) for i in range(len(self.parts))]
+        return _in_order(
             plan
-            for i, part in enumerate(self.parts)
-            for plan in part.sample(
-                jax.random.fold_in(key, i),
-                batch_size,
-                sides,
-                progress=progress,
-                axis_name=axis_name,
-            )
-        ]
-        return tuple(sorted(plans, key=lambda plan: LAYERS.index(plan.layer)))
+            for key, part in zip(keys, self.parts, strict=True)
+            for plan in part.sample(key, batch_size, sides, **options)
+        )
 
     def describe(self):
         return ", then ".join(part.describe() for part in self.parts)
 
 
 @dataclass(frozen=True)
-class ByChance(Mix):
-    """One of its two parts."""
+class RandomChoice(Mix):
+    """One of its parts, drawn anew for each batch, device or image."""
 
     parts: tuple[Mix, ...] = ()
-    switch_prob: float = 0.5
+    weights: tuple[Any, ...] = field(default=(), hash=False)
+    scope: str = "batch"
 
     def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
-        choice_key, *keys = jax.random.split(key, 3)
-        second = jax.random.uniform(choice_key, (1,), jnp.float32) < self.switch_prob
+        options = {"progress": progress, "axis_name": axis_name}
+        key, *keys = jax.random.split(key, 1 + len(self.parts))
         plans = [
-            switched(plan, on)
-            for part, on, key in zip(self.parts, (~second, second), keys, strict=True)
-            for plan in part.sample(key, batch_size, sides, progress=progress, axis_name=axis_name)
+            part.sample(part_key, batch_size, sides, **options)
+            for part_key, part in zip(keys, self.parts, strict=True)
         ]
-        return tuple(sorted(plans, key=lambda plan: LAYERS.index(plan.layer)))
+        if self.scope != "batch":
+            key = on_device(key, axis_name)
+        draws = (batch_size if self.scope == "image" else 1,)
+        number = jax.random.uniform(key, draws, jnp.float32) * sum(self.weights)
+        chosen = jnp.zeros(draws, jnp.int32)
+        for i in range(1, len(keys)):  # the last part has the lowest numbers
+            chosen += (number < sum(self.weights[i:])).astype(jnp.int32)
+        if self.scope != "batch":
+            return (select(chosen, plans),)
+        return _in_order(
+            switched(plan, chosen == i) for i, drawn in enumerate(plans) for plan in drawn
+        )
 
     def describe(self):
-        first, second = (part.describe() for part in self.parts)
-        return f"{first}; or, with probability {self.switch_prob:g}, {second}"
+        first, *others = (part.describe() for part in self.parts)
+        total = sum(self.weights)
+        words = [
+            f"; or, with probability {weight / total:g}, {part}"
+            for weight, part in zip(self.weights[1:], others, strict=True)
+        ]
+        per = "" if self.scope == "batch" else f"; chosen per {self.scope}"
+        return first + "".join(words) + per
+
+
+def _in_order(plans):
+    """Returns the plans in the order of the forward pass."""
+    return tuple(sorted(plans, key=lambda plan: LAYERS.index(plan.layer)))
 
 
 def _sides_at(layer, sides, mix):
@@ -255,8 +273,8 @@ def create_mix(name, **parameters):
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`; at feature maps `'manifold_mixup'`, `'feature_cutmix'`; several in turn,
-            `'cutout+mixup'`; one of two by chance, `'cutmix_or_mixup'`.
+            `'cutout'`; at feature maps `'manifold_mixup'`, `'feature_cutmix'`. `chain` and
+            `random_choice` combine them.
         **parameters: what differs from the defaults of the mix: options of its sampler
             (`sample_cutmix`, `sample_mixup`, `sample_cutout`), and for all of them
 
@@ -264,10 +282,6 @@ def create_mix(name, **parameters):
               `'constant'` does not;
             * `until`: the share of training after which nothing is mixed;
             * `layers`: where, as names or numbers in `LAYERS`; one of several is drawn per batch.
-
-            In a combination a parameter goes to each part that has it, and `PART_PARAMETER`, such
-            as `mixup_alpha`, to that part alone; by chance, `switch_prob` is the second's
-            probability.
 
     Returns:
         A `Mix`.
@@ -280,17 +294,9 @@ def create_mix(name, **parameters):
         >>> print(mix.create_mix('cutmix', alpha=0.2, box='paper').describe())
         CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); centre uniform), partner by
         permutation; labels weighed by the pixels kept
-        >>> print(mix.create_mix('cutmix_or_mixup', mixup_alpha=0.8).describe())
-        CutMix: one 'exact' box per batch (lambda ~ Beta(1, 1); centre uniform), partner by
-        permutation; labels weighed by the pixels kept; or, with probability 0.5, Mixup: lambda ~
-        Beta(0.8, 0.8) per batch, partner by permutation
     """
     if name == "none" and not parameters:
         return Mix("none")
-    if "_or_" in name:
-        return _combine(by_chance, name.split("_or_"), parameters)
-    if "+" in name:
-        return _combine(in_turn, name.split("+"), parameters)
     check.choice("mix", name, ("none", *RECIPES))
     defaults = {} if name == "none" else parameters_of(name)
     for parameter in parameters:
@@ -312,50 +318,69 @@ def create_mix(name, **parameters):
     return mix
 
 
-def in_turn(*mixes):
+def chain(*mixes):
     """Returns the mix that applies all of these, one after the other.
 
     Args:
-        *mixes: what `create_mix` returns.
+        *mixes: what `create_mix`, `chain` and `random_choice` return.
 
     Returns:
         A `Mix`.
 
     Example:
         >>> from cutmix_jax import mix
-        >>> both = mix.in_turn(mix.create_mix('cutout', size=16), mix.create_mix('mixup'))
+        >>> both = mix.chain(mix.create_mix('cutout', size=16), mix.create_mix('mixup'))
         >>> both.name
         'cutout+mixup'
 
     Reference:
         Table 5 of Yun et al., "CutMix", ICCV 2019, has Cutout + Mixup and Cutout + Manifold Mixup.
     """
-    return InTurn("+".join(mix.name for mix in mixes), _layers_of(mixes), mixes)
+    return Chain("+".join(mix.name for mix in mixes), _layers_of(mixes), mixes)
 
 
-def by_chance(first, second, *, switch_prob=0.5):
-    """Returns the mix that applies one of the two, drawn anew for each batch.
+def random_choice(*mixes, weights=None, scope="batch"):
+    r"""Returns the mix that applies one of these at random.
+
+    .. math:: P(i) = \text{weights}_i / \textstyle\sum_k \text{weights}_k
 
     Args:
-        first: what `create_mix` returns.
-        second: the same.
-        switch_prob: the probability of the second, in [0, 1].
+        *mixes: what `create_mix`, `chain` and `random_choice` return.
+        weights: one number per mix, at least 0; None: all are equally likely. May be traced.
+        scope: `'batch'`: one choice for the batch, the same on every device; `'device'`: one per
+            device; `'image'`: one per image. The last two make one plan, applied in one pass,
+            from mixes that have one plan each, at the same layer and without a `fill`.
 
     Returns:
         A `Mix`.
 
     Raises:
-        ValueError: if `switch_prob` is out of its range.
+        ValueError: if the weights do not fit; while tracing, if the mixes do not fit the scope.
 
     Example:
+        >>> import jax
         >>> from cutmix_jax import mix
-        >>> either = mix.by_chance(mix.create_mix('cutmix'), mix.create_mix('mixup', alpha=0.8))
+        >>> either = mix.random_choice(
+        ...     mix.create_mix('cutmix'), mix.create_mix('mixup', alpha=0.8), scope='image')
         >>> either.name
         'cutmix_or_mixup'
+        >>> (plan,) = either.sample(jax.random.key(0), 8, (32, 32))
+        >>> plan.box.shape, plan.ratio.shape
+        ((8, 2, 2), (8,))
     """
-    check.number("switch_prob", switch_prob, 0, 1)
-    mixes = (first, second)
-    return ByChance(f"{first.name}_or_{second.name}", _layers_of(mixes), mixes, switch_prob)
+    weights = (1.0,) * len(mixes) if weights is None else tuple(weights)
+    for weight in weights:
+        check.number("each of the weights", weight, 0, math.inf)
+    weights = tuple(float(w) if check.is_concrete(w) else w for w in weights)
+    total = sum(weights)
+    if len(weights) != len(mixes) or (check.is_concrete(total) and not 0 < total < math.inf):
+        raise ValueError(
+            f"weights must be one number per mix, not all of them 0, but for {len(mixes)} mixes"
+            f" they are {weights}."
+        )
+    check.choice("scope", scope, ("batch", "device", "image"))
+    name = "_or_".join(mix.name for mix in mixes)
+    return RandomChoice(name, _layers_of(mixes), mixes, weights, scope)
 
 
 def _layers_of(mixes):
@@ -369,27 +394,6 @@ def _layer_names(layers):
     if not layers:
         raise ValueError(f"layers is empty; expected one or more of {LAYERS} or their numbers.")
     return tuple(check.choice("layer", layer, table) for layer in layers)
-
-
-def _combine(combination, names, parameters):
-    """Makes the parts with the parameters that are theirs, and combines them."""
-    if combination is by_chance and "switch_prob" in parameters:
-        combination = partial(by_chance, switch_prob=parameters["switch_prob"])
-        parameters = {k: v for k, v in parameters.items() if k != "switch_prob"}
-    known = {}
-    for name in names:
-        check.choice("mix", name, RECIPES)
-        known |= {key: key for p in parameters_of(name) for key in (p, f"{name}_{p}")}
-    for parameter in parameters:
-        check.choice(f"mix {' and '.join(names)}: parameter", parameter, known)
-    parts = []
-    for name in names:
-        own = {p: parameters[p] for p in parameters_of(name) if p in parameters}
-        own |= {
-            p: parameters[f"{name}_{p}"] for p in parameters_of(name) if f"{name}_{p}" in parameters
-        }
-        parts.append(create_mix(name, **own))
-    return combination(*parts)
 
 
 def _draw_once(mix):

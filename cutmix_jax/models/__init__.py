@@ -106,6 +106,19 @@ def create_model(
     return model
 
 
+def from_config(config: Any, num_classes: int, norm_axis: str | None = None) -> nn.Module:
+    """The network that a config describes; `sync_batch_norm` averages over `norm_axis`."""
+    drop_block = {"drop_block" if k == "rate" else k: v for k, v in config.drop_block.items()}
+    return create_model(
+        config.model,
+        num_classes,
+        norm_axis=norm_axis if config.sync_batch_norm else None,
+        **{f"norm_{key}": value for key, value in config.norm.items()},
+        **{key: config[key] for key in ("dtype", "zero_init", "remat", "last_stride")},
+        regularization=Regularization(config.stochastic_depth, config.shake_drop, **drop_block),
+    )
+
+
 def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 2) -> None:
     """Checks that images of `shape` (H, W, C) leave at least one pixel in the last map.
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.data import Shards, find_set, open_data, prepared, records, resident
+from cutmix_jax.data import find_set, open_data, prepared, records, resident
 
 
-def refused(match, shards=Shards(), **config):  # noqa: B008
+def refused(match, **config):
     """Opening fails with a UserError of one line that matches; returns the line."""
     with pytest.raises(UserError, match=match) as caught:
-        open_data({"batch_size": 8, **config}, shards)
+        open_data({"batch_size": 8, **config})
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -25,31 +25,30 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"batch_size": 0}, "batch_size=0 is out of range"),
-        ({"batch_size": float("nan")}, "batch_size=nan"),
-        ({"seed": -1}, "seed=-1"),
-        ({"train_examples": 0}, "train_examples=0"),
-        ({"held_out": -5}, "held_out=-5"),
-        ({"image_size": 0}, "image_size=0"),
-        ({"resident_limit_mib": float("nan")}, "resident_limit_mib=nan"),
-        ({"source": "disk"}, "source='disk' is unknown: expected one of auto, resident, streaming"),
-        ({"augment": {"pad": -1}}, "augment.pad=-1"),
+        ({"batch_size": 0}, r"config\.batch_size is 0, and a finite number of at least 1"),
+        ({"seed": -1}, "config.seed is -1"),
+        ({"train_examples": 0}, "train_examples is 0"),
+        ({"held_out": -5}, "held_out is -5"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"resident_limit_mib": -1}, "resident_limit_mib is -1"),
+        ({"source": "disk"}, "source is 'disk', and one of 'auto', 'resident', 'streaming'"),
+        ({"augment": {"pad": -1}}, "augment.pad is -1"),
         ({"augment": {"pad": 17}}, "augment.pad=17 is larger than the images"),
         (
             {"augment": {"pad_mode": "edge"}},
-            "pad_mode=.edge. is unknown: expected one of zero, reflect",
+            "pad_mode is 'edge', and one of 'zero', 'reflect'",
         ),
-        ({"augment": {"color_jitter": float("nan")}}, "augment.color_jitter=nan"),
-        ({"augment": {"lighting": -0.1}}, "augment.lighting=-0.1"),
+        ({"augment": {"color_jitter": float("nan")}}, "augment.color_jitter is nan"),
+        ({"augment": {"lighting": -0.1}}, "augment.lighting is -0.1"),
         ({"augment": {"lighting": 0.1}}, "need images of 3 channels"),
-        ({"augment": {"min_area": 0.0}}, "0 < min_area <= max_area <= 1"),
-        ({"augment": {"min_area": 0.5, "max_area": 0.4}}, "0 < min_area <= max_area <= 1"),
+        ({"augment": {"min_area": 0.0}}, "min_area is 0.0, and a finite number above 0"),
+        ({"augment": {"min_area": 0.5, "max_area": 0.4}}, "min_area is 0.5, and at most .*=0.4"),
         ({"augment": {"min_area": 0.5, "pad": 4}}, "cropped in one way only"),
         ({"augment": {"min_area": 0.5}, "source": "resident"}, "--config.source=streaming"),
         ({"augment": {"min_area": 0.5}}, "digits is always resident"),
-        ({"square_resize": 0}, "square_resize=0 is out of range"),
+        ({"square_resize": 0}, "square_resize is 0"),
         ({"square_resize": 20}, "digits is always resident"),
-        ({"square_resize": 20, "source": "resident"}, "square_resize=20 crops from larger images"),
+        ({"square_resize": 20, "source": "resident"}, "square_resize crops from larger images"),
         ({"square_resize": 20, "augment": {"pad": 4}}, "cropped in one way only"),
         ({"square_resize": 20, "eval_resize": 30}, "cropped in one way only"),
         ({"test_split": "validation"}, "digits has no split 'validation'"),
@@ -62,10 +61,6 @@ def refused(match, shards=Shards(), **config):  # noqa: B008
 )
 def test_configuration_is_refused(config, match):
     refused(match, **config)
-
-
-def test_batch_must_divide_among_the_devices():
-    refused("cannot be divided evenly among 6 devices", Shards(3, 0, 2), batch_size=64)
 
 
 def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
@@ -268,8 +263,8 @@ def test_images_of_differing_size_are_not_resident(photo_folder):
 
 def test_sets_above_the_limit_are_not_resident(toy_set):
     data_dir, *_ = toy_set()
-    config = toys(data_dir, source="resident", resident_limit_mib=0.005)
-    refused("takes 0.0 MiB in device memory, more than resident_limit_mib=0.005", **config)
+    config = toys(data_dir, source="resident", resident_limit_mib=0)
+    refused("takes 0.0 MiB in device memory, more than resident_limit_mib=0:", **config)
 
 
 @pytest.mark.parametrize(
