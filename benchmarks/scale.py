@@ -221,7 +221,7 @@ def time_checkpoint(state):
     """Seconds that training stands still to save `state`, and until it is whole on the disk."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
     mapping = create_mapping("pmap", 1)
-    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, mapping) as checkpoints:
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
         zeros = jax.block_until_ready(mapping.replicate(zeros))
         begin = time.perf_counter()
         checkpoints.save(1, zeros, {})

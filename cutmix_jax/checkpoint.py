@@ -59,9 +59,8 @@ class Checkpoints:
     values of both, so that a changed byte is noticed whatever the file format.
     """
 
-    def __init__(self, workdir, mapping, read_only=False):
+    def __init__(self, workdir, read_only=False):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        self.mapping = mapping
         _quieten()
         self.errors = {}  # of the checkpoints whose description is whole, by step
         self.unreadable = {}  # what is wrong with the others, by step
@@ -117,7 +116,7 @@ class Checkpoints:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(self.mapping.to_global(state)),
+                    state=ocp.args.StandardSave(state),
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
@@ -228,18 +227,16 @@ class Checkpoints:
         restored = self.manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )
-        state = self.mapping.from_global(restored.state)
-        if digest(jax.device_get(state)) != meta["digest"]:
+        if digest(jax.device_get(restored.state)) != meta["digest"]:
             raise ValueError("its values have changed since they were written")
-        return state
+        return restored.state
 
 
-def read_weights(workdir, mapping, which="latest", name=None):
+def read_weights(workdir, which="latest", name=None):
     """The weights to evaluate of any workdir, whatever its network.
 
     Args:
       workdir: folder of a run, or of converted weights.
-      mapping: a `parallel.Mapping`.
       which: 'latest' or 'best'.
       name: what to call the workdir where it holds no checkpoint.
 
@@ -257,7 +254,7 @@ def read_weights(workdir, mapping, which="latest", name=None):
     )
     if not (workdir / "checkpoints").is_dir():
         raise missing
-    with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         found = checkpoints.restore(
             lambda shapes: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes),
             which,

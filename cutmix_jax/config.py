@@ -212,7 +212,12 @@ SCHEMA = {
     "accumulate": Key(int, 1, _COUNT, "Parts of a device's batch whose gradients make one step."),
     "ema": Key(float, 0.0, _RATE, "Decay of the EMA weights, which are evaluated; 0: none."),
     # How the run goes.
-    "mapping": Key(str, "pmap", _one_of("pmap", "shard_map"), "How steps go over the devices."),
+    "mapping": Key(
+        str,
+        "auto",
+        _one_of("auto", "pmap", "shard_map"),
+        "How steps go over devices; 'auto': pmap in one process, shard_map in several.",
+    ),
     "steps_per_call": Key(
         int, 0, _NOT_NEGATIVE, "Steps per call; 0: 1 on CPU, many on GPU and TPU (resident)."
     ),

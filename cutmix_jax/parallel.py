@@ -12,10 +12,10 @@ import threading
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cutmix_jax import UserError
 from cutmix_jax.host import BACKGROUND
 
 AXIS = "batch"
@@ -27,8 +27,7 @@ class Mapping:
 
     Attributes:
       kind: 'pmap' or 'shard_map'.
-      mesh: the devices that one call of a mapped function addresses. Under 'pmap' these are this
-        process's own, and its arrays are local to it; under 'shard_map' they are all devices.
+      mesh: the devices, of all processes.
     """
 
     kind: str
@@ -51,7 +50,7 @@ class Mapping:
     def replicate(self, tree):
         """Puts a copy of every (host or single-device) array on every device."""
         sharding = NamedSharding(self.mesh, P())
-        if self._is_local:
+        if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(
@@ -63,7 +62,7 @@ class Mapping:
     def shard(self, tree):
         """Splits host arrays ``[local_devices, ...]`` over this process's devices."""
         sharding = NamedSharding(self.mesh, P(AXIS))
-        if self._is_local:
+        if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
@@ -106,22 +105,6 @@ class Mapping:
             donate_argnums=donate,
         )
 
-    def to_global(self, tree):
-        """Makes replicated arrays global over all processes, as a checkpoint needs them."""
-        if jax.process_count() == 1 or not self._is_local:
-            return tree
-        return multihost_utils.host_local_array_to_global_array(tree, all_devices(), P())
-
-    def from_global(self, tree):
-        """The inverse of `to_global`."""
-        if jax.process_count() == 1 or not self._is_local:
-            return tree
-        return self.replicate(jax.tree.map(lambda x: x.addressable_data(0), tree))
-
-    @property
-    def _is_local(self):
-        return all(d.process_index == jax.process_index() for d in self.mesh.devices.flat)
-
 
 def start_in_background(function):
     """A future of `function()`, whose thread does not keep the process from ending."""
@@ -143,13 +126,24 @@ def all_devices():
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
-def create_mapping(kind, local_devices=None):
+def create_mapping(kind="auto", local_devices=None):
     """Lays functions over the devices.
 
     Args:
-      kind: 'pmap' or 'shard_map'.
+      kind: 'pmap', for one process; 'shard_map', for any number; 'auto': pmap in one process.
       local_devices: how many devices of a single process to use, the first ones; None: all.
+
+    Raises:
+      UserError: 'pmap' with several processes.
     """
-    local = jax.local_devices()[:local_devices]
-    several = kind == "shard_map" and jax.process_count() > 1
-    return Mapping(kind, all_devices() if several else Mesh(np.array(local), (AXIS,)))
+    several = jax.process_count() > 1
+    if kind == "auto":
+        kind = "shard_map" if several else "pmap"
+    if kind == "pmap" and several:
+        raise UserError(
+            f"config.mapping='pmap' is for one process, and there are {jax.process_count()}. Use "
+            "--config.mapping=auto."
+        )
+    if several:
+        return Mapping(kind, all_devices())
+    return Mapping(kind, Mesh(np.array(jax.local_devices()[:local_devices]), (AXIS,)))

@@ -24,7 +24,6 @@ from cutmix_jax.checkpoint import (
     workdir_lock,
 )
 from cutmix_jax.optimizer import drop_epochs
-from cutmix_jax.parallel import create_mapping
 from cutmix_jax.paths import place
 
 
@@ -52,7 +51,7 @@ def train(config, workdir, stream=None):
     with (
         Interruption() as interruption,
         workdir_lock(workdir, primary) as folder,
-        Checkpoints(folder, task.mapping) as checkpoints,
+        Checkpoints(folder) as checkpoints,
     ):
         state, progress, notes = open_run(task, checkpoints, described)
         step = int(state.step)
@@ -144,13 +143,11 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     )
     if not (workdir / "checkpoints").is_dir():
         raise missing
-    mapping = create_mapping(config.mapping if config else "pmap")
-    with Checkpoints(workdir, mapping, read_only=True) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         if config is None:
             config = config_lib.from_plain(checkpoints.read_meta(which)["config"])
             config.update_from_flattened_dict(overrides or {})
         task = train_lib.create_task(config)
-        checkpoints.mapping = task.mapping  # the run's own, which its config names
         # Converted weights are of no run, and any data may measure them.
         found = checkpoints.restore(
             partial(abstract_saved, task),
@@ -293,8 +290,7 @@ def initialize_from(task, state, path):
 
     So does one that fits, where the config asks for a new head.
     """
-    mapping = create_mapping(task.config.mapping)
-    found, _, notes = read_weights(path, mapping, name="config.init_from")
+    found, _, notes = read_weights(path, name="config.init_from")
     given = flax.traverse_util.flatten_dict(jax.device_get(found["weights"]), sep="/")
     wanted = flax.traverse_util.flatten_dict(
         {"params": state.params, "batch_stats": state.batch_stats}, sep="/"
@@ -422,7 +418,7 @@ def describe(task, state):
             f"{config.weight_decay:g}",
             *(f"          {option}" for option, there in options.items() if there),
             f"devices   {jax.device_count()} x {device.device_kind} in {jax.process_count()} "
-            f"process{'es' * (jax.process_count() > 1)}, {config.mapping}",
+            f"process{'es' * (jax.process_count() > 1)}, {task.mapping.kind}",
             *(f"{name:<12}{count:>14,}" for name, count in table),
         ]
     )

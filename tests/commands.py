@@ -11,7 +11,6 @@ from PIL import Image
 
 from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config
-from cutmix_jax.parallel import create_mapping
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Programs that one test's process compiled serve the next one's; the bits stay the same.
@@ -83,5 +82,5 @@ def run_main(*arguments, devices=1, timeout=300):
 
 def checkpoint_digest(workdir):
     """The digest of the newest checkpoint's state: equal if and only if every bit is."""
-    with Checkpoints(workdir, create_mapping("pmap", 1)) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         return checkpoints._read_meta(checkpoints.manager.latest_step())["digest"]

@@ -23,10 +23,10 @@ def weights(mapping, value):
 
 def test_the_latest_two_and_the_best_are_kept(tmp_path, mapping):
     errors = {1: 0.5, 2: 0.3, 3: None, 4: 0.3, 5: 0.4, 6: None, 7: 0.9, 8: 0.6}
-    with Checkpoints(tmp_path, mapping) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         for step, error in errors.items():
             checkpoints.save(step, weights(mapping, step), {"note": step}, error)
-    with Checkpoints(tmp_path, mapping) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.manager.all_steps() == [4, 7, 8]  # of two equally good ones the later
         for which, step in (("latest", 8), ("best", 4)):
             state, meta, passed_over = checkpoints.restore(weights(mapping, 0), which)
@@ -38,9 +38,9 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path, mapping):
 
 def test_what_is_restored_is_what_was_saved_on_any_number_of_devices(tmp_path, mapping):
     eight = create_mapping("shard_map")
-    with Checkpoints(tmp_path, eight) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, weights(eight, 1), {"plain": [1, 2.5, None, "x"]})
-    with Checkpoints(tmp_path, mapping) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         state, meta, _ = checkpoints.restore(weights(mapping, 0))
     assert digest(jax.device_get(state)) == digest(jax.device_get(weights(mapping, 1)))
     assert meta["plain"] == [1, 2.5, None, "x"]
@@ -59,7 +59,7 @@ def test_the_digest_sees_values_names_dtypes_and_shapes():
 
 
 def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, mapping, monkeypatch):
-    with Checkpoints(tmp_path, mapping) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, weights(mapping, 1), {})
         checkpoints.wait()
         full = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -72,7 +72,7 @@ def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, mappi
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, mapping):
-    with Checkpoints(tmp_path, mapping) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UserError, match="not finite at step 3"):
             checkpoints.save(3, mapping.replicate({"weight": np.array([1, np.inf])}), {})
         assert not checkpoints.manager.all_steps()

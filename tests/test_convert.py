@@ -349,7 +349,7 @@ def workdir(tmp_path_factory):
     state = train.create_state(task)
     averaged = jax.tree.map(lambda leaf: leaf * 1.5, state.ema)
     state = state.replace(step=np.int32(5), ema=averaged)
-    with Checkpoints(folder, mapping) as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         meta = run.describe_run(task) | {"progress": {}}
         checkpoints.save(5, mapping.replicate(state), meta, error=0.5)
         worse = state.replace(ema=state.evaluated() | {"params": state.params})
@@ -378,7 +378,7 @@ class TestWorkdirs:
         overrides = ["--config.image_size=8", "--config.train_examples=320"]
         converted = convert.import_weights(path, back, overrides=overrides)
         assert (converted.model, converted.channels) == ("resnet8", 1)
-        with Checkpoints(back, create_mapping("pmap", 1), read_only=True) as checkpoints:
+        with Checkpoints(back, read_only=True) as checkpoints:
             config = from_plain(checkpoints.read_meta()["config"])
         assert (config.dataset, config.model, config.mix.name) == ("digits", "resnet8", "none")
         before, after = measure(folder, which="best"), measure(back)

@@ -94,7 +94,7 @@ def test_the_default_is_digits_with_cutmix(command_line):
         ({"warmup_epochs": 3.0}, r"config\.warmup_epochs is 3.*at most 2"),
         ({"warmup_epochs": 2.0, "schedule": "cosine"}, r"config\.warmup_epochs is 2.*at most 1"),
         ({"schedule": "stairs"}, r"config\.schedule is 'stairs'.*'step', 'cosine'"),
-        ({"mapping": "xmap"}, r"config\.mapping is 'xmap'.*'pmap', 'shard_map'"),
+        ({"mapping": "xmap"}, r"config\.mapping is 'xmap'.*'auto', 'pmap', 'shard_map'"),
         ({"dtype": "float16"}, r"config\.dtype is 'float16'.*'bfloat16'"),
         ({"normalize.std": (0.0,)}, r"config\.normalize\.std is .*above 0"),
         ({"normalize.mean": (0.5, 0.5)}, r"config\.normalize has 2 means and 1"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from cutmix_jax import UserError
 from cutmix_jax.parallel import AXIS, create_mapping
 
 KINDS = ["pmap", "shard_map"]
@@ -59,6 +60,18 @@ def test_batches_are_on_their_way_before_they_are_asked_for():
         assert len(made) == min(5, len(seen) + 3)
         seen.append(int(batch[0, 0]))
     assert seen == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("processes", "kind"), [(1, "pmap"), (2, "shard_map")])
+def test_the_mapping_follows_the_number_of_processes(monkeypatch, processes, kind):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    assert create_mapping().kind == kind
+
+
+def test_pmap_with_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"'pmap' is for one process, and there are 2.*=auto"):
+        create_mapping("pmap")
 
 
 def test_several_cpu_devices_have_to_be_waited_for():

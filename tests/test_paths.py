@@ -17,7 +17,6 @@ from cutmix_jax.config import check_config
 from cutmix_jax.convert import __main__ as convert_command
 from cutmix_jax.data import boxes, cache, open_data, prepare
 from cutmix_jax.evals import ood
-from cutmix_jax.parallel import create_mapping
 from cutmix_jax.paths import place
 from cutmix_jax.report import __main__ as report
 from cutmix_jax.report.runs import read_runs
@@ -113,7 +112,7 @@ ENTRIES = {
     "train": ("The workdir", lambda: run.train(small_config(), ADDRESS)),
     "evaluate": ("The workdir", lambda: run.evaluate(None, ADDRESS)),
     "lock": ("The workdir", lambda: workdir_lock(ADDRESS).__enter__()),
-    "weights": ("The workdir", lambda: read_weights(ADDRESS, create_mapping("pmap", 1))),
+    "weights": ("The workdir", lambda: read_weights(ADDRESS)),
     "init_from": ("config.init_from", configured(init_from=ADDRESS)),
     "data_dir": ("config.data_dir", configured(data_dir=ADDRESS)),
     "boxes_dir": ("config.boxes_dir", configured(boxes_dir=ADDRESS)),

@@ -44,14 +44,13 @@ def losses(workdir):
     return [(record["train_loss"], record["test_top1_error"]) for record in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("mapping", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
-def test_two_processes_compute_what_one_with_two_devices_does(tmp_path, mapping):
-    chosen = f"--config.mapping={mapping}"
-    told, silent = finish(start_two(tmp_path / "two", *ARGUMENTS, chosen))
-    one = run_main(f"--workdir={tmp_path / 'one'}", *ARGUMENTS, chosen, devices=2)
+def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
+    told, silent = finish(start_two(tmp_path / "two", *ARGUMENTS))
+    one = run_main(f"--workdir={tmp_path / 'one'}", *ARGUMENTS, devices=2)
     assert one.returncode == 0, one.stderr
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
-    assert "in 2 processes" in told
+    assert "in 2 processes, shard_map" in told
+    assert "in 1 process, pmap" in one.stdout
     assert "epoch" in told
     assert "epoch" not in silent  # one of them writes logs and results
     assert (tmp_path / "two" / "results.json").exists()

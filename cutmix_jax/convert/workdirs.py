@@ -43,14 +43,13 @@ def import_weights(
     converted = from_torch(read_file(path), model, path.name, weights)
     config = _create_config(converted, config, overrides, path)
     with workdir_lock(workdir) as folder:
-        mapping = create_mapping("pmap", 1)
-        _make_room(folder, mapping, overwrite)
-        with Checkpoints(folder, mapping) as checkpoints:
+        _make_room(folder, overwrite)
+        with Checkpoints(folder) as checkpoints:
             meta = {
                 "config": config_lib.to_plain(config),
                 "weights": {"file": path.name, "new": list(converted.new)},
             }
-            checkpoints.save(0, mapping.replicate(converted.variables), meta)
+            checkpoints.save(0, create_mapping("pmap", 1).replicate(converted.variables), meta)
             checkpoints.wait()
     return converted
 
@@ -76,7 +75,7 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     if path.exists() and not overwrite:
         raise UserError(f"--output {path} exists: give another name, or --overwrite.")
     save = saver(path)
-    state, meta, notes = read_weights(workdir, create_mapping("pmap", 1), which)
+    state, meta, notes = read_weights(workdir, which)
     arrays = to_torch(state["weights"], state["step"])
     if state["averaged"]:
         notes = [*notes, "These are the run's averaged weights (config.ema)."]
@@ -114,12 +113,12 @@ def _create_config(converted, name, overrides, path):
     return config
 
 
-def _make_room(folder, mapping, overwrite):
+def _make_room(folder, overwrite):
     """Sees to it that the workdir holds no checkpoints; those of a run are never deleted."""
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return
-    with Checkpoints(folder, mapping, read_only=True) as there:
+    with Checkpoints(folder, read_only=True) as there:
         converted = "weights" in there.read_meta()
     if not converted:
         raise UserError(
