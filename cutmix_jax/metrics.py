@@ -7,7 +7,6 @@ import pathlib
 import sys
 import time
 
-import jax
 import numpy as np
 import optax
 import tensorboardX
@@ -48,15 +47,36 @@ def eval_counters(logits, labels, mask):
     Returns:
       A dictionary of `clu.metrics.Average`, to be summed over the devices.
     """
-    ranked = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    wrong = ranked != labels[:, None]
+    rank = ranks(logits, labels)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     values = {
         "loss": loss,
-        "top1_error": wrong[:, 0].astype(jnp.float32),
-        "top5_error": wrong.all(-1).astype(jnp.float32),
+        "top1_error": (rank > 0).astype(jnp.float32),
+        "top5_error": (rank >= min(5, logits.shape[-1])).astype(jnp.float32),
     }
     return {name: Average.from_model_output(value, mask) for name, value in values.items()}
+
+
+def ranks(logits, labels):
+    """How many classes come before the true one.
+
+    Of equal logits the lower class comes first; a class whose logit is NaN comes last.
+
+    Args:
+      logits: float ``[B, K]``.
+      labels: int ``[B]``.
+
+    Returns:
+      int32 ``[B]``, 0 where the prediction is right, K where the logit of the true class is NaN.
+
+    Example:
+      >>> ranks(jnp.array([[0.1, 0.7, 0.7], [jnp.nan] * 3]), jnp.array([2, 0])).tolist()
+      [1, 3]
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], 1)
+    lower = jnp.arange(logits.shape[1]) < labels[:, None]
+    before = ((logits > own) | ((logits == own) & lower)).sum(1)
+    return jnp.where(jnp.isnan(own[:, 0]), logits.shape[1], before)
 
 
 class Totals:

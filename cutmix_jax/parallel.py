@@ -19,6 +19,9 @@ from cutmix_jax import UserError
 from cutmix_jax.host import BACKGROUND
 
 AXIS = "batch"
+# How many calls may be under way before their results are fetched: enough that the device never
+# waits for Python, few enough that a loss that is not finite is noticed at once.
+LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,15 @@ class Mapping:
             if len(queue) > depth:
                 yield queue.popleft()
         yield from queue
+
+    def fetch(self, results):
+        """Yields `results` as NumPy, each when `LAG` later ones have been asked for."""
+        pending = collections.deque()
+        for result in results:
+            pending.append(result)
+            if len(pending) > LAG or self.must_wait:
+                yield jax.device_get(pending.popleft())
+        yield from map(jax.device_get, pending)
 
     def map(self, function, donate_state=False):
         """Compiles ``function(state, arrays, xs)`` to run on every device at once."""

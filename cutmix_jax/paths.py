@@ -1,8 +1,10 @@
-"""Paths that a user gives: every one of them goes through `place`."""
+"""Paths that a user gives, which all go through `place`, and files that are whole or not there."""
 
+import contextlib
 import os
 import pathlib
 import re
+import uuid
 
 from cutmix_jax import UserError
 
@@ -42,3 +44,18 @@ def place(path, name) -> pathlib.Path:
         raise UserError(
             f"{name} is {text!r}, whose home folder is not known: write the path in full."
         ) from error
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """Yields a path to write to, which becomes `path` if nothing is raised.
+
+    Readers see the file as it was before, or as it is afterwards, also if several write it.
+    """
+    # In the same folder, for only there a rename is atomic.
+    unfinished = path.with_name(f"{path.name}-{uuid.uuid4().hex}.tmp")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

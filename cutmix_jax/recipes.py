@@ -73,25 +73,12 @@ PARAMETERS = {
 WORDS = ("baseline", *MIXES, *REGULARIZERS)
 
 
-def parse_arg(arg, default_model, default_mix="cutmix"):
+def parse_arg(arg, default_model):
     """Splits a config's argument, 'MODEL,METHOD', either of which may be left out.
 
-    Args:
-      arg: what stands behind the colon of `--config FILE:ARG`, or None.
-      default_model: the model where `arg` names none.
-      default_mix: the mix where `arg` names none.
-
-    Returns:
-      ``(model, mix)``, where the mix 'baseline' is called 'none'.
-
-    Raises:
-      UserError: more than two parts.
-
     Example:
-      >>> parse_arg('resnet56,baseline', 'resnet20')
-      ('resnet56', 'none')
-      >>> parse_arg(None, 'resnet20')
-      ('resnet20', 'cutmix')
+      >>> parse_arg('resnet56,baseline', 'resnet20'), parse_arg(None, 'resnet20')
+      (('resnet56', 'baseline'), ('resnet20', 'cutmix'))
     """
     parts = [part.strip() for part in (arg or "").split(",")]
     if len(parts) > 2:
@@ -99,9 +86,8 @@ def parse_arg(arg, default_model, default_mix="cutmix"):
             f"The config argument {arg!r} has {len(parts)} parts, and MODEL,METHOD were expected: "
             "for instance resnet20,cutmix."
         )
-    model, name = [*parts, ""][:2]
-    name = name or default_mix
-    return model or default_model, "none" if name == "baseline" else name
+    model, method = [*parts, ""][:2]
+    return model or default_model, method or "cutmix"
 
 
 def apply_recipe(config, arg, default_model, kind=None):
@@ -152,10 +138,10 @@ def read_method(method, model=None, kind=None):
     groups = [[(word, *_read_word(word)) for word in words] for words in _split(method)]
     parts = [part for group in groups for part in group]
     _check_together(method, groups, [name for _, name, _ in parts])
-    values, mixes = {}, [group for group in groups if group[0][1] in MIXES]
-    names = []
+    mixes = [group for group in groups if group[0][1] in MIXES]
+    values, names = {}, []
     for group in mixes:
-        words = []
+        names.append([])
         for word, name, given in group:
             paper = {**MIXES[name].get(kind, {})}
             if "prob" in paper:
@@ -166,12 +152,11 @@ def read_method(method, model=None, kind=None):
                 values["mix.box"] = paper.pop("box")
             if len(mixes) == len(group) == 1:
                 values |= {f"mix.{key}": value for key, value in (paper | given).items()}
-                words.append(name)
+                names[-1].append(name)
             else:
-                own = [f"_{key}{paper[key]:g}" for key in sorted(paper.keys() - given.keys())]
-                words.append("".join([word, *own]))
-        names.append("_or_".join(words))
-    values["mix.name"] = "+".join(names) or "none"
+                own = [f"_{key}{value:g}" for key, value in paper.items() if key not in given]
+                names[-1].append("".join([word, *own]))
+    values["mix.name"] = "+".join(map("_or_".join, names)) or "none"
     for _, name, given in parts:
         if name in REGULARIZERS:
             table = REGULARIZERS[name]
@@ -210,9 +195,9 @@ def create_mix(settings, where="config.mix"):
             return mix.create_mix("none")
         if part not in MIXES:
             raise UserError(f"{word!r} is no mix ({nearest(word, MIXES)}).")
-        shared = given.keys() & parameters_of(part)
+        shared = {key: given[key] for key in given.keys() & parameters_of(part)}
         used.update(shared)
-        return mix.create_mix(part, **{key: given[key] for key in shared} | own)
+        return mix.create_mix(part, **shared | own)
 
     def create_group(words):
         parts = [create_one(word) for word in words]
@@ -220,8 +205,7 @@ def create_mix(settings, where="config.mix"):
             return parts[0]
         used.add("switch_prob")
         second = given.get("switch_prob")
-        weights = None if second is None else (1 - second, second)
-        return mix.random_choice(*parts, weights=weights)
+        return mix.random_choice(*parts, weights=None if second is None else (1 - second, second))
 
     try:
         parts = [create_group(words) for words in _split(name)]

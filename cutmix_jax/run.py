@@ -24,7 +24,7 @@ from cutmix_jax.checkpoint import (
     workdir_lock,
 )
 from cutmix_jax.optimizer import drop_epochs
-from cutmix_jax.paths import place
+from cutmix_jax.paths import place, whole_file
 
 
 def train(config, workdir, stream=None):
@@ -224,19 +224,24 @@ def abstract_saved(task, saved):
     if "opt_state" in saved:
         return state
     weights = {"params": state.params, "batch_stats": state.batch_stats}
-    ours, theirs = (
-        {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
-        for tree in (weights, saved)
-    )
-    unfit = sorted(name for name, _ in ours.items() ^ theirs.items())
-    if unfit:
+    if unfit := find_unfit(saved, weights):
         raise UserError(
             f"The converted weights do not fit {task.config.model} with {task.data.num_classes} "
-            f"classes ({', '.join(list(dict.fromkeys(unfit))[:3])} differ): choose the data they "
+            f"classes ({', '.join(unfit[:3])} differ): choose the data they "
             "were trained on, with --config.dataset and --config.data_dir, or convert them anew "
             "with another --model."
         )
     return weights
+
+
+flatten = partial(flax.traverse_util.flatten_dict, sep="/")
+
+
+def find_unfit(given, wanted):
+    """The names of arrays that are missing, too many or of another shape."""
+    given, wanted = flatten(given), flatten(wanted)
+    names = given.keys() | wanted.keys()
+    return sorted(n for n in names if np.shape(given.get(n)) != np.shape(wanted.get(n)))
 
 
 def describe_run(task):
@@ -291,15 +296,9 @@ def initialize_from(task, state, path):
     So does one that fits, where the config asks for a new head.
     """
     found, _, notes = read_weights(path, name="config.init_from")
-    given = flax.traverse_util.flatten_dict(jax.device_get(found["weights"]), sep="/")
-    wanted = flax.traverse_util.flatten_dict(
-        {"params": state.params, "batch_stats": state.batch_stats}, sep="/"
-    )
-    unfit = sorted(
-        name
-        for name in given.keys() | wanted.keys()
-        if np.shape(given.get(name)) != np.shape(wanted.get(name))
-    )
+    start = {"params": state.params, "batch_stats": state.batch_stats}
+    unfit = find_unfit(found["weights"], start)
+    given, wanted = flatten(jax.device_get(found["weights"])), flatten(start)
     head = [name for name in unfit if name in wanted and name.split("/")[1] == "fc"]
     if unfit != head:
         raise UserError(
@@ -481,9 +480,8 @@ def describe_results(results, folder):
 
 def write_json(path, value):
     """Writes a file that is either whole or not there."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path):

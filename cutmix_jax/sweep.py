@@ -23,7 +23,7 @@ from absl import logging
 from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
-from cutmix_jax.paths import place
+from cutmix_jax.paths import place, whole_file
 
 # The epochs whose errors are compared, by their key in results.json, as they are told.
 CHOICES = {
@@ -251,9 +251,8 @@ def write_table(runs, baselines, workdir):
     with table_lock(workdir):
         summary = summarize(runs, baselines)
         write_json(workdir / "sweep.json", summary)
-        temporary = workdir / "sweep.md.tmp"
-        temporary.write_text(format_table(summary), encoding="utf-8")
-        temporary.replace(workdir / "sweep.md")
+        with whole_file(workdir / "sweep.md") as unfinished:
+            unfinished.write_text(format_table(summary), encoding="utf-8")
     return summary
 
 

@@ -22,11 +22,8 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, metrics, mix, models, optimizer, recipes
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import Shards, open_data
-from cutmix_jax.parallel import AXIS, create_mapping, start_in_background
+from cutmix_jax.parallel import AXIS, LAG, create_mapping, start_in_background
 
-# How many calls of the step may be under way before their metrics are fetched: enough that the
-# device never waits for Python, few enough that a loss that is not finite is noticed at once.
-LAG = 2
 MIXING, DROPPING = 2**31 - 1, 2**31 - 2  # numbers that no epoch has
 
 
@@ -301,13 +298,11 @@ def evaluate(task, mapped_eval_step, weights, arrays):
     """
     result = {}
     for split in sorted(task.data.examples.keys() - {"train"}):
-        totals, pending = metrics.Totals(), collections.deque()
-        for xs in task.mapping.prefetch(task.data.eval_batches(split)):
-            pending.append(mapped_eval_step(weights, arrays[split], xs))
-            if len(pending) > LAG or task.mapping.must_wait:
-                totals.add(jax.device_get(pending.popleft()))
-        for counters in pending:
-            totals.add(jax.device_get(counters))
+        totals, batches = metrics.Totals(), task.mapping.prefetch(task.data.eval_batches(split))
+        for counters in task.mapping.fetch(
+            mapped_eval_step(weights, arrays[split], xs) for xs in batches
+        ):
+            totals.add(counters)
         result |= {f"{split}_{name}": value for name, value in totals.means().items()}
     return result
 

@@ -104,7 +104,7 @@ def test_the_default_is_digits_with_cutmix(command_line):
         ),
         ({"model": "resnet21"}, r"no model 'resnet21'.*nearest"),
         ({"model": "resnet50"}, r"Images of 8 x 8 pixels are too small for resnet50"),
-        ({"mix.name": "cutmx"}, r"config\.mix.*'cutmx'.*'cutmix'"),
+        ({"mix.name": "cutmx"}, r"config\.mix.*'cutmx'.*cutmix"),
         ({"mix.alpha": -1.0}, r"config\.mix.*alpha.*-1"),
         ({"mix.prob": 1.5}, r"config\.mix.*prob.*1\.5"),
         ({"accumulate": 3}, r"batch_size is 64.*accumulate=3.*multiple of"),

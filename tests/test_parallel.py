@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from cutmix_jax import UserError
-from cutmix_jax.parallel import AXIS, create_mapping
+from cutmix_jax.parallel import AXIS, LAG, create_mapping
 
 KINDS = ["pmap", "shard_map"]
 
@@ -60,6 +60,22 @@ def test_batches_are_on_their_way_before_they_are_asked_for():
         assert len(made) == min(5, len(seen) + 3)
         seen.append(int(batch[0, 0]))
     assert seen == [0, 1, 2, 3, 4]
+
+
+def test_results_are_fetched_when_later_ones_are_under_way():
+    called = []
+
+    def call(i):
+        called.append(i)
+        return {"count": jax.numpy.int32(i)}
+
+    for i, result in enumerate(create_mapping("pmap", 1).fetch(map(call, range(5)))):
+        assert isinstance(result["count"], np.ndarray)
+        assert result["count"] == i
+        assert len(called) == min(5, i + 1 + LAG)
+    waiting = create_mapping("pmap").fetch(map(call, range(5)))  # eight CPU devices: one by one
+    called.clear()
+    assert (next(waiting)["count"], called) == (0, [0])
 
 
 @pytest.mark.parametrize(("processes", "kind"), [(1, "pmap"), (2, "shard_map")])

@@ -17,7 +17,7 @@ from cutmix_jax.config import check_config
 from cutmix_jax.convert import __main__ as convert_command
 from cutmix_jax.data import boxes, cache, open_data, prepare
 from cutmix_jax.evals import ood
-from cutmix_jax.paths import place
+from cutmix_jax.paths import place, whole_file
 from cutmix_jax.report import __main__ as report
 from cutmix_jax.report.runs import read_runs
 from tests.commands import REPOSITORY, environment, small_config
@@ -217,3 +217,19 @@ def refusal(call, capsys):
         status = stop.code
     assert status
     return capsys.readouterr().err
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "numbers.json"
+    with whole_file(path) as unfinished:
+        unfinished.write_text("1")
+        assert not path.exists()
+
+    def fail():
+        with whole_file(path) as unfinished:
+            unfinished.write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["1"]

@@ -8,7 +8,7 @@ from cutmix_jax.checkpoint import Checkpoints, read_weights, workdir_lock
 from cutmix_jax.convert.files import read_file, saver
 from cutmix_jax.convert.weights import from_torch, to_torch
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import place
+from cutmix_jax.paths import place, whole_file
 
 # What weights for so many classes and channels were trained on, most likely.
 DATA = {
@@ -79,13 +79,9 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     arrays = to_torch(state["weights"], state["step"])
     if state["averaged"]:
         notes = [*notes, "These are the run's averaged weights (config.ema)."]
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(arrays, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as unfinished:
+        save(arrays, unfinished)
     return arrays, meta, notes
 
 

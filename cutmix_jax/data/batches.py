@@ -87,11 +87,14 @@ class Data:
         return self.examples["train"] // self.batch_size
 
 
+def random_state(*seed: int) -> np.random.RandomState:
+    """Random numbers that no version of NumPy changes: those of Generator may."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+
+
 def permutation(seed: int, stream: int, n: int) -> np.ndarray:
     """int64 [n] permutation, a function of its arguments alone."""
-    # RandomState, because NumPy has frozen its streams; those of Generator may change.
-    bits = np.random.MT19937(np.random.SeedSequence((seed, stream)))
-    return np.random.RandomState(bits).permutation(n)
+    return random_state(seed, stream).permutation(n)
 
 
 def choose_examples(n: int, held_out: int = 0, train_examples: int | None = None):

@@ -4,14 +4,13 @@ import hashlib
 import os
 import pathlib
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from cutmix_jax.data import image_files
-from cutmix_jax.paths import place
+from cutmix_jax.paths import place, whole_file
 
 # Part of every key: raise it when the meaning of what is stored changes.
 FORMAT = 1
@@ -66,24 +65,12 @@ def load_or_make(
         _say(f"{path} is not readable ({error}); reading the data set again.")
     arrays = make()
     try:
-        _store(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         _say(f"{path} could not be written ({error}); the next start reads the data set again.")
     return arrays
-
-
-def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes beside the target and renames, so that readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, for only there a rename is atomic; several hosts may share it.
-    handle, unfinished = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
 
 
 def _say(line: str) -> None:

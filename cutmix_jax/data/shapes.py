@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
 from cutmix_jax.data import cache
+from cutmix_jax.data.batches import random_state
 
 CLASS_NAMES = (
     "disc",
@@ -98,8 +99,7 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
       ((64, 64, 3), 'hourglass', 'A dotted gray hourglass on a purple ground.')
     """
     check_size(size)
-    # RandomState, because NumPy has frozen its streams; those of Generator may change.
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, index))))
+    random = random_state(seed, index)
     grounds = random.permutation(len(COLORS))
     image = _draw_ground(random, size, _RGB[grounds[0]])
     mask = np.zeros((size, size), np.uint8)

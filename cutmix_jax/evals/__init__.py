@@ -23,6 +23,7 @@ from cutmix_jax.evals import (
 )
 from cutmix_jax.evals.evaluation import Evaluation, Report
 from cutmix_jax.evals.subject import Subject, create_subject
+from cutmix_jax.paths import whole_file
 
 __all__ = [
     "EVALS",
@@ -193,6 +194,5 @@ def write_report(folder, name, values, report):
         (place / file).write_text(text.getvalue())
     for file, figure in report.figures.items():
         figure.savefig(place / file)
-    temporary = place / f"{name}.tmp"
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(place / f"{name}.json")
+    with whole_file(place / f"{name}.json") as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2) + "\n")

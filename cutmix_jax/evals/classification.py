@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cutmix_jax import pictures
+from cutmix_jax import metrics, pictures
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
 from cutmix_jax.evals.subject import predictions
@@ -61,35 +61,12 @@ def errors(logits, labels):
       ``{'top1_error', 'top5_error', 'loss'}``.
     """
     own = np.take_along_axis(logits, labels[:, None], 1)
-    rank = ranks(logits, labels)
+    rank = np.asarray(metrics.ranks(logits, labels))
     return {
         "top1_error": float((rank > 0).mean()),
         "top5_error": float((rank >= min(5, logits.shape[1])).mean()),
         "loss": float((log_sum_exp(logits) - own[:, 0]).mean()),
     }
-
-
-def ranks(logits, labels):
-    """How many classes come before the true one.
-
-    Of equal logits the lower class comes first, as in training; a class without a number for its
-    logit comes last.
-
-    Args:
-      logits: float ``[N, K]``.
-      labels: int ``[N]``.
-
-    Returns:
-      int ``[N]``, 0 where the prediction is right, K where the true class has no number.
-
-    Example:
-      >>> ranks(np.array([[0.1, 0.7, 0.7], [np.nan, np.nan, np.nan]]), np.array([2, 0])).tolist()
-      [1, 3]
-    """
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    before = np.arange(logits.shape[1]) < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(1)
-    return np.where(np.isnan(own[:, 0]), logits.shape[1], rank)
 
 
 def log_sum_exp(logits):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cutmix_jax import UserError
-from cutmix_jax.evals import cam, classification, figures
+from cutmix_jax import UserError, metrics
+from cutmix_jax.evals import cam, figures
 from cutmix_jax.evals.boxes import contour_boxes, inclusive_overlaps, largest_box, overlaps
 from cutmix_jax.evals.evaluation import Evaluation, Report
 
@@ -46,7 +46,7 @@ def run(subject, options, boxes):
     for index, found in subject.each_batch(
         call, subject.batches(), subject.examples, "localization"
     ):
-        rank.append(classification.ranks(found["logits"], found["label"]))
+        rank.append(np.asarray(metrics.ranks(found["logits"], found["label"])))
         fits += [
             measure_map(heat, true[i], sweep, fine)
             for i, heat in zip(index, found["map"], strict=True)

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from cutmix_jax import UserError
 from cutmix_jax.data import find_set, image_files, records, resident
-from cutmix_jax.data.batches import permutation
+from cutmix_jax.data.batches import permutation, random_state
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
 from cutmix_jax.paths import place
@@ -187,7 +187,7 @@ def fit(image, shape, variant, seed):
         return image_files.resize(image, (height, width))
     grow = max(1, height / picture.height, width / picture.width)
     resized = round(picture.height * grow), round(picture.width * grow)
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    random = random_state(*seed)
     offset = random.randint(resized[0] - height + 1), random.randint(resized[1] - width + 1)
     return image_files.resize_and_crop(image, resized, offset, (height, width))
 

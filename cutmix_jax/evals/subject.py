@@ -1,8 +1,8 @@
 """What an evaluation asks questions of: a trained network over a split, on all devices."""
 
-import collections
 import dataclasses
 import functools
+import operator
 import sys
 from typing import Any
 
@@ -125,25 +125,17 @@ class Subject:
           count: how many examples they hold.
           words: for the progress bar.
         """
-        mapping, pending = self.task.mapping, collections.deque()
+        mapping = self.task.mapping
         # The devices of other processes hold parts of the batch that are not known here.
         places = self.compile(
             lambda weights, batch: (batch["index"], batch["mask"]),
             lambda arrays, xs: xs[0] if isinstance(xs, tuple) else xs,
         )
+        calls = ((places(xs), measure(xs)) for xs in mapping.prefetch(host_batches))
         with self.progress(count, words) as bar:
-
-            def fetch():
-                (index, mask), result = jax.device_get(pending.popleft())
+            for (index, mask), result in mapping.fetch(calls):
                 bar.update(int(mask.sum()))
-                return index[mask], jax.tree.map(lambda x: x[mask], result)
-
-            for xs in mapping.prefetch(host_batches):
-                pending.append((places(xs), measure(xs)))
-                if len(pending) > train.LAG or mapping.must_wait:
-                    yield fetch()
-            while pending:
-                yield fetch()
+                yield index[mask], jax.tree.map(operator.itemgetter(mask), result)
 
     def collect(self, measure, host_batches, count, words=""):
         """What `measure` gives for every example, joined: a pytree of NumPy ``[count, ...]``."""

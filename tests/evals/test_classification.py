@@ -8,6 +8,7 @@ from sklearn import metrics
 
 from cutmix_jax import train
 from cutmix_jax.evals import classification
+from cutmix_jax.metrics import ranks
 
 
 def test_errors_and_confusion_agree_with_scikit_learn():
@@ -32,11 +33,11 @@ def test_what_is_no_number_is_no_right_prediction():
         logits = np.full((4, classes), np.nan)
         found = classification.errors(logits, np.array([0, 1, 2, 2]))
         assert (found["top1_error"], found["top5_error"]) == (1, 1)
-    assert classification.ranks(np.array([[np.nan, 0.5, 0.7]]), np.array([2])).tolist() == [0]
+    assert ranks(np.array([[np.nan, 0.5, 0.7]]), np.array([2])).tolist() == [0]
 
 
 def test_of_equal_logits_the_lower_class_comes_first():
-    assert classification.ranks(np.zeros((3, 3)), np.arange(3)).tolist() == [0, 1, 2]
+    assert ranks(np.zeros((3, 3)), np.arange(3)).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bins", [1, 15, 20])
