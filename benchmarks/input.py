@@ -25,7 +25,6 @@ from PIL import Image
 from benchmarks import scale, timing, train_step
 from configs.imagenet import get_config
 from cutmix_jax.data import Shards, find_set, records, streaming
-from cutmix_jax.data.settings import read_settings
 
 BATCH, SIDE = 64, 224
 COPIES, QUALITY = 256, 90  # shorter side and JPEG quality of the smaller copies
@@ -62,7 +61,7 @@ def open_photographs(options, change=lambda split: split):
     found = find_set(options.dataset, config.data_dir, None)
     split = repeated(change(found.splits["train"]), options.images)
     found = dataclasses.replace(found, splits={**found.splits, "train": split})
-    return streaming.open_streaming(read_settings(config), found, Shards()), split
+    return streaming.open_streaming(config, found, Shards()), split
 
 
 def passes(data):

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import UserError
+from cutmix_jax.config import from_plain
 from cutmix_jax.data import Shards, crops, find_set, open_data, records, streaming
-from cutmix_jax.data.settings import read_settings
 
 
 def photo_config(photo_folder, **changes):
@@ -214,8 +214,8 @@ def test_each_record_is_read_once_and_only_those_asked_for(photo_folder, monkeyp
 
     train = dataclasses.replace(folder.splits["train"], read=noted)
     noting = dataclasses.replace(folder, splits={**folder.splits, "train": train})
-    settings = read_settings(photo_config(photo_folder))
-    data = streaming.open_streaming(settings, noting, Shards())
+    config = from_plain(photo_config(photo_folder))
+    data = streaming.open_streaming(config, noting, Shards())
     for start, count in ((0, 24), (1, 16)):
         read.clear()
         index = [i for xs in data.train_batches(0, start) for i in xs["index"].ravel()]
