@@ -102,7 +102,7 @@ def compile_step(model, size, devices):
       have to be reduced; bytes by kind of collective in the traced and in the compiled program.
     """
     task = create_task(model, size * devices, 32, devices=devices, **{"mix.name": "cutmix"})
-    state = jax.eval_shape(lambda: train.create_state(task))
+    state = train.abstract_state(task)
     xs = next(train.group(task.data.train_batches(0), 1))
     lowered = train.map_steps(task)[0].lower(state, task.data.arrays["train"], xs)
     compiled = lowered.compile()
@@ -425,7 +425,7 @@ def measure(options):
     yield from device_rows(options)
     yield from process_rows(options)
     task = create_task("resnet50", 8, 64, classes=1000, devices=1)
-    state = jax.eval_shape(lambda: train.create_state(task))
+    state = train.abstract_state(task)
     taken = [time_checkpoint(state) for _ in range(3)]
     megabytes = f"{size_of(state) / 1e6:.0f} MB"
     standing = [seconds for seconds, _ in taken]

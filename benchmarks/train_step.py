@@ -63,8 +63,7 @@ def create_task(model, size, side, classes=100, devices=None, **keys):
         examples={"train": count},
     )
     network = train.config_lib.create_model(config, classes)
-    sides = train.feature_sides(network, data.image_shape)
-    return dataclasses.replace(task, data=data, model=network, sides=sides)
+    return dataclasses.replace(task, data=data, model=network)
 
 
 class Running:

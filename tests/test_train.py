@@ -112,6 +112,8 @@ def test_what_is_dropped_is_a_function_of_seed_step_device_and_part(monkeypatch)
         task, seen = train.create_task(config, create_mapping("pmap", 2)), []
 
         class Model:
+            init = task.model.init
+
             def apply(self, variables, images, *, rngs, progress, **_):
                 seen.append((jax.random.key_data(rngs["drop"]), progress))
                 scale = variables["params"]["fc"]["bias"].sum()
@@ -400,7 +402,7 @@ def test_compilation_ahead_keeps_no_process_that_has_failed(monkeypatch):
     monkeypatch.setattr(train, "map_steps", lambda _: (Slow(), None))
     before = set(threading.enumerate())
     task = train.create_task(small_config(), create_mapping("pmap", local_devices=1))
-    programs = train.compile_ahead(task, None)
+    programs = train.compile_ahead(task)
     (compiling,) = set(threading.enumerate()) - before
     released.set()
     assert compiling.daemon
