@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax import UserError, first_line
-from cutmix_jax.data import boxes, cache, cifar, image_files
+from cutmix_jax.data import boxes, cache, cifar, image_files, imagenet
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
@@ -46,6 +46,13 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
     if folder is None:
         if dataset in cifar.ARCHIVES:
             cifar.prepare(dataset, root)
+        elif _parse(dataset)[0] == imagenet.NAME:
+            raise UserError(
+                f"{dataset} is not prepared in {root}: download its archives from {imagenet.PAGE} "
+                f"and call python -m cutmix_jax.data.prepare {imagenet.NAME} --source=FOLDER "
+                f"--data_dir={root}, or read a folder of images by --config.dataset=folder "
+                "--config.data_dir=PATH"
+            )
         else:
             _prepare(dataset, root)
         folder = find_prepared(dataset, root)

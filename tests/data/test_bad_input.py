@@ -130,9 +130,7 @@ def test_failed_download_is_one_sentence(tmp_path, failing_builder, capsys):
 
 def test_files_to_be_downloaded_by_hand_are_named(tmp_path, failing_builder):
     failing_builder.MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the archives\n  into DIR."
-    refused(
-        r"as TFDS says \(Put the archives into DIR\.\)", dataset="imagenet2012", data_dir=tmp_path
-    )
+    refused(r"as TFDS says \(Put the archives into DIR\.\)", dataset="mnist", data_dir=tmp_path)
 
 
 def test_network_is_sought_where_the_set_lies(monkeypatch):
