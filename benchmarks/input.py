@@ -16,6 +16,7 @@ import io
 import os
 import pathlib
 import time
+import unittest.mock as mock
 from collections.abc import Callable
 
 import jax
@@ -24,7 +25,7 @@ from PIL import Image
 
 from benchmarks import scale, timing, train_step
 from configs.imagenet import get_config
-from cutmix_jax.data import Shards, find_set, records, streaming
+from cutmix_jax.data import Shards, find_set, image_files, records, streaming
 from cutmix_jax.data.settings import read_settings
 
 BATCH, SIDE = 64, 224
@@ -35,9 +36,13 @@ FED = ("A100", "H100", "TPU v4")  # chips that the cores have to feed
 def repeated(split, count):
     """The split with its records over and over, `count` in all."""
     labels = None if split.labels is None else split.labels[[i % split.count for i in range(count)]]
-    return dataclasses.replace(
-        split, count=count, read=lambda i: split.read(i % split.count), labels=labels
-    )
+    read, name = (functools.partial(again, call, split.count) for call in (split.read, split.name))
+    return dataclasses.replace(split, count=count, read=read, name=name, labels=labels)
+
+
+def again(call, count, i):
+    """`call` of the record that stands for this one."""
+    return call(i % count)
 
 
 def smaller(split):
@@ -54,9 +59,10 @@ def smaller(split):
     return dataclasses.replace(split, read=encoded.__getitem__, labels=np.array(labels, np.int32))
 
 
-def open_photographs(options, change=lambda split: split):
+def open_photographs(options, change=lambda split: split, processes=0):
     """(streaming data of `options.images` images, the split that they come from)."""
     config = get_config()
+    config.reader_processes = processes
     config.dataset, config.batch_size = options.dataset, BATCH
     config.data_dir = str(options.data_dir)
     found = find_set(options.dataset, config.data_dir, None)
@@ -253,6 +259,39 @@ def streaming_rows(data, split, options):
             yield timing.Row(of, "cores", cores_for(speed, rates), note=note)
 
 
+def constant(value):
+    """A function that gives this value, whatever it is asked."""
+    return lambda *args: value
+
+
+def lock_rows(data, options):
+    """Where the rate of one process ends: at what is not done by threads or processes at once."""
+    pixels = np.zeros((375, 500, 3), np.uint8)
+    crop = pixels[:SIDE, :SIDE].copy()
+    processes = timing.cores()
+    helped = passes(open_photographs(options, processes=processes)[0])
+    alone, images = passes(data), data.steps_per_epoch * BATCH
+    helped()
+
+    def without_pixels():
+        with (
+            mock.patch.object(image_files, "_decode_jpeg", constant(pixels)),
+            mock.patch.object(image_files, "crop_and_resize", constant(crop)),
+        ):
+            alone()
+
+    for what, call in (
+        ("all but decoding and resizing, in this process", without_pixels),
+        (f"this process, while {processes} others decode", helped),
+    ):
+        spent = []
+        for _ in range(options.repeats):
+            counted(call, spent)()
+        turns = per_core([[seconds] for seconds in spent], 1, images)
+        yield timing.Row(f"{what}, CPU time", "ms an image", [turn for (turn,) in turns])
+        yield timing.rates(f"{what}: the rate ends at", "images/s", 1e3, turns)
+
+
 def cores_for(speed, rates):
     """Cores that stream `speed` images a second, for each rate of one core."""
     return [speed / rate for rate in rates]
@@ -314,6 +353,7 @@ def measure(options):
         importlib.import_module("torchvision")
     data, split = open_photographs(options)
     yield from memory_rows(data, resident_set(), options)
+    yield from lock_rows(data, options)
     yield from streaming_rows(data, split, options)
     yield from resident_rows(options)
 

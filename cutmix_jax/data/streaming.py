@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,8 +30,8 @@ DEFAULT_SIZE = 224
 DEFAULT_RESIZE = 256 / 224
 # Batches that are decoded at the same time, or wait for their step.
 PREFETCH = 4
-# Images that a thread or process takes at once: one by one, handing them out would cost more.
-TOGETHER = 16
+# Images that a thread takes at once, and a process, which costs more to ask.
+TOGETHER, SENT_TOGETHER = 16, 64
 
 
 def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shards) -> Data:
@@ -66,16 +67,18 @@ def open_streaming(settings: Settings, image_set: records.ImageSet, shards: Shar
         for split, index in loader.splits.values():
             with contextlib.suppress(UserError):
                 split.read(int(index[0]))
-        return Workers(settings.reader_processes, loader, TOGETHER)
+        return Workers(settings.reader_processes, loader, SENT_TOGETHER)
 
     def stream(name: str, positions: np.ndarray, mask: np.ndarray, sample):
         if settings.reader_processes:
-            fill, threads = start_workers().fill, settings.reader_processes
+            fill = start_workers().fill
+            threads, together = settings.reader_processes, SENT_TOGETHER
         else:
-            fill, threads = loader.fill, host.cores()
+            fill, threads, together = loader.fill, host.cores(), TOGETHER
         leading = positions.shape[1:]
         rows = positions.reshape(len(positions), -1)
-        loaded = _load_in_order(functools.partial(fill, name), threads, rows, sample, shape)
+        fill = functools.partial(fill, name)
+        loaded = _load_in_order(fill, threads, together, rows, sample, shape)
         for step, (images, labels) in enumerate(loaded):
             records.check_labels(labels, num_classes, f"split {indices[name][0]}")
             yield {
@@ -161,7 +164,7 @@ def _resize(settings: Settings, image_set: records.ImageSet, shape) -> int | Non
 
 
 def _load_in_order(
-    fill: Callable, threads: int, rows: np.ndarray, sample: Callable, shape
+    fill: Callable, threads: int, together: int, rows: np.ndarray, sample: Callable, shape
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images, labels) of each row of positions, loaded ahead by threads.
 
@@ -169,18 +172,19 @@ def _load_in_order(
       fill: (images, labels, positions, random numbers), of which it writes the first two. What it
         raises is raised here, for the first image in order that fails.
       threads: how many.
+      together: how many images a call of `fill` gets at most.
       rows: int `[steps, n]`.
       sample: positions `[n]` -> random numbers `[n, ...]`, or None.
       shape: of an image.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads, "images")
+    parts = [slice(i, i + together) for i in range(0, rows.shape[1], together)]
     # Of small batches more, so that all threads have work.
-    ahead = max(PREFETCH, -(-2 * threads * TOGETHER // max(rows.shape[1], 1)))
+    ahead = max(PREFETCH, math.ceil(2 * threads / len(parts)))
 
     def start(row):
         batch = np.empty((len(row), *shape), np.uint8), np.empty(len(row), np.int64)
         arrays, numbers = (*batch, row), sample(row)
-        parts = [slice(i, i + TOGETHER) for i in range(0, len(row), TOGETHER)]
         return batch, [
             pool.submit(
                 fill, *(array[part] for array in arrays), None if numbers is None else numbers[part]

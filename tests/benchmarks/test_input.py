@@ -115,3 +115,19 @@ def test_counted_calls_tell_the_time_of_the_processor():
     bench.counted(lambda: sum(range(10**6)), spent)()
     assert spent[0] < 0.1
     assert spent[1] > 0.002
+
+
+def test_records_are_repeated_with_their_names(tfds_dir):
+    data, split = bench.open_photographs(options(tfds_dir, 320))
+    assert data.examples["train"] == 320 > split.count
+    assert sum(1 for _ in data.train_batches(0)) == 5
+
+
+def test_what_is_left_to_one_process(tfds_dir, monkeypatch):
+    monkeypatch.setattr(bench.timing, "cores", lambda: 1)
+    data, _ = bench.open_photographs(options(tfds_dir, 64))
+    alone, ends, helped, higher = bench.lock_rows(data, options(tfds_dir, 64))
+    assert alone.what == "all but decoding and resizing, in this process, CPU time"
+    assert helped.what == "this process, while 1 others decode, CPU time"
+    for cost, rate in ((alone, ends), (helped, higher)):
+        assert np.allclose(np.array(cost.ours) * rate.ours, 1000)

@@ -59,9 +59,9 @@ def wait_until(condition):
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 
 
-@pytest.mark.parametrize("together", [16, 3])
+@pytest.mark.parametrize("together", [64, 3])
 def test_batches_are_the_same_for_any_number_of_processes(photo_folder, monkeypatch, together):
-    monkeypatch.setattr(streaming, "TOGETHER", together)
+    monkeypatch.setattr(streaming, "SENT_TOGETHER", together)
     alone, *others = (
         batches_of(photographs(photo_folder, reader_processes=count)) for count in (0, 1, 2)
     )
