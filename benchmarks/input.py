@@ -3,7 +3,7 @@
     python -m benchmarks.input --data-dir PATH
     python -m benchmarks.input --data-dir PATH --dataset imagenet2012 --images 2048
 
-Streams as `configs/imagenet.py` does (random-resized crop to 224), next to torchvision's DataLoader
+Streams as `configs/imagenet.py` does (random-resized crop to 224), next to torchvision, timm, DALI
 and tf.data over the same bytes in memory. Each turn is a whole pass, with what it takes to start
 one.
 """
@@ -109,22 +109,70 @@ def open_as_tensor(data):
 
 def torchvision_pass(encoded, workers, tensors):
     """The same by torchvision's DataLoader; raises ImportError where it is not installed."""
-    import torch
     from torchvision.transforms import v2
 
-    torch.set_num_threads(1)
     steps = [v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip()]
     steps = [open_as_tensor, *steps] if tensors else [open_by_pillow, *steps, v2.PILToTensor()]
+    return loader_pass(encoded, workers, v2.Compose(steps))
+
+
+def timm_pass(encoded, workers):
+    """The same by timm's transforms and its collation; raises ImportError where it is missing."""
+    from timm import data
+
+    steps = data.create_transform(
+        SIDE, is_training=True, use_prefetcher=True, color_jitter=None, interpolation="bilinear"
+    )
+    steps.transforms.insert(0, open_by_pillow)
+    return loader_pass(encoded, workers, steps, collate_fn=data.loader.fast_collate)
+
+
+def loader_pass(encoded, workers, prepare, **options):
+    """A pass of PyTorch's DataLoader."""
+    import torch
+
+    torch.set_num_threads(1)
     # A forked worker could hang, since JAX has threads by now.
     more = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-    data = Photographs(encoded, v2.Compose(steps))
     loader = torch.utils.data.DataLoader(
-        data, BATCH, shuffle=True, drop_last=True, num_workers=workers, **more
+        Photographs(encoded, prepare),
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        **more,
+        **options,
     )
 
     def call():
         for _ in loader:
             pass
+
+    return call
+
+
+def dali_pass(encoded):
+    """The same by DALI's operators for CPUs; raises ImportError where it is not installed."""
+    from nvidia import dali
+
+    files = [np.frombuffer(data, np.uint8) for data in encoded]
+    fn, steps = dali.fn, len(files) // BATCH
+
+    @dali.pipeline_def(batch_size=BATCH, num_threads=timing.cores(), device_id=None)
+    def pipeline():
+        source = fn.external_source(lambda info: files[info.idx_in_epoch % len(files)], batch=False)
+        images = fn.decoders.image_random_crop(
+            source, random_area=(0.08, 1.0), random_aspect_ratio=(3 / 4, 4 / 3)
+        )
+        images = fn.resize(images, size=(SIDE, SIDE), antialias=True)
+        return fn.flip(images, horizontal=fn.random.coin_flip())
+
+    made = pipeline()
+    made.build()
+
+    def call():
+        for _ in range(steps):
+            made.run()
 
     return call
 
@@ -190,6 +238,14 @@ def peers(encoded):
                     torchvision_pass(encoded, workers, tensors), max(workers, 1), goals, not workers
                 ),
             )
+    for workers in (0, timing.cores()):
+        yield (
+            f"timm, {workers} workers",
+            lambda workers=workers: Reader(
+                timm_pass(encoded, workers), max(workers, 1), alone=not workers
+            ),
+        )
+    yield "DALI on the CPU", lambda: Reader(dali_pass(encoded), timing.cores())
     yield "tf.data", lambda: Reader(tensorflow_pass(encoded), timing.cores())
 
 
