@@ -82,7 +82,8 @@ def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
     assert all(len(row.ratios) == 2 for row in beside)
     lacking, rest = rest[:7], rest[7:]
     assert all("requirements-peers.txt" in row.note for row in lacking)
-    assert [row.peer.split()[0] for row in lacking] == ["torchvision"] * 4 + ["timm"] * 2 + ["DALI"]
+    names = [row.peer.replace(",", "").split()[0] for row in lacking]
+    assert names == ["torchvision"] * 4 + ["timm"] * 2 + ["DALI"]
     rates, fed = rest[:3], rest[3:]
     assert {row.unit for row in rates} == {"images a CPU second"}
     assert np.median(rates[1].ours) > np.median(rates[0].ours)  # copies are smaller
@@ -123,8 +124,9 @@ def test_counted_calls_tell_the_time_of_the_processor():
 
 
 def test_records_are_repeated_with_their_names(tfds_dir):
+    """There are 256 of them."""
     data, split = bench.open_photographs(options(tfds_dir, 320))
-    assert data.examples["train"] == 320 > split.count
+    assert split.name(256) == split.name(0)
     assert sum(1 for _ in data.train_batches(0)) == 5
 
 
