@@ -443,7 +443,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8, help="images a device")
     parser.add_argument("--devices", default="1,2,4,8,16,32,64")
     parser.add_argument("--processes", default="1,2", help="a process takes about 15 s of a core")
-    parser.add_argument("--input-rate", type=float, default=168, help="images/s of a host's core")
+    parser.add_argument("--input-rate", type=float, default=650, help="images/s of a host's core")
     options = parser.parse_args()
     timing.run(measure(options), options, "scale")
 

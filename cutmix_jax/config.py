@@ -14,6 +14,7 @@ FREE_KEYS = (
     "data_dir",
     "boxes_dir",
     "resident_limit_mib",
+    "reader_processes",
     "mapping",
     "steps_per_call",
     "checkpoint_every",
@@ -106,6 +107,7 @@ def base_config():
     config.boxes_dir = config_dict.placeholder(str)  # ILSVRC's XML files, for localization
     config.source = "auto"  # 'resident' (in device memory), 'streaming' (by threads), or 'auto'
     config.resident_limit_mib = 2048
+    config.reader_processes = 0  # that decode images (streaming); 0: threads of this process
     config.image_size = config_dict.placeholder(int)  # None: as stored (resident)
     config.eval_resize = config_dict.placeholder(int)  # shorter side before the centre crop
     config.square_resize = config_dict.placeholder(int)  # both sides before crops (streaming)

@@ -5,13 +5,12 @@ import os
 import pathlib
 
 from cutmix_jax import UserError
-from cutmix_jax.data import boxes, cache, records, resident, tiny_imagenet
+from cutmix_jax.data import boxes, cache, records, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.prepared import open_prepared
 from cutmix_jax.data.records import ImageSet
 from cutmix_jax.data.settings import Settings, read_settings
-from cutmix_jax.data.shapes import open_shapes
 from cutmix_jax.paths import place
 
 __all__ = ["Data", "Shards", "open_data"]
@@ -51,6 +50,8 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     if settings.dataset == "digits":
         data = _open_digits(settings, shards)
     elif settings.dataset == "shapes":
+        from cutmix_jax.data.shapes import open_shapes
+
         data = open_shapes(settings, shards)
     else:
         data = _open_set(settings, shards)
@@ -70,6 +71,8 @@ def _open_digits(settings: Settings, shards: Shards) -> Data:
         )
     if settings.test_split not in (None, "test", "held_out"):
         raise UserError(f"digits has no split {settings.test_split!r}, only test and train")
+    from cutmix_jax.data import resident
+
     arrays, class_names = resident.digits()
     size = settings.image_size or resident.DIGITS_SIZE
     settings = dataclasses.replace(settings, image_size=size)
@@ -81,6 +84,8 @@ def _open_set(settings: Settings, shards: Shards) -> Data:
     if settings.boxes_dir:
         image_set = _with_xml_boxes(image_set, settings.boxes_dir)
     if _is_resident(settings, image_set):
+        from cutmix_jax.data import resident
+
         return resident.open_resident(
             settings,
             resident.read(image_set),

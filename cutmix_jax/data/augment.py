@@ -7,6 +7,8 @@ in the batch, so that an image is altered in the same way on any number of devic
 import jax
 import jax.numpy as jnp
 
+from cutmix_jax.data.settings import PAD_MODES
+
 # Eigenvalues and eigenvectors (rows R, G, B) of ImageNet's colours, in [0, 1] units.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = (
@@ -15,7 +17,6 @@ EIGENVECTORS = (
     (-0.5836, -0.6948, 0.4203),
 )
 GRAY = (0.299, 0.587, 0.114)
-PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # the names that NumPy gives them
 
 
 def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:

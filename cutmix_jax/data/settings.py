@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 from cutmix_jax import UserError
-from cutmix_jax.data.augment import PAD_MODES
 
 SOURCES = ("auto", "resident", "streaming")
+PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # the names that NumPy gives them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Settings:
     data_dir: str | None = None
     source: str = "auto"
     resident_limit_mib: float = 2048
+    reader_processes: int = 0
     image_size: int | None = None
     seed: int = 0
     train_examples: int | None = None
@@ -51,6 +52,7 @@ AUGMENT_KEYS = ("pad", "pad_mode", "flip", "min_area", "max_area", "color_jitter
 LOWEST = {
     "batch_size": 1,
     "resident_limit_mib": 0,
+    "reader_processes": 0,
     "image_size": 1,
     "seed": 0,
     "train_examples": 1,
