@@ -55,8 +55,7 @@ EXPLANATIONS = {
     "Regularization": {
         "label_smoothing": "Label smoothing; mixing never implies it.",
         "stochastic_depth": "Probability that the last block is dropped; linear over the blocks.",
-        "shake_drop": "Probability that ShakeDrop disturbs the last block; linear over the "
-        "blocks.",
+        "shake_drop": "Probability that ShakeDrop disturbs the last block; linear over the blocks.",
         "drop_block.rate": "Fraction of a feature map that DropBlock drops.",
         "drop_block.size": "Side of the dropped squares, in pixels of the map.",
         "drop_block.stages": "Stages of the network in which DropBlock works.",

@@ -23,7 +23,8 @@ def names_of(pages):
 
 def snippets():
     for page in [ROOT / "README.md", *DOCS]:
-        for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S), 1):
+        found = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+        for number, code in enumerate(found, 1):
             yield pytest.param(code, id=f"{page.name}-{number}")
 
 
