@@ -30,6 +30,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!cutmix_jax).*"),
 ]
 
+smartquotes = False
 html_theme = "furo"
 html_title = "cutmix_jax"
 html_static_path = []

@@ -166,7 +166,7 @@ def _rule_of(key):
     else:
         lowest = settings.LOWEST.get(key.removeprefix("augment."))
         words = "" if lowest is None else f"a number of at least {lowest}"
-    return words.replace("a finite number", "a number").replace(".0", "")
+    return words.replace("a finite number of ", "").replace("a number of ", "").replace(".0", "")
 
 
 def table(section):
@@ -174,7 +174,7 @@ def table(section):
     lines = ["| key | type | default | explanation |", "|---|---|---|---|"]
     for name, key, kind, default, rule, explanation in rows():
         if name == section:
-            accepted = f" Accepts {rule}." if rule else ""
+            accepted = f" *{rule}*" if rule else ""
             lines.append(f"| `{key}` | {kind} | `{default}` | {explanation}{accepted} |")
     return "\n".join(lines)
 
