@@ -165,7 +165,7 @@ class TestFiles:
             torch.save(content, path, _use_new_zipfile_serialization=zipped)
             assert_same(convert.from_torch(convert.read_file(path)).variables, arrays)
 
-    def test_localisation_resnets_are_told_of(self, resnet20, tmp_path):
+    def test_localization_resnets_are_told_of(self, resnet20, tmp_path):
         """Their weights do not tell the stride of the last stage."""
         path = tmp_path / "last.pth.tar"
         torch.save({"architecture": "resnet20", "state_dict": resnet20[0].state_dict()}, path)

@@ -16,7 +16,7 @@ SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16,
 PAPER = {
     "none": ((), "no mixing"),
     "cutmix": (("image",), "Beta(1, 1)"),
-    "center_gaussian_cutmix": (("image",), "centre gaussian, sigma 0.25"),
+    "center_gaussian_cutmix": (("image",), "center gaussian, sigma 0.25"),
     "fixed_size_cutmix": (("image",), "size 0.5 of the side"),
     "one_hot_cutmix": (("image",), "label of the larger share alone"),
     "scheduled_cutmix": (("image",), "probability 0 to 1 from start to end"),
@@ -113,7 +113,7 @@ def test_layers_are_mixed_where_they_belong_and_in_their_order():
 
 def test_layers_need_the_sides_of_their_maps():
     recipe = mix.create_mix("manifold_mixup")
-    with pytest.raises(ValueError, match=r"sides must be a mapping .* but it is \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"sides must map .* but got \(32, 32\)"):
         recipe.sample(KEY, 4, (32, 32))
     with pytest.raises(ValueError, match="layer 'layer1' is unknown, expected one of 'image'"):
         recipe.sample(KEY, 4, {"image": (32, 32)})

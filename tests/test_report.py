@@ -80,7 +80,7 @@ def page(tmp_path_factory):
 
 
 def of_images(folder, count):
-    """The run on a data set that holds so many training images."""
+    """The run on a dataset that holds so many training images."""
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**results, "train_examples": count}))
     return folder
@@ -372,6 +372,6 @@ def test_methods_of_the_same_words_are_told_apart(tmp_path):
     assert [re.search(r"alpha=[\d.]+", name)[0] for name in names] == ["alpha=0.5", "alpha=1.0"]
 
 
-def test_methods_are_named_by_all_that_regularises():
+def test_methods_are_named_by_all_that_regularizes():
     assert method({"mix.name": "none", "label_smoothing": 0.1}) == "label_smoothing"
     assert method({"mix.name": "mixup", "drop_block.rate": 0.1}) == "mixup+drop_block"

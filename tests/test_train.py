@@ -93,7 +93,7 @@ DROPS = {
 }
 
 
-def test_regularisers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
+def test_regularizers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
     task = train.create_task(small_config(**DROPS))
     chex.clear_trace_counter()
