@@ -18,7 +18,7 @@ PAPER = {
     "cutmix": (("image",), "Beta(1, 1)"),
     "center_gaussian_cutmix": (("image",), "center gaussian, sigma 0.25"),
     "fixed_size_cutmix": (("image",), "size 0.5 of the side"),
-    "one_hot_cutmix": (("image",), "label of the larger share alone"),
+    "one_hot_cutmix": (("image",), "only the label of the larger area"),
     "scheduled_cutmix": (("image",), "probability 0 to 1 from start to end"),
     "complete_label_cutmix": (("image",), "both labels by one half"),
     "feature_cutmix": (("image", "stem", "layer1", "layer2", "layer3"), "at one of image, stem"),

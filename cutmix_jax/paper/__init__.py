@@ -167,7 +167,7 @@ def format_recipes(listed):
             "Chips x hours are an estimate, not a measurement: the operations of three forward",
             f"passes per training image. ImageNet: at {imagenet} of the bfloat16 peak of all chips",
             "(a v4-8 has 4), from published throughput of ResNet-50 with large batches. CIFAR: at",
-            f"a guessed {cifar} of the peak of one chip, because layers and batches are small. Small",
-            "networks wait for each layer and take longer.",
+            f"a guessed {cifar} of the peak of one chip, because layers and batches are small.",
+            "Small networks wait for each layer and take longer.",
         ]
     )
