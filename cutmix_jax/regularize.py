@@ -26,29 +26,29 @@ class StochasticDepth(nn.Module):
     The expectation is the same in both. The block adds the shortcut, which is never dropped.
 
     Attributes:
-      rate: probability that the branch is dropped, at least 0 and below 1.
-      per_example: decide for each example instead of once for the batch.
-      deterministic: True in evaluation. May be given to the call instead.
+        rate: probability that the branch is dropped, at least 0 and below 1.
+        per_example: decide for each example instead of once for the batch.
+        deterministic: True in evaluation. May be given to the call instead.
 
     Call:
-      branch: [B, ...], any float dtype, which is kept.
+        branch: [B, ...], any float dtype, which is kept.
 
     Raises:
-      UserError: `rate` is not a probability below 1.
+        UserError: `rate` is not a probability below 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> branch = jnp.ones((2, 3))
-      >>> drop = StochasticDepth(rate=0.25)
-      >>> float(drop.apply({}, branch, deterministic=True)[0, 0])
-      0.75
-      >>> keys = jax.random.split(jax.random.key(0), 1000)
-      >>> train = jax.vmap(lambda key: drop.apply({}, branch, False, rngs={'drop': key}))(keys)
-      >>> sorted(set(train.ravel().tolist()))
-      [0.0, 1.0]
+        >>> import jax, jax.numpy as jnp
+        >>> branch = jnp.ones((2, 3))
+        >>> drop = StochasticDepth(rate=0.25)
+        >>> float(drop.apply({}, branch, deterministic=True)[0, 0])
+        0.75
+        >>> keys = jax.random.split(jax.random.key(0), 1000)
+        >>> train = jax.vmap(lambda key: drop.apply({}, branch, False, rngs={'drop': key}))(keys)
+        >>> sorted(set(train.ravel().tolist()))
+        [0.0, 1.0]
 
     Reference:
-      Huang, Sun, Liu, Sedra, Weinberger. Deep Networks with Stochastic Depth. 2016.
+        Huang, Sun, Liu, Sedra, Weinberger. Deep Networks with Stochastic Depth. 2016.
     """
 
     rate: float
@@ -77,32 +77,32 @@ class ShakeDrop(nn.Module):
     pass and by beta in the backward pass.
 
     Attributes:
-      rate: probability that the branch is scaled, at least 0 and below 1.
-      alpha: range of the forward factor, sampled for each example.
-      beta: range of the backward factor, sampled for each example, independent of alpha.
-      per_example: one b for each example instead of one for the batch.
-      deterministic: True in evaluation. May be given to the call instead.
+        rate: probability that the branch is scaled, at least 0 and below 1.
+        alpha: range of the forward factor, sampled for each example.
+        beta: range of the backward factor, sampled for each example, independent of alpha.
+        per_example: one b for each example instead of one for the batch.
+        deterministic: True in evaluation. May be given to the call instead.
 
     Call:
-      branch: [B, ...], any float dtype, which is kept.
+        branch: [B, ...], any float dtype, which is kept.
 
     Raises:
-      UserError: `rate` is not a probability below 1.
+        UserError: `rate` is not a probability below 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> shake, branch = ShakeDrop(rate=0.5), jnp.ones((3, 1))
-      >>> float(shake.apply({}, branch, deterministic=True)[0, 0])
-      0.5
-      >>> def train(branch):
-      ...   return shake.apply({}, branch, False, rngs={'drop': jax.random.key(1)})
-      >>> forward, pull = jax.vjp(train, branch)
-      >>> backward, = pull(jnp.ones((3, 1)))
-      >>> bool((forward != backward).all()), bool((jnp.abs(backward - 0.5) <= 0.5).all())
-      (True, True)
+        >>> import jax, jax.numpy as jnp
+        >>> shake, branch = ShakeDrop(rate=0.5), jnp.ones((3, 1))
+        >>> float(shake.apply({}, branch, deterministic=True)[0, 0])
+        0.5
+        >>> def train(branch):
+        ...   return shake.apply({}, branch, False, rngs={'drop': jax.random.key(1)})
+        >>> forward, pull = jax.vjp(train, branch)
+        >>> backward, = pull(jnp.ones((3, 1)))
+        >>> bool((forward != backward).all()), bool((jnp.abs(backward - 0.5) <= 0.5).all())
+        (True, True)
 
     Reference:
-      Yamada, Iwamura, Akiba, Kise. ShakeDrop Regularization for Deep Residual Learning. 2019.
+        Yamada, Iwamura, Akiba, Kise. ShakeDrop Regularization for Deep Residual Learning. 2019.
     """
 
     rate: float
@@ -146,27 +146,27 @@ class DropBlock(nn.Module):
     In evaluation it is the identity. Squares overlap, so a little less than `rate` is dropped.
 
     Attributes:
-      rate: fraction that is dropped, at least 0 and below 1 (1 - keep_prob).
-      size: side of the squares, in pixels of the map.
-      schedule: 'constant', or 'linear': the rate is multiplied by `progress`.
-      deterministic: True in evaluation. May be given to the call instead.
+        rate: fraction that is dropped, at least 0 and below 1 (1 - keep_prob).
+        size: side of the squares, in pixels of the map.
+        schedule: 'constant', or 'linear': the rate is multiplied by `progress`.
+        deterministic: True in evaluation. May be given to the call instead.
 
     Call:
-      x: [B, H, W, C], any float dtype, which is kept.
-      progress: fraction of training that is done; may be traced.
+        x: [B, H, W, C], any float dtype, which is kept.
+        progress: fraction of training that is done; may be traced.
 
     Raises:
-      UserError: a square does not fit into the map, or `rate` is not a probability below 1.
+        UserError: a square does not fit into the map, or `rate` is not a probability below 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> drop, x = DropBlock(rate=0.1, size=4), jnp.ones((64, 8, 8, 16))
-      >>> y = drop.apply({}, x, deterministic=False, rngs={'drop': jax.random.key(0)})
-      >>> round(float(jnp.mean(y == 0)), 1), round(float(y.mean()), 2)
-      (0.1, 1.0)
+        >>> import jax, jax.numpy as jnp
+        >>> drop, x = DropBlock(rate=0.1, size=4), jnp.ones((64, 8, 8, 16))
+        >>> y = drop.apply({}, x, deterministic=False, rngs={'drop': jax.random.key(0)})
+        >>> round(float(jnp.mean(y == 0)), 1), round(float(y.mean()), 2)
+        (0.1, 1.0)
 
     Reference:
-      Ghiasi, Lin, Le. DropBlock: A Regularization Method for Convolutional Networks. 2018.
+        Ghiasi, Lin, Le. DropBlock: A Regularization Method for Convolutional Networks. 2018.
     """
 
     rate: float
@@ -211,17 +211,17 @@ class Regularization:
     probability of the last one.
 
     Attributes:
-      stochastic_depth: probability that the last block's branch is dropped.
-      shake_drop: probability that the last block's branch is scaled.
-      drop_block: fraction of a map that DropBlock drops.
-      size: side of its squares.
-      stages: its stages, counted from 1.
-      schedule: of its rate, 'constant' or 'linear'.
+        stochastic_depth: probability that the last block's branch is dropped.
+        shake_drop: probability that the last block's branch is scaled.
+        drop_block: fraction of a map that DropBlock drops.
+        size: side of its squares.
+        stages: its stages, counted from 1.
+        schedule: of its rate, 'constant' or 'linear'.
 
     Example:
-      >>> half = Regularization(shake_drop=0.5).of_block(stage=1, place=1 / 2, train=True)
-      >>> half.shake_drop
-      0.25
+        >>> half = Regularization(shake_drop=0.5).of_block(stage=1, place=1 / 2, train=True)
+        >>> half.shake_drop
+        0.25
     """
 
     stochastic_depth: float = 0.0
@@ -240,12 +240,12 @@ class Regularization:
         """The regularizers of one block.
 
         Args:
-          stage: of the block, counted from 1.
-          place: l / L of the linear rule.
-          train: False in evaluation.
-          every_norm: apply DropBlock as its authors do on ImageNet: after every normalization of
-            the branch, with a rate that is 4^(4 - stage) times smaller. Otherwise only at the end
-            of the branch. The shortcut has it in either case.
+            stage: of the block, counted from 1.
+            place: l / L of the linear rule.
+            train: False in evaluation.
+            every_norm: apply DropBlock as its authors do on ImageNet: after every normalization of
+                the branch, with a rate that is 4^(4 - stage) times smaller. Otherwise only at the
+                end of the branch. The shortcut has it in either case.
         """
         rate = self.drop_block * (stage in self.stages)
         return BlockRegularization(

@@ -27,10 +27,10 @@ class Network:
     """One network in a file.
 
     Attributes:
-      where: keys and prefix that lead to it, joined by dots.
-      tensors: ``{name: tensor}``, without the prefix.
-      strays: ``{name: value}`` of the same `state_dict` that are not part of the network.
-      averaged: whether these are EMA weights (or another average over training).
+        where: keys and prefix that lead to it, joined by dots.
+        tensors: ``{name: tensor}``, without the prefix.
+        strays: ``{name: value}`` of the same `state_dict` that are not part of the network.
+        averaged: whether these are EMA weights (or another average over training).
     """
 
     where: str
@@ -43,23 +43,23 @@ def choose_network(contents, source="the file", weights=None):
     """Finds the network in the contents of a file.
 
     Args:
-      contents: a `state_dict`, or dictionaries that contain some, at any depth.
-      source: the name of the weights in errors.
-      weights: 'raw' or 'ema', if the file has both; None: EMA weights if it has any.
+        contents: a `state_dict`, or dictionaries that contain some, at any depth.
+        source: the name of the weights in errors.
+        weights: 'raw' or 'ema', if the file has both; None: EMA weights if it has any.
 
     Returns:
-      ``(network, notes)``: a `Network`, and sentences about the choice.
+        ``(network, notes)``: a `Network`, and sentences about the choice.
 
     Raises:
-      UserError: the file contains no network, none of this kind, or several.
+        UserError: the file contains no network, none of this kind, or several.
 
     Example:
-      >>> kernel = np.zeros((16, 3, 3, 3))
-      >>> network, notes = choose_network({
-      ...     'epoch': 3, 'model': {'module.conv1.weight': kernel},
-      ...     'model_ema': {'n_averaged': np.array(9), 'module.conv1.weight': kernel}})
-      >>> network.where, list(network.tensors), len(notes)
-      ('model_ema.module', ['conv1.weight'], 1)
+        >>> kernel = np.zeros((16, 3, 3, 3))
+        >>> network, notes = choose_network({
+        ...     'epoch': 3, 'model': {'module.conv1.weight': kernel},
+        ...     'model_ema': {'n_averaged': np.array(9), 'module.conv1.weight': kernel}})
+        >>> network.where, list(network.tensors), len(notes)
+        ('model_ema.module', ['conv1.weight'], 1)
     """
     networks = [
         network
@@ -104,8 +104,8 @@ def named_architecture(contents):
     timm's options that change a network but not its weights follow in parentheses.
 
     Example:
-      >>> named_architecture({'args': argparse.Namespace(model='resnet50', gp='max')})
-      'resnet50(gp=max)'
+        >>> named_architecture({'args': argparse.Namespace(model='resnet50', gp='max')})
+        'resnet50(gp=max)'
     """
     args, hyper = (_mapping(contents.get(key)) for key in ("args", "hyper_parameters"))
     names = [contents.get("arch"), contents.get("architecture")]
@@ -121,16 +121,16 @@ def check_architecture(contents, name, model=None, source="the file"):
     Blur pooling, dilation and strides have no weights that would show them.
 
     Args:
-      contents: the contents of the file.
-      name: the network of this project.
-      model: the network that the user named, if any.
-      source: the name of the weights in messages.
+        contents: the contents of the file.
+        name: the network of this project.
+        model: the network that the user named, if any.
+        source: the name of the weights in messages.
 
     Returns:
-      Sentences about what was assumed.
+        Sentences about what was assumed.
 
     Raises:
-      UserError: the file names a network that may be a different one, and `model` is None.
+        UserError: the file names a network that may be a different one, and `model` is None.
     """
     named = named_architecture(contents)
     if named is None:

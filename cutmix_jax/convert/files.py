@@ -34,13 +34,13 @@ def read_file(path):
     The contents decide the format, not the name.
 
     Args:
-      path: of the file.
+        path: of the file.
 
     Returns:
-      The dictionary that was saved: ``{name: tensor}``, or one that contains such dictionaries.
+        The dictionary that was saved: ``{name: tensor}``, or one that contains such dictionaries.
 
     Raises:
-      UserError: the file is damaged or something else, or a package is missing.
+        UserError: the file is damaged or something else, or a package is missing.
     """
     path = pathlib.Path(path)
     if not path.is_file():

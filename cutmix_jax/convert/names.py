@@ -30,16 +30,16 @@ def torch_name(path):
     """Translates the name of a leaf to PyTorch's.
 
     Args:
-      path: parts of the name; the first one is the collection.
+        path: parts of the name; the first one is the collection.
 
     Returns:
-      The key of PyTorch's `state_dict`.
+        The key of PyTorch's `state_dict`.
 
     Example:
-      >>> torch_name(('params', 'layer1_0', 'downsample_bn', 'scale'))
-      'layer1.0.downsample.1.weight'
-      >>> torch_name(('batch_stats', 'bn_final', 'var'))
-      'bn_final.running_var'
+        >>> torch_name(('params', 'layer1_0', 'downsample_bn', 'scale'))
+        'layer1.0.downsample.1.weight'
+        >>> torch_name(('batch_stats', 'bn_final', 'var'))
+        'bn_final.running_var'
     """
     _, *modules, leaf = path
     name = ".".join(modules)
@@ -65,16 +65,16 @@ def infer_model(arrays, source="the file"):
     """Finds the network that fits the names and shapes of a `state_dict`.
 
     Args:
-      arrays: ``{name: array}`` with torchvision's names.
-      source: the name of the weights in errors.
+        arrays: ``{name: array}`` with torchvision's names.
+        source: the name of the weights in errors.
 
     Raises:
-      UserError: no network of this project has these names.
+        UserError: no network of this project has these names.
 
     Example:
-      >>> import numpy as np
-      >>> infer_model({'features.0.weight': np.zeros((64, 3, 3, 3))})
-      'vgg16_gap'
+        >>> import numpy as np
+        >>> infer_model({'features.0.weight': np.zeros((64, 3, 3, 3))})
+        'vgg16_gap'
     """
     if "features.0.weight" in arrays:
         return "vgg16_gap"

@@ -36,21 +36,21 @@ def to_torch(variables, steps=0, dtype=np.float32):
     """Converts variables to a PyTorch `state_dict` of NumPy arrays.
 
     Args:
-      variables: ``{'params', 'batch_stats'}``, as from `model.init`.
-      steps: the number of training steps, for BatchNorm's `num_batches_tracked`.
-      dtype: of the weights.
+        variables: ``{'params', 'batch_stats'}``, as from `model.init`.
+        steps: the number of training steps, for BatchNorm's `num_batches_tracked`.
+        dtype: of the weights.
 
     Returns:
-      ``{name: array}``: contiguous, float32 except for the counters, which are int64. Convolutions
-      are OIHW, linear layers OI.
+        ``{name: array}``: contiguous, float32 except for the counters, which are int64.
+        Convolutions are OIHW, linear layers OI.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = create_model('resnet20', num_classes=10)
-      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-      >>> arrays = to_torch(variables)
-      >>> arrays['layer1.0.conv1.weight'].shape, arrays['bn1.num_batches_tracked'].dtype
-      ((16, 16, 3, 3), dtype('int64'))
+        >>> import jax, jax.numpy as jnp
+        >>> model = create_model('resnet20', num_classes=10)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        >>> arrays = to_torch(variables)
+        >>> arrays['layer1.0.conv1.weight'].shape, arrays['bn1.num_batches_tracked'].dtype
+        ((16, 16, 3, 3), dtype('int64'))
     """
     arrays = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
@@ -65,26 +65,26 @@ def from_torch(contents, model=None, source="the file", weights=None):
     """Converts a PyTorch `state_dict` to variables of a network.
 
     Args:
-      contents: ``{name: tensor or array}`` with names of torchvision, timm or the authors, or
-        dictionaries that contain one, as scripts save them. Prefixes of DataParallel and others are
-        dropped. `num_batches_tracked` is ignored.
-      model: name of the network, as for `create_model`; None: inferred from names and shapes.
-      source: the name of the weights in errors.
-      weights: 'raw' or 'ema', if there are both; None: EMA weights if there are any.
+        contents: ``{name: tensor or array}`` with names of torchvision, timm or the authors, or
+            dictionaries that contain one, as scripts save them. Prefixes of DataParallel and others
+            are dropped. `num_batches_tracked` is ignored.
+        model: name of the network, as for `create_model`; None: inferred from names and shapes.
+        source: the name of the weights in errors.
+        weights: 'raw' or 'ema', if there are both; None: EMA weights if there are any.
 
     Returns:
-      A `Converted`.
+        A `Converted`.
 
     Raises:
-      UserError: tensors are missing, extra, of another shape or not finite; no network of this
-        project has such names; or the contents name another architecture.
+        UserError: tensors are missing, extra, of another shape or not finite; no network of this
+            project has such names; or the contents name another architecture.
 
     Example:
-      >>> kernel = np.zeros((16, 3, 3, 3))
-      >>> from_torch({'model_ema': {'module.conv1.weight': kernel}}, 'resnet20')
-      Traceback (most recent call last):
-        ...
-      cutmix_jax.UserError: the file does not fit resnet20 (missing: bn1.bias, ...
+        >>> kernel = np.zeros((16, 3, 3, 3))
+        >>> from_torch({'model_ema': {'module.conv1.weight': kernel}}, 'resnet20')
+        Traceback (most recent call last):
+          ...
+        cutmix_jax.UserError: the file does not fit resnet20 (missing: bn1.bias, ...
     """
     network, notes = choose_network(contents, source, weights)
     arrays, legacy = rename_legacy(_to_arrays(network.tensors, source))

@@ -25,19 +25,19 @@ def import_weights(
     """Writes a checkpoint of the weights in `path`, for `--mode evaluate` and `init_from`.
 
     Args:
-      path: a PyTorch or safetensors file.
-      workdir: folder to write; it must not contain a run.
-      model: as for `from_torch`.
-      config: 'FILE' or 'FILE:ARG', how to evaluate; None: from the number of classes.
-      overrides: ``--config.KEY=VALUE`` flags for it.
-      overwrite: replace earlier converted weights in `workdir`.
-      weights: as for `from_torch`.
+        path: a PyTorch or safetensors file.
+        workdir: folder to write; it must not contain a run.
+        model: as for `from_torch`.
+        config: 'FILE' or 'FILE:ARG', how to evaluate; None: from the number of classes.
+        overrides: ``--config.KEY=VALUE`` flags for it.
+        overwrite: replace earlier converted weights in `workdir`.
+        weights: as for `from_torch`.
 
     Returns:
-      A `Converted`.
+        A `Converted`.
 
     Raises:
-      UserError: the file, its weights, the config or the workdir cannot be used.
+        UserError: the file, its weights, the config or the workdir cannot be used.
     """
     path, workdir = place(path, "The file of weights"), place(workdir, "The workdir")
     converted = from_torch(read_file(path), model, path.name, weights)
@@ -59,17 +59,17 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     """Writes the weights of a run as a PyTorch `state_dict`.
 
     Args:
-      workdir: folder of a run or of converted weights. EMA weights are written if there are any.
-      path: file to write: '.safetensors', or '.pth', which needs PyTorch.
-      which: the 'latest' or the 'best' checkpoint.
-      overwrite: replace `path`.
+        workdir: folder of a run or of converted weights. EMA weights are written if there are any.
+        path: file to write: '.safetensors', or '.pth', which needs PyTorch.
+        which: the 'latest' or the 'best' checkpoint.
+        overwrite: replace `path`.
 
     Returns:
-      ``(arrays, meta, notes)``: what was written, the checkpoint's description, and sentences for
-      the user.
+        ``(arrays, meta, notes)``: what was written, the checkpoint's description, and sentences for
+        the user.
 
     Raises:
-      UserError: no checkpoint is whole, PyTorch is missing, or the file exists.
+        UserError: no checkpoint is whole, PyTorch is missing, or the file exists.
     """
     path = place(path, "The file of weights")
     if path.exists() and not overwrite:

@@ -49,7 +49,7 @@ def check_names(names):
     """The evaluations in a list such as 'fgsm,ood', or in 'all'.
 
     Raises:
-      UserError: there is no evaluation of that name.
+        UserError: there is no evaluation of that name.
     """
     found = [name.strip() for name in names.split(",") if name.strip()]
     for name in found:
@@ -67,19 +67,19 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
     """Runs evaluations, or reads their earlier results, and writes ``evals/NAME.*``.
 
     Args:
-      subject: a `Subject`.
-      names: keys of `EVALS`.
-      folder: the workdir, a `pathlib.Path`.
-      checkpoint: the step of the weights.
-      every: leave out evaluations that do not apply, and say so, instead of refusing.
-      stream: where progress is printed; standard error by default.
+        subject: a `Subject`.
+        names: keys of `EVALS`.
+        folder: the workdir, a `pathlib.Path`.
+        checkpoint: the step of the weights.
+        every: leave out evaluations that do not apply, and say so, instead of refusing.
+        stream: where progress is printed; standard error by default.
 
     Returns:
-      ``{name: values}``. The values include 'checkpoint', 'examples', 'seconds' and each
-      'options.KEY'.
+        ``{name: values}``. The values include 'checkpoint', 'examples', 'seconds' and each
+        'options.KEY'.
 
     Raises:
-      UserError: an evaluation that was named does not apply.
+        UserError: an evaluation that was named does not apply.
     """
     stream = stream or sys.stderr
     primary = jax.process_index() == 0
@@ -147,9 +147,9 @@ def fingerprint(subject, name, measured):
     """A digest of everything that the results of an evaluation depend on.
 
     Args:
-      subject: a `Subject`.
-      name: a key of `EVALS`.
-      measured: ``{name: digest}`` of weights, images and further inputs of the evaluation.
+        subject: a `Subject`.
+        name: a key of `EVALS`.
+        measured: ``{name: digest}`` of weights, images and further inputs of the evaluation.
     """
     config = config_lib.to_plain(subject.task.config)
     inputs = {

@@ -84,13 +84,13 @@ def blend(images, others, lam, box):
     M is 0 inside the box. An empty box gives Mixup, lambda = 1 gives CutMix.
 
     Args:
-      images: float32 ``[b, H, W, C]``, A.
-      others: float32 ``[b, H, W, C]``, B.
-      lam: scalar in [0, 1].
-      box: int32 ``[2, 2]`` as from `center_box`.
+        images: float32 ``[b, H, W, C]``, A.
+        others: float32 ``[b, H, W, C]``, B.
+        lam: scalar in [0, 1].
+        box: int32 ``[2, 2]`` as from `center_box`.
 
     Returns:
-      float32 ``[b, H, W, C]``.
+        float32 ``[b, H, W, C]``.
     """
     weighed = lam * images + (1 - lam) * others
     return jnp.where(inside_box(box, *images.shape[1:3]), others, weighed)

@@ -21,21 +21,21 @@ def largest_box(heat, threshold=0.15):
     Of equally large ones, the topmost is taken.
 
     Args:
-      heat: float ``[H, W]``, not negative.
-      threshold: sigma, or several of them, ``[T]``.
+        heat: float ``[H, W]``, not negative.
+        threshold: sigma, or several of them, ``[T]``.
 
     Returns:
-      int64 ``[4]`` (top, left, bottom, right), half-open; zeros if nothing is above the threshold.
-      ``[T, 4]`` for several thresholds.
+        int64 ``[4]`` (top, left, bottom, right), half-open; zeros if nothing is above the
+        threshold. ``[T, 4]`` for several thresholds.
 
     Example:
-      >>> heat = np.zeros((5, 5))
-      >>> heat[1:3, 1:4], heat[4, 4] = 1.0, 1.0
-      >>> largest_box(heat).tolist()
-      [1, 1, 3, 4]
+        >>> heat = np.zeros((5, 5))
+        >>> heat[1:3, 1:4], heat[4, 4] = 1.0, 1.0
+        >>> largest_box(heat).tolist()
+        [1, 1, 3, 4]
 
     Reference:
-      Zhou et al. Learning Deep Features for Discriminative Localization. CVPR 2016.
+        Zhou et al. Learning Deep Features for Discriminative Localization. CVPR 2016.
     """
     thresholds = np.atleast_1d(np.asarray(threshold, heat.dtype))
     above = heat > thresholds[:, None, None] * heat.max()
@@ -54,15 +54,15 @@ def overlaps(boxes, others):
     r"""Intersection over union of all pairs of half-open boxes.
 
     Args:
-      boxes: ``[n, 4]`` (top, left, bottom, right).
-      others: ``[m, 4]``.
+        boxes: ``[n, 4]`` (top, left, bottom, right).
+        others: ``[m, 4]``.
 
     Returns:
-      float64 ``[n, m]``; 0 if either box is empty.
+        float64 ``[n, m]``; 0 if either box is empty.
 
     Example:
-      >>> overlaps([[0, 0, 2, 2]], [[0, 1, 2, 3], [2, 2, 4, 4]]).round(3).tolist()
-      [[0.333, 0.0]]
+        >>> overlaps([[0, 0, 2, 2]], [[0, 1, 2, 3], [2, 2, 4, 4]]).round(3).tolist()
+        [[0.333, 0.0]]
     """
     boxes = np.asarray(boxes, float).reshape(-1, 1, 2, 2)
     others = np.asarray(others, float).reshape(1, -1, 2, 2)
@@ -84,17 +84,17 @@ def contour_boxes(heat, thresholds):
     Without a contour the box is (0, 0, 0, 0).
 
     Args:
-      heat: float ``[H, W]`` in [0, 1].
-      thresholds: float ``[T]``.
+        heat: float ``[H, W]`` in [0, 1].
+        thresholds: float ``[T]``.
 
     Returns:
-      ``(boxes, plane, largest)``: int ``[n, 4]`` (top, left, bottom, right) with inclusive corners;
-      int ``[n]``, the index of each box's threshold; int ``[T]``, the index of the box with the
-      largest contour area at each threshold.
+        ``(boxes, plane, largest)``: int ``[n, 4]`` (top, left, bottom, right) with inclusive
+        corners; int ``[n]``, the index of each box's threshold; int ``[T]``, the index of the box
+        with the largest contour area at each threshold.
 
     Reference:
-      Choe, Oh, Lee, Chun, Akata, Shim. Evaluating Weakly Supervised Object Localization Methods
-      Right. CVPR 2020; the authors' code for the details.
+        Choe, Oh, Lee, Chun, Akata, Shim. Evaluating Weakly Supervised Object Localization Methods
+        Right. CVPR 2020; the authors' code for the details.
     """
     height, width = heat.shape
     gray = (heat * 255).astype(np.uint8)
@@ -166,15 +166,15 @@ def inclusive_overlaps(boxes, others):
     """Intersection over union of boxes with inclusive corners: a side is ``high - low + 1``.
 
     Args:
-      boxes: ``[n, 4]`` (top, left, bottom, right).
-      others: ``[m, 4]``.
+        boxes: ``[n, 4]`` (top, left, bottom, right).
+        others: ``[m, 4]``.
 
     Returns:
-      float64 ``[n, m]``.
+        float64 ``[n, m]``.
 
     Example:
-      >>> inclusive_overlaps([[0, 0, 1, 1]], [[0, 1, 1, 2]]).round(3).tolist()
-      [[0.333]]
+        >>> inclusive_overlaps([[0, 0, 1, 1]], [[0, 1, 1, 2]]).round(3).tolist()
+        [[0.333]]
     """
     step = np.array([0, 0, 1, 1])
     return overlaps(

@@ -39,22 +39,22 @@ def activation_maps(features, kernel, classes, sides):
     becomes 0.
 
     Args:
-      features: float32 ``[b, h, w, d]``, the feature map that is averaged for the head.
-      kernel: float32 ``[d, K]`` of the head.
-      classes: int32 ``[b]``.
-      sides: (H, W) of the image.
+        features: float32 ``[b, h, w, d]``, the feature map that is averaged for the head.
+        kernel: float32 ``[d, K]`` of the head.
+        classes: int32 ``[b]``.
+        sides: (H, W) of the image.
 
     Returns:
-      float32 ``[b, H, W]``.
+        float32 ``[b, H, W]``.
 
     Example:
-      >>> features = jnp.array([[0.0, 1.0], [2.0, 4.0]])[None, :, :, None]
-      >>> activation_maps(features, jnp.ones((1, 3)), jnp.array([2]), (2, 2)).tolist()
-      [[[0.0, 0.25], [0.5, 1.0]]]
+        >>> features = jnp.array([[0.0, 1.0], [2.0, 4.0]])[None, :, :, None]
+        >>> activation_maps(features, jnp.ones((1, 3)), jnp.array([2]), (2, 2)).tolist()
+        [[[0.0, 0.25], [0.5, 1.0]]]
 
     Reference:
-      Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative
-      Localization. CVPR 2016.
+        Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative
+        Localization. CVPR 2016.
     """
     weights = jnp.take(kernel, classes, axis=1).T
     maps = jnp.einsum("bhwd,bd->bhw", features, weights)

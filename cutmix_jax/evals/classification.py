@@ -54,11 +54,11 @@ def errors(logits, labels):
     """Mean loss, top-1 and top-5 error (of K < 5 classes, top-K).
 
     Args:
-      logits: float ``[N, K]``.
-      labels: int ``[N]``.
+        logits: float ``[N, K]``.
+        labels: int ``[N]``.
 
     Returns:
-      ``{'top1_error', 'top5_error', 'loss'}``.
+        ``{'top1_error', 'top5_error', 'loss'}``.
     """
     own = np.take_along_axis(logits, labels[:, None], 1)
     rank = ranks(logits, labels)
@@ -76,15 +76,15 @@ def ranks(logits, labels):
     last.
 
     Args:
-      logits: float ``[N, K]``.
-      labels: int ``[N]``.
+        logits: float ``[N, K]``.
+        labels: int ``[N]``.
 
     Returns:
-      int ``[N]``: 0 if the prediction is right, K if the true class's logit is NaN.
+        int ``[N]``: 0 if the prediction is right, K if the true class's logit is NaN.
 
     Example:
-      >>> ranks(np.array([[0.1, 0.7, 0.7], [np.nan, np.nan, np.nan]]), np.array([2, 0])).tolist()
-      [1, 3]
+        >>> ranks(np.array([[0.1, 0.7, 0.7], [np.nan, np.nan, np.nan]]), np.array([2, 0])).tolist()
+        [1, 3]
     """
     own = np.take_along_axis(logits, labels[:, None], 1)
     before = np.arange(logits.shape[1]) < labels[:, None]
@@ -109,21 +109,21 @@ def calibration(confidence, right, bins=15):
     .. math:: \text{ECE} = \sum_b \frac{n_b}{N} |\text{acc}_b - \text{conf}_b|
 
     Args:
-      confidence: float ``[N]``, the highest probability of each example.
-      right: bool ``[N]``, whether the prediction was right.
-      bins: how many; bin b holds confidences in (b / bins, (b + 1) / bins].
+        confidence: float ``[N]``, the highest probability of each example.
+        right: bool ``[N]``, whether the prediction was right.
+        bins: how many; bin b holds confidences in (b / bins, (b + 1) / bins].
 
     Returns:
-      ``{'ece': float, 'low', 'high', 'examples', 'accuracy', 'confidence': [bins]}``; accuracy
-      and confidence are NaN in an empty bin.
+        ``{'ece': float, 'low', 'high', 'examples', 'accuracy', 'confidence': [bins]}``; accuracy
+        and confidence are NaN in an empty bin.
 
     Example:
-      >>> found = calibration(np.array([0.9, 0.9]), np.array([True, False]), bins=10)
-      >>> round(float(found['ece']), 3)
-      0.4
+        >>> found = calibration(np.array([0.9, 0.9]), np.array([True, False]), bins=10)
+        >>> round(float(found['ece']), 3)
+        0.4
 
     Reference:
-      Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.
+        Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.
     """
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)

@@ -9,12 +9,12 @@ class Report:
     """The results of an evaluation.
 
     Attributes:
-      values: ``{name: number}``; fractions are in [0, 1].
-      rows: a list of dictionaries with the same keys, the rows of ``NAME.csv``.
-      figures: ``{file name: matplotlib Figure}``.
-      tables: further ``{file name: rows}``.
-      left_out: sentences about parts that were not measured.
-      again: measure again the next time, because those parts may exist by then.
+        values: ``{name: number}``; fractions are in [0, 1].
+        rows: a list of dictionaries with the same keys, the rows of ``NAME.csv``.
+        figures: ``{file name: matplotlib Figure}``.
+        tables: further ``{file name: rows}``.
+        left_out: sentences about parts that were not measured.
+        again: measure again the next time, because those parts may exist by then.
     """
 
     values: dict
@@ -30,12 +30,14 @@ class Evaluation:
     """One evaluation of a trained network.
 
     Attributes:
-      run: ``(subject, options, *inputs) -> Report``. `options` is this evaluation's section of
-        `config.evals`.
-      why_not: ``(subject) -> None``, or a sentence that says why it does not apply and what to do.
-      version: raise it when the numbers change their meaning. Older files are then measured again.
-      find: ``(subject, options) -> (inputs, digest)``: further arguments of `run`, besides the
-        images of the split, and a string that changes if they do.
+        run: ``(subject, options, *inputs) -> Report``. `options` is this evaluation's section of
+            `config.evals`.
+        why_not: ``(subject) -> None``, or a sentence that says why it does not apply and what to
+        do.
+        version: raise it when the numbers change their meaning. Older files are then measured
+        again.
+        find: ``(subject, options) -> (inputs, digest)``: further arguments of `run`, besides the
+            images of the split, and a string that changes if they do.
     """
 
     run: Callable

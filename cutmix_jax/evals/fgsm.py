@@ -48,20 +48,20 @@ def perturb(images, sign, eps, clip=True):
     .. math:: \hat x = \text{clip}_{[0, 1]}(x + \epsilon \, \text{sign} \nabla_x \ell(x, y))
 
     Args:
-      images: float32 ``[b, H, W, C]`` in [0, 1].
-      sign: -1, 0 or 1, of the same shape, any dtype.
-      eps: in the scale of the images: 8/255, not 8.
-      clip: clip the result to [0, 1].
+        images: float32 ``[b, H, W, C]`` in [0, 1].
+        sign: -1, 0 or 1, of the same shape, any dtype.
+        eps: in the scale of the images: 8/255, not 8.
+        clip: clip the result to [0, 1].
 
     Returns:
-      float32 ``[b, H, W, C]``.
+        float32 ``[b, H, W, C]``.
 
     Example:
-      >>> perturb(jnp.array([0.5, 1.0]), jnp.array([-1, 1]), 0.25).tolist()
-      [0.25, 1.0]
+        >>> perturb(jnp.array([0.5, 1.0]), jnp.array([-1, 1]), 0.25).tolist()
+        [0.25, 1.0]
 
     Reference:
-      Goodfellow, Shlens, Szegedy. Explaining and Harnessing Adversarial Examples. ICLR 2015.
+        Goodfellow, Shlens, Szegedy. Explaining and Harnessing Adversarial Examples. ICLR 2015.
     """
     moved = images + eps * sign.astype(images.dtype)
     return jnp.clip(moved, 0, 1) if clip else moved
@@ -74,8 +74,8 @@ def pgd_step(images, adversarial, gradient, eps, step_size, clip=True):
         (\hat x + \eta \, \text{sign} \nabla_x \ell(\hat x, y))
 
     Reference:
-      Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to
-      Adversarial Attacks. ICLR 2018.
+        Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to
+        Adversarial Attacks. ICLR 2018.
     """
     moved = jnp.clip(adversarial + step_size * jnp.sign(gradient), images - eps, images + eps)
     return jnp.clip(moved, 0, 1) if clip else moved

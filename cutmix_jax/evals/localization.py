@@ -72,14 +72,14 @@ def measure_map(heat, true, sweep, fine):
     """How well one map fits the true boxes.
 
     Args:
-      heat: float ``[H, W]`` in [0, 1].
-      true: float ``[n, 4]``, half-open.
-      sweep: thresholds of the paper's protocol, ``[S]``.
-      fine: thresholds of MaxBoxAcc, ``[T]``.
+        heat: float ``[H, W]`` in [0, 1].
+        true: float ``[n, 4]``, half-open.
+        sweep: thresholds of the paper's protocol, ``[S]``.
+        fine: thresholds of MaxBoxAcc, ``[T]``.
 
     Returns:
-      ``{'iou': [S], 'single': [T], 'multiple': [T]}``: the best overlap with any true box, for the
-      box of the largest region, of the largest contour, and of any contour.
+        ``{'iou': [S], 'single': [T], 'multiple': [T]}``: the best overlap with any true box, for
+        the box of the largest region, of the largest contour, and of any contour.
     """
     boxes, planes, largest = contour_boxes(heat, fine)
     # From half-open boxes to inclusive corners in whole pixels.

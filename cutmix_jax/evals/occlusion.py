@@ -71,20 +71,20 @@ def occlude(images, box, inside, fill):
     r"""Fills the center, or everything but the center.
 
     Args:
-      images: float32 ``[b, H, W, C]`` in [0, 1].
-      box: int32 ``[2, 2]`` as from `center_box`.
-      inside: whether the box is filled, or everything around it.
-      fill: float ``[C]`` or a scalar, in [0, 1].
+        images: float32 ``[b, H, W, C]`` in [0, 1].
+        box: int32 ``[2, 2]`` as from `center_box`.
+        inside: whether the box is filled, or everything around it.
+        fill: float ``[C]`` or a scalar, in [0, 1].
 
     Returns:
-      float32 ``[b, H, W, C]``.
+        float32 ``[b, H, W, C]``.
 
     Example:
-      >>> occlude(jnp.ones((1, 4, 4, 1)), center_box(2, 4, 4), True, 0.0)[0, :, :, 0]
-      Array([[1., 1., 1., 1.],
-             [1., 0., 0., 1.],
-             [1., 0., 0., 1.],
-             [1., 1., 1., 1.]], dtype=float32)
+        >>> occlude(jnp.ones((1, 4, 4, 1)), center_box(2, 4, 4), True, 0.0)[0, :, :, 0]
+        Array([[1., 1., 1., 1.],
+               [1., 0., 0., 1.],
+               [1., 0., 0., 1.],
+               [1., 1., 1., 1.]], dtype=float32)
     """
     covered = inside_box(box, *images.shape[1:3]) == inside
     return jnp.where(covered, jnp.asarray(fill, images.dtype), images)

@@ -26,10 +26,10 @@ class Foreign:
     """A set of out-of-distribution images.
 
     Attributes:
-      name: its name in the report.
-      count: the number of images.
-      record: ``(i) -> bytes``, an image as it is stored; None for noise.
-      read: ``(i) -> uint8 [H, W, C]`` in the network's shape; None for noise.
+        name: its name in the report.
+        count: the number of images.
+        record: ``(i) -> bytes``, an image as it is stored; None for noise.
+        read: ``(i) -> uint8 [H, W, C]`` in the network's shape; None for noise.
     """
 
     name: str
@@ -42,11 +42,11 @@ def find_sets(subject, options):
     """Opens the sets that the options name.
 
     Returns:
-      ``((sets, left_out, again), digest)``. `left_out` has a sentence for each set that cannot be
-      used. `again` is true if a set was missing.
+        ``((sets, left_out, again), digest)``. `left_out` has a sentence for each set that cannot be
+        used. `again` is true if a set was missing.
 
     Raises:
-      UserError: no set is left, or one is missing and `options.skip_missing` is not set.
+        UserError: no set is left, or one is missing and `options.skip_missing` is not set.
     """
     limit = options.limit or min(10_000, subject.examples)
     sets, left_out, again = [], [], False
@@ -102,14 +102,14 @@ def open_foreign(name, subject, limit, seed=0):
     """Opens the set that `name` describes, at most `limit` images of it.
 
     Args:
-      name: 'uniform', 'gaussian', 'digits', the name of a TFDS dataset or 'folder:PATH'; then,
-        after a colon, 'resize' (the default) or 'crop'.
-      subject: its images have the shape to use.
-      limit: the largest number of images. If there are more, `seed` chooses some.
-      seed: of this choice and of random crops.
+        name: 'uniform', 'gaussian', 'digits', the name of a TFDS dataset or 'folder:PATH'; then,
+            after a colon, 'resize' (the default) or 'crop'.
+        subject: its images have the shape to use.
+        limit: the largest number of images. If there are more, `seed` chooses some.
+        seed: of this choice and of random crops.
 
     Raises:
-      UserError: the set does not exist.
+        UserError: the set does not exist.
     """
     if name in NOISE:
         return Foreign(name, limit)
@@ -224,23 +224,23 @@ def separation(inside, outside):
     outside as positives.
 
     Args:
-      inside: float ``[n]``.
-      outside: float ``[m]``.
+        inside: float ``[n]``.
+        outside: float ``[m]``.
 
     Returns:
-      ``{'tnr_at_tpr95', 'auroc', 'aupr_in', 'aupr_out', 'detection_accuracy'}``.
+        ``{'tnr_at_tpr95', 'auroc', 'aupr_in', 'aupr_out', 'detection_accuracy'}``.
 
     Raises:
-      UserError: one of them is empty, or a score is not finite.
+        UserError: one of them is empty, or a score is not finite.
 
     Example:
-      >>> found = separation(np.array([0.9, 0.8, 0.4]), np.array([0.1, 0.4]))
-      >>> round(found['auroc'], 3), round(found['detection_accuracy'], 3)
-      (0.917, 0.833)
+        >>> found = separation(np.array([0.9, 0.8, 0.4]), np.array([0.1, 0.4]))
+        >>> round(found['auroc'], 3), round(found['detection_accuracy'], 3)
+        (0.917, 0.833)
 
     Reference:
-      Hendrycks, Gimpel. A Baseline for Detecting Misclassified and Out-of-Distribution Examples in
-      Neural Networks. ICLR 2017; Liang, Li, Srikant. ODIN. ICLR 2018.
+        Hendrycks, Gimpel. A Baseline for Detecting Misclassified and Out-of-Distribution Examples
+        in Neural Networks. ICLR 2017; Liang, Li, Srikant. ODIN. ICLR 2018.
     """
     inside, outside = np.asarray(inside, float), np.asarray(outside, float)
     for name, scores in (("inside", inside), ("outside", outside)):

@@ -27,11 +27,11 @@ class Subject:
     changes pixels.
 
     Attributes:
-      task: a `train.Task`.
-      weights: ``{'params', 'batch_stats'}``, replicated over the devices.
-      arrays: the split's arrays, replicated over the devices; empty if the data is streamed.
-      split: 'test' or 'held_out'.
-      quiet: show no progress.
+        task: a `train.Task`.
+        weights: ``{'params', 'batch_stats'}``, replicated over the devices.
+        arrays: the split's arrays, replicated over the devices; empty if the data is streamed.
+        split: 'test' or 'held_out'.
+        quiet: show no progress.
     """
 
     task: Any
@@ -93,9 +93,9 @@ class Subject:
         """Compiles `f` for all devices: ``call(xs, *extras)`` gives its result for the batch.
 
         Args:
-          f: a function as described in the class. Every device gets all of `extras` (see `own`).
-          load: ``(arrays, xs) -> batch``, if the images are not those of the split. uint8 arrays
-            are scaled to [0, 1].
+            f: a function as described in the class. Every device gets all of `extras` (see `own`).
+            load: ``(arrays, xs) -> batch``, if the images are not those of the split. uint8 arrays
+                are scaled to [0, 1].
         """
         mapping = self.task.mapping
         load = load or self.load
@@ -120,10 +120,10 @@ class Subject:
         Padding is removed from the leading axis of every array.
 
         Args:
-          measure: maps a sharded batch to a pytree of results of compiled functions.
-          host_batches: from `batches`, `pair_batches` or `foreign_batches`.
-          count: the number of examples in them.
-          words: for the progress bar.
+            measure: maps a sharded batch to a pytree of results of compiled functions.
+            host_batches: from `batches`, `pair_batches` or `foreign_batches`.
+            count: the number of examples in them.
+            words: for the progress bar.
         """
         mapping, pending = self.task.mapping, collections.deque()
         # Parts of the batch are on devices of other processes and are not known here.
@@ -158,14 +158,14 @@ class Subject:
         """``f(weights, batch)`` for every example of the split, exactly once, in order.
 
         Args:
-          f: a function as described in the class.
-          settings: None, or a list of extra arguments (pytrees of numbers). The result is then a
-            list of ``f(weights, batch, setting)``, and every batch is loaded once.
-          order: int ``[n]``, indices to use instead of 0, 1, 2, ...
-          words: for the progress bar.
+            f: a function as described in the class.
+            settings: None, or a list of extra arguments (pytrees of numbers). The result is then a
+                list of ``f(weights, batch, setting)``, and every batch is loaded once.
+            order: int ``[n]``, indices to use instead of 0, 1, 2, ...
+            words: for the progress bar.
 
         Returns:
-          A pytree of NumPy arrays ``[N, ...]``, or a list of them.
+            A pytree of NumPy arrays ``[N, ...]``, or a list of them.
         """
         call = self.compile(f)
         count = self.examples if order is None else len(order)
@@ -199,7 +199,7 @@ def create_subject(task, weights, split="test", quiet=False):
     """A `Subject`, with the arrays of its split on all devices.
 
     Raises:
-      UserError: the split does not exist.
+        UserError: the split does not exist.
     """
     splits = sorted(task.data.examples.keys() - {"train"})
     if split not in splits:
@@ -215,8 +215,8 @@ def predictions(logits):
     """int32 ``[b]``: the class of the highest logit, or -1 if all logits are NaN.
 
     Example:
-      >>> predictions(jnp.array([[0.1, 0.7, jnp.nan], [jnp.nan, jnp.nan, jnp.nan]])).tolist()
-      [1, -1]
+        >>> predictions(jnp.array([[0.1, 0.7, jnp.nan], [jnp.nan, jnp.nan, jnp.nan]])).tolist()
+        [1, -1]
     """
     return jnp.nanargmax(logits, -1)
 

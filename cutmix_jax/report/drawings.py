@@ -45,9 +45,9 @@ def overlay(methods, evaluation, plots):
     Legends name options that differ.
 
     Args:
-      methods: ``{name: {seed: run}}``.
-      evaluation: its name.
-      plots: a list of ``(title, x column, y column, x label, {column: value} of its rows)``.
+        methods: ``{name: {seed: run}}``.
+        evaluation: its name.
+        plots: a list of ``(title, x column, y column, x label, {column: value} of its rows)``.
     """
     evaluated, words = {}, {}
     for name, seeds in methods.items():
@@ -90,8 +90,8 @@ def over_parameter(methods, curve):
     Means over the seeds, with the sample deviation.
 
     Args:
-      methods: ``{name: {seed: run}}``.
-      curve: one of `PARAMETERS`.
+        methods: ``{name: {seed: run}}``.
+        curve: one of `PARAMETERS`.
     """
     lines = parameter_lines(methods, curve)
     if not lines:
@@ -123,8 +123,8 @@ def parameter_lines(methods, curve):
     """The points of `over_parameter`: one line for runs that share the rest of their mix.
 
     Returns:
-      ``{the rest in words: {value: [error of each seed in %]}}``, by rising value. Lines with a
-      single value are left out.
+        ``{the rest in words: {value: [error of each seed in %]}}``, by rising value. Lines with a
+        single value are left out.
     """
     lines = {}
     for seeds in methods.values():
@@ -152,10 +152,10 @@ def layer_of(config):
     """The index of the one layer that CutMix mixes, or None for several layers or other methods.
 
     Example:
-      >>> layer_of({'mix.name': 'feature_cutmix', 'mix.layers': [2]})
-      2
-      >>> layer_of({'mix.name': 'cutmix'})
-      0
+        >>> layer_of({'mix.name': 'feature_cutmix', 'mix.layers': [2]})
+        2
+        >>> layer_of({'mix.name': 'cutmix'})
+        0
     """
     name = method(config)
     if name not in ("cutmix", "feature_cutmix"):

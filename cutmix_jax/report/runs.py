@@ -72,10 +72,10 @@ def read_runs(paths):
     """Reads the runs in folders.
 
     Args:
-      paths: workdirs, or folders that contain workdirs.
+        paths: workdirs, or folders that contain workdirs.
 
     Raises:
-      UserError: one of them contains no run, or a file of a run cannot be read.
+        UserError: one of them contains no run, or a file of a run cannot be read.
     """
     found = {}
     for path in (place(path, "RUNS") for path in paths):
@@ -128,9 +128,9 @@ def parse(path, text, keys=None):
     """A JSON object with these dotted keys, or an error that names the file.
 
     Args:
-      path: of the file.
-      text: of the file.
-      keys: ``{key: type of its value}``; those in `MAY_LACK` may be missing.
+        path: of the file.
+        text: of the file.
+        keys: ``{key: type of its value}``; those in `MAY_LACK` may be missing.
     """
     try:
         value = json.loads(text)
@@ -172,10 +172,10 @@ def method(config):
     """The method of a flat config, as in MODEL,METHOD.
 
     Example:
-      >>> method({'mix.name': 'cutmix', 'shake_drop': 0.5})
-      'cutmix+shake_drop'
-      >>> method({'mix.name': 'none'})
-      'baseline'
+        >>> method({'mix.name': 'cutmix', 'shake_drop': 0.5})
+        'cutmix+shake_drop'
+        >>> method({'mix.name': 'none'})
+        'baseline'
     """
     words = [name for name in [config.get("mix.name", "none")] if name != "none"]
     words += [word for key, word in REGULARIZERS.items() if config.get(key)]
@@ -219,8 +219,8 @@ def full_method(config, variants):
     """The method of a flat config, with the details that not all variants share.
 
     Args:
-      config: one of the variants.
-      variants: the details of all variants of this method.
+        config: one of the variants.
+        variants: the details of all variants of this method.
     """
     own = own_words(details(config), variants)
     return f"{method(config)} ({own})" if own else method(config)
@@ -230,8 +230,8 @@ def own_words(words, variants):
     """The words that not all variants share, joined.
 
     Example:
-      >>> own_words(('clip=True', 'seed=1'), [('clip=True', 'seed=1'), ('clip=True', 'seed=2')])
-      'seed=1'
+        >>> own_words(('clip=True', 'seed=1'), [('clip=True', 'seed=1'), ('clip=True', 'seed=2')])
+        'seed=1'
     """
     shared = set.intersection(*map(set, variants))
     return ", ".join(word for word in words if word not in shared)
@@ -257,8 +257,8 @@ def with_conditions(name, words, variants):
     """A name, with those of its `conditions` that not all variants share.
 
     Example:
-      >>> with_conditions('cutmix', ('clip=True',), [('clip=True',), ('clip=False',)])
-      'cutmix, evaluated with clip=True'
+        >>> with_conditions('cutmix', ('clip=True',), [('clip=True',), ('clip=False',)])
+        'cutmix, evaluated with clip=True'
     """
     own = own_words(words, variants)
     return f"{name}, evaluated with {own}" if own else name
@@ -268,8 +268,8 @@ def group(runs):
     """Groups the finished runs that can be compared.
 
     Returns:
-      A list of ``{name of the method: {seed: run}}``. Methods that differ only in parameters have
-      the parameters in their names.
+        A list of ``{name of the method: {seed: run}}``. Methods that differ only in parameters have
+        the parameters in their names.
     """
     groups = {}
     for run in runs:

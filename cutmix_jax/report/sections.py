@@ -297,10 +297,10 @@ def measured(evaluation, columns, runs, rows):
     that differ.
 
     Args:
-      evaluation: its name.
-      columns: ``{name of a value: head of its column}``.
-      runs: all runs.
-      rows: of the paper, whose configs train the networks that the paper evaluated.
+        evaluation: its name.
+        columns: ``{name of a value: head of its column}``.
+        runs: all runs.
+        rows: of the paper, whose configs train the networks that the paper evaluated.
     """
     evaluated = [run for run in runs if evaluation in run.evals]
     if not evaluated:
