@@ -239,11 +239,11 @@ class TestRefusals:
             (lambda a: a.update(more=a["fc.bias"]), r"extra: more\)"),
             (
                 lambda a: a.update({"conv1.weight": a["conv1.weight"][:, :, :1]}),
-                r"conv1\.weight is \(16, 3, 1, 3\) where \(16, 3, 3, 3\) was expected",
+                r"conv1\.weight is \(16, 3, 1, 3\), but \(16, 3, 3, 3\) was expected",
             ),
             (
                 lambda a: a.update({"fc.weight": a["fc.weight"].astype(np.int64)}),
-                r"fc\.weight holds int64 where floating point",
+                r"fc\.weight is int64, but floating point",
             ),
             (
                 lambda a: a.update({"fc.bias": a["fc.bias"] * np.nan}),
@@ -262,7 +262,7 @@ class TestRefusals:
             convert.from_torch(resnet20[1], model="pyramidnet20_48")
         message = str(caught.value)
         assert re.search(r"missing: .* and \d+ more; extra: .* more; wrong", message)
-        assert message.endswith("name the network that was saved with --model.")
+        assert message.endswith("Name the network that was saved with --model.")
         assert len(message) < 1500
         assert "\n" not in message
 
@@ -313,8 +313,8 @@ class TestRefusals:
     def test_things_that_are_no_state_dict(self, resnet20, tmp_path):
         path = tmp_path / "model.pth"
         for content, message in (
-            ([torch.zeros(3)], "holds a list, and a state_dict was expected"),
-            ({}, "holds nothing, and a state_dict was expected"),
+            ([torch.zeros(3)], "contains a list, but a state_dict was expected"),
+            ({}, "contains nothing, but a state_dict was expected"),
         ):
             torch.save(content, path)
             with pytest.raises(UserError, match=message):

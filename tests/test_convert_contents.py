@@ -111,7 +111,7 @@ class TestAveragedWeights:
         contents = {"model": raw, "ema": {"decay": 0.9, "shadow_params": [torch.zeros(3)]}}
         converted = convert.from_torch(contents)
         assert holds(converted, raw)
-        assert "'ema' of the file holds no network by name" in told(converted)
+        assert "'ema' of the file has no known network" in told(converted)
 
     def test_several_networks_are_refused(self, raw, ema):
         contents = {"state_dict": prefixed("student.", raw) | prefixed("teacher.", ema)}
@@ -133,7 +133,7 @@ class TestAveragedWeights:
         assert command.main(words) == 0
         assert "The raw weights are used" in capsys.readouterr().out
         assert command.main([str(output), "--output", f"{output}.pth", "--weights", "raw"]) == 1
-        assert "--weights' is for weights that come in" in capsys.readouterr().err
+        assert "--weights' is only for weights from PyTorch" in capsys.readouterr().err
 
 
 class TestStrays:
@@ -141,7 +141,7 @@ class TestStrays:
         stray = {"criterion.weight": torch.ones(10)}
         converted = convert.from_torch({"state_dict": prefixed("model.", raw) | stray})
         assert holds(converted, raw)
-        assert "Left out, because not of the network: criterion.weight." in told(converted)
+        assert "Left out, because they are not part of the network: criterion.weight." in told(converted)
 
     def test_a_head_outside_of_the_network(self, raw):
         """It may be what is missing within."""
@@ -305,7 +305,7 @@ class TestWhatIsNoStateDict:
     def test_programs(self, net, tmp_path):
         path = tmp_path / "model.pt"
         torch.jit.trace(net, torch.zeros(1, 3, 8, 8)).save(path)
-        message = r"program of TorchScript.*save torch\.jit\.load\(FILE\)\.state_dict\(\)"
+        message = r"TorchScript program.*save torch\.jit\.load\(FILE\)\.state_dict\(\)"
         with pytest.raises(UserError, match=message):
             convert.read_file(path)
         # What is advised works.
@@ -316,9 +316,9 @@ class TestWhatIsNoStateDict:
         narrow = {**raw, "fc.weight": raw["fc.weight"].to(getattr(torch, dtype))}
         path = tmp_path / "model.safetensors"
         safetensors.save_file(narrow, path)
-        with pytest.raises(UserError, match=r"holds F8_E\w+ \(fc\.weight\).*16 or 32 bits"):
+        with pytest.raises(UserError, match=r"contains F8_E\w+ \(fc\.weight\).*16 or 32 bits"):
             convert.read_file(path)
-        with pytest.raises(UserError, match=rf"holds {dtype} \(fc\.weight\).*16 or 32 bits"):
+        with pytest.raises(UserError, match=rf"contains {dtype} \(fc\.weight\).*16 or 32 bits"):
             convert.from_torch(read(narrow, tmp_path))
 
     def test_shapes_without_values(self, raw, tmp_path):

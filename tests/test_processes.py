@@ -14,7 +14,7 @@ ARGUMENTS = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every
 
 
 def start_two(workdir, *arguments):
-    """Starts `main.py` twice, as the README says."""
+    """Starts `main.py` twice, as docs/devices.md says."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

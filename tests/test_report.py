@@ -143,8 +143,8 @@ def test_figure_3_is_drawn_over_alpha_and_over_the_layer(figure_3, name, points)
 
 def test_figure_3_says_what_it_lacks(page, figure_3, tmp_path):
     text = (page / "index.md").read_text()
-    assert "Figure 3, left: the parameter alpha: not run (CutMix of two alphas or more" in text
-    assert "Figure 3, right: the layer that is mixed: not run (Feature CutMix fixed at two" in text
+    assert "Figure 3, left: the parameter alpha: not run (CutMix with two or more alphas" in text
+    assert "Figure 3, right: the layer that is mixed: not run (Feature CutMix at two or more" in text
     without = [str(path) for path in figure_3.glob("[al]*[0-9]")]
     assert main([*without, "--output", str(tmp_path)]) == 0
     text = (tmp_path / "index.md").read_text()
@@ -174,7 +174,7 @@ def test_what_was_evaluated_under_other_options_is_told_apart(tmp_path):
     cells = {row[0]: row[2] for row in rows_of(tmp_path / "out") if "scaled down: " in row[-1]}
     assert cells["cutmix, evaluated with clip=True"] == "5.00 ± 7.07"
     assert cells["cutmix, evaluated with clip=False"] == "20.00"
-    assert cells["cutmix, evaluated with options that its file does not tell"] == "30.00"
+    assert cells["cutmix, evaluated with unknown options"] == "30.00"
     assert cells["baseline, evaluated with clip=True"] == "40.00"
     assert cells["cutmix, evaluated with sets=('uniform',)"] == "15.00 ± 12.91"
     assert cells["baseline, evaluated with sets=('uniform', 'svhn')"] == "40.00"
