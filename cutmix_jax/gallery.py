@@ -83,12 +83,12 @@ def mix_for_picture(name, images, *, seed, scope):
     parameters = {"fill": 128.0} if "cutout" in name else {}
     if scope == "image" and name != "cutout":
         parameters |= {"scope": "image", "partner": "rotate"}
-    recipe = mix.create_mix(name, **parameters)
+    chosen = mix.create_mix(name, **parameters)
     sides = {
         layer: tuple(max(1, side // scale) for side in images.shape[1:3])
         for layer, scale in MAPS.items()
     }
-    plans = recipe.sample(jax.random.key(seed), len(images), sides, progress=0.75)
+    plans = chosen.sample(jax.random.key(seed), len(images), sides, progress=0.75)
     labels = jnp.eye(len(images))
     for plan in plans:
         images, labels = mix.apply(plan, images), mix.mix_labels(plan, labels)

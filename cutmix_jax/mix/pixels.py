@@ -102,8 +102,8 @@ def apply_at(plans, layer, tree, **options):
         >>> import jax, jax.numpy as jnp
         >>> from cutmix_jax import mix
         >>> sides = {'image': (8, 8), 'layer1': (4, 4)}
-        >>> recipe = mix.create_mix('manifold_mixup', layers='layer1', partner='reverse')
-        >>> plans = recipe.sample(jax.random.key(0), 2, sides)
+        >>> mixup = mix.create_mix('manifold_mixup', layers='layer1', partner='reverse')
+        >>> plans = mixup.sample(jax.random.key(0), 2, sides)
         >>> features = jnp.stack([jnp.zeros((4, 4, 16)), jnp.ones((4, 4, 16))])
         >>> bool((mix.apply_at(plans, 'image', features) == features).all())
         True
