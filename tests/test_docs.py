@@ -1,6 +1,7 @@
 """What the pages of docs/ show runs, and what they name exists."""
 
 import ast
+import importlib.util
 import pathlib
 import re
 
@@ -8,13 +9,17 @@ import pytest
 
 from cutmix_jax.config import base_config, flatten
 from cutmix_jax.models import NETS
-from docs import config_reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("docs/log/*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 KEYS = flatten(base_config().to_dict())
 PLACEHOLDERS = {"KEY", "evals.NAME.KEY"}
+SCRIPT = importlib.util.spec_from_file_location(
+    "config_reference", ROOT / "docs/config_reference.py"
+)
+config_reference = importlib.util.module_from_spec(SCRIPT)
+SCRIPT.loader.exec_module(config_reference)
 
 
 def names_of(pages):
