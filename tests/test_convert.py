@@ -247,7 +247,7 @@ class TestRefusals:
             ),
             (
                 lambda a: a.update({"fc.bias": a["fc.bias"] * np.nan}),
-                r"not finite in fc\.bias: take another",
+                r"not finite in fc\.bias: use another",
             ),
         ],
     )
@@ -306,7 +306,7 @@ class TestRefusals:
         path = tmp_path / "evil.pth"
         for zipped in (True, False):
             torch.save({"state_dict": Evil()}, path, _use_new_zipfile_serialization=zipped)
-            with pytest.raises(UserError, match=r"would call posix\.mkdir, and only tensors"):
+            with pytest.raises(UserError, match=r"would call posix\.mkdir, but only tensors"):
                 convert.read_file(path)
         assert not (tmp_path / "executed").exists()
 
