@@ -417,7 +417,7 @@ class TestWorkdirs:
         net.features[0] = torch.nn.Conv2d(1, 64, 3, padding=1)
         arrays = arrays_of(net)
         safetensors.save_file({k: v for k, v in arrays.items() if k.startswith("features")}, path)
-        with pytest.raises(UserError, match=r"1000 classes in images of 1 channels.*--config"):
+        with pytest.raises(UserError, match=r"1000 classes and images with 1 channels.*--config"):
             convert.import_weights(path, back)
         safetensors.save_file(arrays, path)
         convert.import_weights(path, back, overrides=["--config.image_size=16"])
