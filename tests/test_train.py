@@ -384,9 +384,7 @@ def test_mixing_where_the_model_has_no_map_is_refused():
 
 
 def test_a_box_larger_than_the_images_is_refused():
-    with pytest.raises(
-        UserError, match=r"does not suit images of \(8, 8\): size=16.0 does not"
-    ):
+    with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 does not"):
         train.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
 
 
