@@ -93,7 +93,7 @@ DROPS = {
 }
 
 
-def test_regularisers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
+def test_regularizers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
     task = train.create_task(small_config(**DROPS))
     chex.clear_trace_counter()
@@ -386,7 +386,7 @@ def test_mixing_where_the_model_has_no_map_is_refused():
 
 
 def test_a_box_larger_than_the_images_is_refused():
-    with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 is no box"):
+    with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 does not"):
         train.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
 
 

@@ -1,4 +1,4 @@
-"""Mixes by name, as configs select them, and their combinations."""
+"""Mixes by name, as configs choose them, and combinations of mixes."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import switched
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
-# The feature maps that a mix may be applied at, in the order of the forward pass. The paper counts
-# them from 0, the image; 'stem' is what follows the first convolution.
+# The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
+# 0, the image. 'stem' is the map after the first convolution.
 LAYERS = ("image", "stem", "layer1", "layer2", "layer3", "layer4")
 
-# schedule=: the factor on prob, from the share of training that is done.
+# schedule=: the factor on prob, from the fraction of training that is done.
 SCHEDULES = {"constant": lambda progress: 1.0, "linear": lambda progress: progress}
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A mix with its parameters, ready to draw plans; made by `create_mix`.
+    """A mix with its parameters, ready to sample plans. Made by `create_mix`.
 
     Attributes:
         name: as given to `create_mix`.
@@ -44,13 +44,13 @@ class Mix:
         Args:
             key: a JAX random key, the same on every device.
             batch_size: B, of this device's shard.
-            sides: the image's sides in pixels, `(H, W)`; or, for mixes at feature maps, a mapping
-                from each of `layers` to the sides of its map.
-            progress: the share of training that is done, in [0, 1]; may be traced.
+            sides: height and width of the image, `(H, W)`; or, for mixes at feature maps, a mapping
+                from each of `layers` to the height and width of its map.
+            progress: the fraction of training that is done, in [0, 1]; may be traced.
             axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
 
         Returns:
-            A tuple of `Plan`; empty for `'none'`. Each says in `plan.layer` where it belongs.
+            A tuple of `Plan`, empty for `'none'`. `plan.layer` names the feature map of each.
 
         Raises:
             ValueError: while tracing, if `sides` lacks a layer.
@@ -65,7 +65,7 @@ class Mix:
         return ()
 
     def describe(self):
-        """Returns the recipe in words.
+        """Returns the mix in words.
 
         Example:
             >>> from cutmix_jax import mix
@@ -77,7 +77,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class OneMix(Mix):
-    """One sampler with its options, at the image or at a layer drawn anew for each batch."""
+    """One sampler with its options, at the image or at a layer sampled for each batch."""
 
     sampler: Callable | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -161,15 +161,15 @@ class ByChance(Mix):
 
 
 def _sides_at(layer, sides, mix):
-    """Returns the sides of a layer's map from what `Mix.sample` was given."""
+    """Returns height and width of a layer's map, from the `sides` of `Mix.sample`."""
     if isinstance(sides, Mapping):
         return check.choice(
             f"mix '{mix.name}' needs the sides of {mix.layers}: layer", layer, sides
         )
     if layer != "image":
         raise ValueError(
-            f"mix '{mix.name}' mixes at {mix.layers}, so sides must be a mapping from their names"
-            f" to the sides of their maps, but it is {sides}."
+            f"mix '{mix.name}' mixes at {mix.layers}, so sides must map their names to the height"
+            f" and width of their maps, but got {sides}."
         )
     return sides
 
@@ -186,12 +186,12 @@ def _box_words(options):
         size = "size " + " x ".join(f"{s:g}" + (" of the side" if s < 1 else "") for s in sizes)
     if placement == "gaussian":
         placement += f", sigma {options['sigma']:g} of the side"
-    return f"one '{options['box']}' box per {options['scope']} ({size}; centre {placement})"
+    return f"one '{options['box']}' box per {options['scope']} ({size}; center {placement})"
 
 
 LABEL_WORDS = {
-    "share": "labels weighed by the pixels kept",
-    "one_hot": "the label of the larger share alone",
+    "share": "labels weighed by area",
+    "one_hot": "only the label of the larger area",
     "complete": "both labels by one half",
 }
 
@@ -204,7 +204,7 @@ def _partner_words(options):
 def _cutmix_words(options):
     labels = LABEL_WORDS[options["label"]]
     if not options["correct_lam"]:
-        labels += ", as drawn before clipping"
+        labels += ", as sampled before clipping"
     return f"CutMix: {_box_words(options)}, {_partner_words(options)}; {labels}"
 
 
@@ -225,7 +225,7 @@ WORDS = {
     sample_cutout: _cutout_words,
 }
 
-# What a recipe changes of its sampler's defaults, by the names of the paper.
+# What each mix of the paper changes of its sampler's defaults.
 RECIPES = {
     "cutmix": (sample_cutmix, {}),
     "center_gaussian_cutmix": (sample_cutmix, {"placement": "gaussian"}),
@@ -241,7 +241,7 @@ RECIPES = {
 
 
 def parameters_of(name):
-    """Returns the parameters of a recipe with their defaults."""
+    """Returns the parameters of a mix with their defaults."""
     sampler, changes = RECIPES[name]
     signature = inspect.signature(sampler).parameters.values()
     options = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
@@ -250,24 +250,25 @@ def parameters_of(name):
 
 
 def create_mix(name, **parameters):
-    """Returns the mix of that name, in the words of the paper.
+    """Returns the mix of that name.
 
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`; at feature maps `'manifold_mixup'`, `'feature_cutmix'`; several in turn,
-            `'cutout+mixup'`; one of two by chance, `'cutmix_or_mixup'`.
-        **parameters: what differs from the defaults of the mix: options of its sampler
-            (`sample_cutmix`, `sample_mixup`, `sample_cutout`), and for all of them
+            `'cutout'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`. One after the
+            other: `'cutout+mixup'`. One of two at random: `'cutmix_or_mixup'`.
+        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`) that
+            differ from the defaults of the mix, and for all of them
 
-            * `schedule`: `'linear'` multiplies prob by the share of training that is done,
+            * `schedule`: `'linear'` multiplies prob by the fraction of training that is done,
               `'constant'` does not;
-            * `until`: the share of training after which nothing is mixed;
-            * `layers`: where, as names or numbers in `LAYERS`; one of several is drawn per batch.
+            * `until`: the fraction of training after which nothing is mixed;
+            * `layers`: feature maps, as names or numbers in `LAYERS`. If there are several, one is
+              sampled per batch.
 
-            In a combination a parameter goes to each part that has it, and `PART_PARAMETER`, such
-            as `mixup_alpha`, to that part alone; by chance, `switch_prob` is the second's
-            probability.
+            In a combination a parameter goes to each part that has it. `PART_PARAMETER`, such as
+            `mixup_alpha`, goes to that part only. `switch_prob` is the probability of the second
+            mix in `'A_or_B'`.
 
     Returns:
         A `Mix`.
@@ -278,11 +279,11 @@ def create_mix(name, **parameters):
     Example:
         >>> from cutmix_jax import mix
         >>> print(mix.create_mix('cutmix', alpha=0.2, box='paper').describe())
-        CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); centre uniform), partner by
-        permutation; labels weighed by the pixels kept
+        CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); center uniform), partner by
+        permutation; labels weighed by area
         >>> print(mix.create_mix('cutmix_or_mixup', mixup_alpha=0.8).describe())
-        CutMix: one 'exact' box per batch (lambda ~ Beta(1, 1); centre uniform), partner by
-        permutation; labels weighed by the pixels kept; or, with probability 0.5, Mixup: lambda ~
+        CutMix: one 'exact' box per batch (lambda ~ Beta(1, 1); center uniform), partner by
+        permutation; labels weighed by area; or, with probability 0.5, Mixup: lambda ~
         Beta(0.8, 0.8) per batch, partner by permutation
     """
     if name == "none" and not parameters:
@@ -313,10 +314,10 @@ def create_mix(name, **parameters):
 
 
 def in_turn(*mixes):
-    """Returns the mix that applies all of these, one after the other.
+    """Returns the mix that applies several mixes, one after the other.
 
     Args:
-        *mixes: what `create_mix` returns.
+        *mixes: mixes from `create_mix`.
 
     Returns:
         A `Mix`.
@@ -334,11 +335,11 @@ def in_turn(*mixes):
 
 
 def by_chance(first, second, *, switch_prob=0.5):
-    """Returns the mix that applies one of the two, drawn anew for each batch.
+    """Returns the mix that applies one of two mixes, chosen at random for each batch.
 
     Args:
-        first: what `create_mix` returns.
-        second: the same.
+        first: a mix from `create_mix`.
+        second: a mix from `create_mix`.
         switch_prob: the probability of the second, in [0, 1].
 
     Returns:
@@ -372,7 +373,7 @@ def _layer_names(layers):
 
 
 def _combine(combination, names, parameters):
-    """Makes the parts with the parameters that are theirs, and combines them."""
+    """Makes each part with its parameters, and combines them."""
     if combination is by_chance and "switch_prob" in parameters:
         combination = partial(by_chance, switch_prob=parameters["switch_prob"])
         parameters = {k: v for k, v in parameters.items() if k != "switch_prob"}
@@ -393,7 +394,7 @@ def _combine(combination, names, parameters):
 
 
 def _draw_once(mix):
-    """Draws abstractly, so that wrong values raise here and not in the first step."""
+    """Samples abstractly: wrong values raise here and not in the first step."""
     size = mix.options.get("size")
     sides = (1024,) * (len(size) if isinstance(size, tuple) else 2)
     everywhere = dict.fromkeys(mix.layers, sides)
