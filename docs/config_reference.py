@@ -87,6 +87,8 @@ EXPLANATIONS = {
         "data_dir": "Folder of the data.",
         "source": "'resident' keeps the dataset in device memory, 'streaming' decodes batch by "
         "batch.",
+        "reader_processes": "Processes that decode streamed images; 0 is a thread per core of this "
+        "process.",
         "resident_limit_mib": "Size up to which 'auto' keeps a dataset in device memory.",
         "image_size": "Height and width of the images.",
         "eval_resize": "Shorter side before the center crop of evaluation.",

@@ -17,7 +17,7 @@ ARGUMENTS = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every
 
 
 def start_two(workdir, *arguments, each=((), ())):
-    """Starts `main.py` twice, as docs/devices.md says; `each` has more arguments of each process."""
+    """Starts `main.py` twice, as docs/devices.md says; `each` has arguments of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
