@@ -56,8 +56,7 @@ def main(argv):
 
     from cutmix_jax import host, run
 
-    host.keep_freed_memory()
-    host.keep_compiled_programs()
+    host.prepare()
     if DISTRIBUTED.value or COORDINATOR.value:
         join_processes(jax)
     elif PROCESSES.value is not None or PROCESS.value is not None:

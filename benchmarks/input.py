@@ -3,7 +3,7 @@
     python -m benchmarks.input --data-dir PATH
     python -m benchmarks.input --data-dir PATH --dataset imagenet2012 --images 2048
 
-Streams as `configs/imagenet.py` does (random-resized crop to 224), next to torchvision's DataLoader
+Streams as `configs/imagenet.py` does (random-resized crop to 224), next to torchvision, timm, DALI
 and tf.data over the same bytes in memory. Each turn is a whole pass, with what it takes to start
 one.
 """
@@ -16,6 +16,7 @@ import io
 import os
 import pathlib
 import time
+import unittest.mock as mock
 from collections.abc import Callable
 
 import jax
@@ -24,7 +25,7 @@ from PIL import Image
 
 from benchmarks import scale, timing, train_step
 from configs.imagenet import get_config
-from cutmix_jax.data import Shards, find_set, records, streaming
+from cutmix_jax.data import Shards, find_set, image_files, records, streaming
 
 BATCH, SIDE = 64, 224
 COPIES, QUALITY = 256, 90  # shorter side and JPEG quality of the smaller copies
@@ -34,9 +35,13 @@ FED = ("A100", "H100", "TPU v4")  # chips that the cores have to feed
 def repeated(split, count):
     """The split with its records over and over, `count` in all."""
     labels = None if split.labels is None else split.labels[[i % split.count for i in range(count)]]
-    return dataclasses.replace(
-        split, count=count, read=lambda i: split.read(i % split.count), labels=labels
-    )
+    read, name = (functools.partial(again, call, split.count) for call in (split.read, split.name))
+    return dataclasses.replace(split, count=count, read=read, name=name, labels=labels)
+
+
+def again(call, count, i):
+    """`call` of the record that stands for this one."""
+    return call(i % count)
 
 
 def smaller(split):
@@ -53,9 +58,10 @@ def smaller(split):
     return dataclasses.replace(split, read=encoded.__getitem__, labels=np.array(labels, np.int32))
 
 
-def open_photographs(options, change=lambda split: split):
+def open_photographs(options, change=lambda split: split, processes=0):
     """(streaming data of `options.images` images, the split that they come from)."""
     config = get_config()
+    config.reader_processes = processes
     config.dataset, config.batch_size = options.dataset, BATCH
     config.data_dir = str(options.data_dir)
     found = find_set(options.dataset, config.data_dir, None)
@@ -102,22 +108,70 @@ def open_as_tensor(data):
 
 def torchvision_pass(encoded, workers, tensors):
     """The same by torchvision's DataLoader; raises ImportError where it is not installed."""
-    import torch
     from torchvision.transforms import v2
 
-    torch.set_num_threads(1)
     steps = [v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip()]
     steps = [open_as_tensor, *steps] if tensors else [open_by_pillow, *steps, v2.PILToTensor()]
+    return loader_pass(encoded, workers, v2.Compose(steps))
+
+
+def timm_pass(encoded, workers):
+    """The same by timm's transforms and its collation; raises ImportError where it is missing."""
+    from timm import data
+
+    steps = data.create_transform(
+        SIDE, is_training=True, use_prefetcher=True, color_jitter=None, interpolation="bilinear"
+    )
+    steps.transforms.insert(0, open_by_pillow)
+    return loader_pass(encoded, workers, steps, collate_fn=data.loader.fast_collate)
+
+
+def loader_pass(encoded, workers, prepare, **options):
+    """A pass of PyTorch's DataLoader."""
+    import torch
+
+    torch.set_num_threads(1)
     # A forked worker could hang, since JAX has threads by now.
     more = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-    data = Photographs(encoded, v2.Compose(steps))
     loader = torch.utils.data.DataLoader(
-        data, BATCH, shuffle=True, drop_last=True, num_workers=workers, **more
+        Photographs(encoded, prepare),
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        **more,
+        **options,
     )
 
     def call():
         for _ in loader:
             pass
+
+    return call
+
+
+def dali_pass(encoded):
+    """The same by DALI's operators for CPUs; raises ImportError where it is not installed."""
+    from nvidia import dali
+
+    files = [np.frombuffer(data, np.uint8) for data in encoded]
+    fn, steps = dali.fn, len(files) // BATCH
+
+    @dali.pipeline_def(batch_size=BATCH, num_threads=timing.cores(), device_id=None)
+    def pipeline():
+        source = fn.external_source(lambda info: files[info.idx_in_epoch % len(files)], batch=False)
+        images = fn.decoders.image_random_crop(
+            source, random_area=(0.08, 1.0), random_aspect_ratio=(3 / 4, 4 / 3)
+        )
+        images = fn.resize(images, size=(SIDE, SIDE), antialias=True)
+        return fn.flip(images, horizontal=fn.random.coin_flip())
+
+    made = pipeline()
+    made.build()
+
+    def call():
+        for _ in range(steps):
+            made.run()
 
     return call
 
@@ -183,6 +237,14 @@ def peers(encoded):
                     torchvision_pass(encoded, workers, tensors), max(workers, 1), goals, not workers
                 ),
             )
+    for workers in (0, timing.cores()):
+        yield (
+            f"timm, {workers} workers",
+            lambda workers=workers: Reader(
+                timm_pass(encoded, workers), max(workers, 1), alone=not workers
+            ),
+        )
+    yield "DALI on the CPU", lambda: Reader(dali_pass(encoded), timing.cores())
     yield "tf.data", lambda: Reader(tensorflow_pass(encoded), timing.cores())
 
 
@@ -252,6 +314,39 @@ def streaming_rows(data, split, options):
             yield timing.Row(of, "cores", cores_for(speed, rates), note=note)
 
 
+def constant(value):
+    """A function that gives this value, whatever it is asked."""
+    return lambda *args: value
+
+
+def lock_rows(data, options):
+    """Where the rate of one process ends: at what is not done by threads or processes at once."""
+    pixels = np.zeros((375, 500, 3), np.uint8)
+    crop = pixels[:SIDE, :SIDE].copy()
+    processes = timing.cores()
+    helped = passes(open_photographs(options, processes=processes)[0])
+    alone, images = passes(data), data.steps_per_epoch * BATCH
+    helped()
+
+    def without_pixels():
+        with (
+            mock.patch.object(image_files, "_decode_jpeg", constant(pixels)),
+            mock.patch.object(image_files, "crop_and_resize", constant(crop)),
+        ):
+            alone()
+
+    for what, call in (
+        ("all but decoding and resizing, in this process", without_pixels),
+        (f"this process, while {processes} others decode", helped),
+    ):
+        spent = []
+        for _ in range(options.repeats):
+            counted(call, spent)()
+        turns = per_core([[seconds] for seconds in spent], 1, images)
+        yield timing.Row(f"{what}, CPU time", "ms an image", [turn for (turn,) in turns])
+        yield timing.rates(f"{what}: the rate ends at", "images/s", 1e3, turns)
+
+
 def cores_for(speed, rates):
     """Cores that stream `speed` images a second, for each rate of one core."""
     return [speed / rate for rate in rates]
@@ -313,6 +408,7 @@ def measure(options):
         importlib.import_module("torchvision")
     data, split = open_photographs(options)
     yield from memory_rows(data, resident_set(), options)
+    yield from lock_rows(data, options)
     yield from streaming_rows(data, split, options)
     yield from resident_rows(options)
 

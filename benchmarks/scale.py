@@ -102,7 +102,7 @@ def compile_step(model, size, devices):
       have to be reduced; bytes by kind of collective in the traced and in the compiled program.
     """
     task = create_task(model, size * devices, 32, devices=devices, **{"mix.name": "cutmix"})
-    state = jax.eval_shape(lambda: train.create_state(task))
+    state = train.abstract_state(task)
     xs = next(train.group(task.data.train_batches(0), 1))
     lowered = train.map_steps(task)[0].lower(state, task.data.arrays["train"], xs)
     compiled = lowered.compile()
@@ -425,7 +425,7 @@ def measure(options):
     yield from device_rows(options)
     yield from process_rows(options)
     task = create_task("resnet50", 8, 64, classes=1000, devices=1)
-    state = jax.eval_shape(lambda: train.create_state(task))
+    state = train.abstract_state(task)
     taken = [time_checkpoint(state) for _ in range(3)]
     megabytes = f"{size_of(state) / 1e6:.0f} MB"
     standing = [seconds for seconds, _ in taken]
@@ -443,7 +443,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8, help="images a device")
     parser.add_argument("--devices", default="1,2,4,8,16,32,64")
     parser.add_argument("--processes", default="1,2", help="a process takes about 15 s of a core")
-    parser.add_argument("--input-rate", type=float, default=168, help="images/s of a host's core")
+    parser.add_argument("--input-rate", type=float, default=650, help="images/s of a host's core")
     options = parser.parse_args()
     timing.run(measure(options), options, "scale")
 

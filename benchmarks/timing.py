@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 
-from cutmix_jax.host import cores, keep_freed_memory
+from cutmix_jax.host import cores, keep_freed_memory, use_fast_weight_gradients
 from cutmix_jax.paths import place
 
 
@@ -124,7 +124,8 @@ def parser(doc):
 def run(rows, options, name):
     """Prints `rows` as they come, then their table; writes them where `--json` says."""
     written = options.json and place(options.json, "--json")
-    keep_freed_memory()  # the rows are not measured before they are asked for
+    use_fast_weight_gradients()  # the rows are not measured before they are asked for
+    keep_freed_memory()
     print(f"{name}: {machine()}", flush=True)
     done = []
     for row in rows:

@@ -1,11 +1,11 @@
-"""The train step of `main.py`: what mixes and regularisers cost, its memory, the loop around it.
+"""The train step of `main.py`: what mixes and regularizers cost, its memory, the loop around it.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --model resnet56 --batch-size 128 --turns 40
     python -m benchmarks.train_step --batch-sizes 16,64,256
 
 Each row is a whole step of the same network, batch and data, against the same step without the mix
-or regulariser, turn by turn. Images are random bytes, resident on the device.
+or regularizer, turn by turn. Images are random bytes, resident on the device.
 """
 
 import argparse
@@ -33,7 +33,7 @@ MIXES = [
     "scheduled_cutmix",
     "complete_label_cutmix",
 ]
-REGULARISERS = {
+REGULARIZERS = {
     "stochastic depth": {"stochastic_depth": 0.2},
     "label smoothing": {"label_smoothing": 0.1},
     "averaged weights": {"ema": 0.999},
@@ -63,8 +63,7 @@ def create_task(model, size, side, classes=100, devices=None, **keys):
         examples={"train": count},
     )
     network = models.from_config(config, classes)
-    sides = train.feature_sides(network, data.image_shape)
-    return dataclasses.replace(task, data=data, model=network, sides=sides)
+    return dataclasses.replace(task, data=data, model=network)
 
 
 class Running:
@@ -106,7 +105,7 @@ def measure(options):
     size, side = options.batch_size, options.image_size
     named = f"{options.model}, {size} x {side} px"
     changes = {name: {"mix.name": name} for name in ("none", *options.mixes.split(","))}
-    changes |= REGULARISERS if options.regularisers else {}
+    changes |= REGULARIZERS if options.regularizers else {}
     running = {}
     for name, keys in changes.items():
         try:
@@ -178,7 +177,7 @@ def main():
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=10, help="turns of each in a repeat")
     parser.add_argument("--mixes", default=",".join(MIXES))
-    parser.add_argument("--regularisers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--regularizers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--batch-sizes", default="16,128")
     options = parser.parse_args()
     timing.run(measure(options), options, "train_step")

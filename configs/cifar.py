@@ -1,4 +1,4 @@
-"""CIFAR-100 with the paper's recipes (Tables 5, 6 and 8, Figure 3).
+"""CIFAR-100 as in the paper (Tables 5, 6 and 8, Figure 3).
 
     python main.py --config configs/cifar.py:resnet110,cutmix
     python main.py --config configs/cifar.py:pyramidnet110,baseline --config.seed=1
@@ -13,9 +13,9 @@ Expected top-1 error after 300 epochs, best epoch (the paper, mean of three runs
     pyramidnet110,cutmix      17.97 %
 
 Others who ran the authors' code report 20.2 to 21.3 % for resnet110,cutmix and about 15 % for
-pyramidnet200,cutmix; one run differs from the next by 0.3 points.
+pyramidnet200,cutmix. Runs differ by 0.3 points.
 
-Hardware: one GPU or TPU core; the set lies in its memory (180 MB). On a CPU use few images:
+Hardware: one GPU or TPU core, which holds the dataset in memory (180 MB). On a CPU use few images:
 `--config.train_examples=5000 --config.epochs=30`.
 """
 
@@ -36,6 +36,6 @@ def get_config(arg=None):
     config.batch_size = 64
     config.lr_drops = (0.5, 0.75)
     apply_recipe(config, arg, "resnet110", kind="cifar")
-    # The paper says 0.25; with ResNet-110, the authors answered, it was 0.1.
+    # The paper says 0.25. The authors answered that it was 0.1 for ResNet-110.
     config.learning_rate = 0.25 if config.model.startswith("pyramidnet") else 0.1
     return config

@@ -1,4 +1,4 @@
-"""CIFAR-10 with the paper's recipes (Table 7).
+"""CIFAR-10 as in the paper (Table 7).
 
     python main.py --config configs/cifar10.py:pyramidnet200,cutmix
 
@@ -8,7 +8,7 @@ Expected top-1 error after 300 epochs, best epoch (the paper, mean of three runs
     pyramidnet200,cutout      3.10 %    pyramidnet200,manifold_mixup    3.15 %
     pyramidnet200,cutmix      2.88 %
 
-Hardware and time are those of `configs/cifar.py`, from which all but the data set is taken.
+Hardware, time and all other settings are those of `configs/cifar.py`.
 """
 
 from configs import cifar

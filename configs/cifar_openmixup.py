@@ -5,21 +5,23 @@
     python main.py --config configs/cifar_openmixup.py:resnet18_cifar,cutmix_alpha1_prob0.5
 
 Published top-1 error after 200 epochs, the median of the last ten (`top1_error_median_10` in
-results.json); 400 and 800 epochs are published, too:
+results.json). 400 and 800 epochs are published as well:
 
     baseline  23.58 %    mixup  21.48 %    cutmix  20.55 %    manifold_mixup  20.82 %
 
-`cutmix` has alpha 0.2 and is applied at every step, as there. The last command above has the
-CutMix paper's values instead. The settings are those of OpenMixup's configs: SGD with momentum and
-without Nesterov's, batch 100, learning rate 0.1 falling to 0 along a cosine, weight decay 1e-4,
-crops of images that are padded by reflection, boxes as in the authors' code, partners that are
-never the image itself, the last BatchNorm scale of each block 0 at first.
+`cutmix` has alpha 0.2 and mixes every batch, as in the benchmark. The last command above uses the
+CutMix paper's values instead.
 
-Three things differ. The learning rate falls at every step, and not once an epoch. The linear layer
-starts as PyTorch's default, and not from N(0, 0.01). Partners come from rotating the shuffled batch
-by a random number, and not from a permutation without fixed points.
+The settings are those of OpenMixup's configs: SGD with momentum but not Nesterov's, batch size 100,
+weight decay 1e-4, a cosine schedule from 0.1 to 0. Crops are padded by reflection. Boxes are those
+of the CutMix authors. No image is its own partner. The last BatchNorm scale of each block starts at
+0.
 
-Hardware: one GPU, `--config.dtype=bfloat16`; the dataset lies in its memory (180 MB).
+Three things differ. The learning rate changes at every step instead of once per epoch. The linear
+layer is initialized as in PyTorch instead of from N(0, 0.01). Partners come from rotating the
+shuffled batch by a random number instead of a permutation without fixed points.
+
+Hardware: one GPU, `--config.dtype=bfloat16`, which holds the dataset in memory (180 MB).
 """
 
 from cutmix_jax.config import base_config

@@ -1,4 +1,4 @@
-"""Handwritten digits, which scikit-learn brings along: no download, no TensorFlow.
+"""Handwritten digits that come with scikit-learn: no download, no TensorFlow.
 
 python main.py
 python main.py --config configs/digits.py:resnet20,baseline

@@ -1,4 +1,4 @@
-"""ImageNet with the paper's recipes (Tables 3 and 4).
+"""ImageNet as in the paper (Tables 3 and 4).
 
     python main.py --config configs/imagenet.py
     python main.py --config configs/imagenet.py:resnet101,baseline
@@ -14,9 +14,9 @@ Expected top-1 error after 300 epochs, best epoch (the paper, one run; all its r
     resnet50,cutout       22.93 %    resnext101_32x4d,baseline   21.18 %
     resnet50,mixup        22.58 %    resnext101_32x4d,cutmix     19.47 %
 
-Hardware: 8 GPUs or a TPU v4-8 and up, `--config.dtype=bfloat16`. At the 16,600 images/s that
-others publish for ResNet-50 on 8 A100 in mixed precision, 300 epochs take 6.5 hours; this
-project has not run them.
+Hardware: 8 GPUs or a TPU v4-8 and up, `--config.dtype=bfloat16`. Published throughput of ResNet-50
+on 8 A100 in mixed precision is 16,600 images/s. 300 epochs then take 6.5 hours. This project has
+not run them.
 """
 
 from cutmix_jax.config import base_config

@@ -1,17 +1,17 @@
-"""Shapes, drawn when they are first asked for: no download, no TensorFlow, boxes for localization.
+"""Generated shapes, each with a box for localization: no download, no TensorFlow.
 
     python main.py --config configs/shapes.py:resnet8x2,baseline
     python main.py --config configs/shapes.py:resnet20,cutmix --config.image_size=64
     python main.py --workdir=RUN --mode=evaluate --evals=localization,cam
 
-Ten forms in any colour, texture, place and size, on cluttered grounds: what tells the class is the
-form alone, so that a network which classifies has found the object. The loss falls slowly at first,
-for some 300 steps.
+Ten shapes in any color, texture, position and size, on cluttered backgrounds. Only the shape shows
+the class, so a network that classifies has found the object. The loss falls slowly for the first
+300 steps.
 
-Measured, resnet8x2,baseline with --config.train_examples=5000: 4.5 % top-1 error in 12 minutes on
-one busy CPU core. Localization, top-1: 76.6 % at the threshold 0.4, where it is best on the test
-split, and 33.2 % at the paper's 0.15, which makes boxes too large from maps of 8x8; the best box in
-the centre, blind to image and class, has 41.2 %.
+Measured with resnet8x2,baseline and --config.train_examples=5000: 4.5 % top-1 error in 12 minutes
+on one busy CPU core. Top-1 localization accuracy is 76.6 % at the threshold 0.4, the best one on
+the test split. It is 33.2 % at the paper's 0.15, which makes boxes too large on maps of 8x8. A
+centered box that ignores the image has 41.2 %.
 """
 
 from cutmix_jax.config import base_config
@@ -35,5 +35,5 @@ def get_config(arg=None):
     config.weight_decay = 5e-4
     apply_recipe(config, arg, "resnet8x2")
     if config.mix.name == "cutmix" and config.mix.prob is None:
-        config.mix.prob = 0.5  # a light network is easily underfitted
+        config.mix.prob = 0.5  # small networks underfit easily
     return config

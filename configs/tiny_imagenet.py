@@ -3,11 +3,11 @@
     python main.py --config configs/tiny_imagenet.py:resnet20,cutmix --config.data_dir=PATH
     python main.py --config configs/tiny_imagenet.py:resnet20x4,baseline --config.data_dir=PATH
 
-The data is a TFDS set of this name in PATH. The paper has no such row. The networks are those of
-CIFAR, whose last maps are 16x16 here, which suits localization.
+PATH holds the official folder tiny-imagenet-200 or a TFDS dataset of this name. The paper has no
+such row. The networks are those of CIFAR. Their last maps are 16x16 here, which suits localization.
 
-Hardware: one GPU or TPU core; the set lies in its memory (1.4 GB). On a CPU use few images
-(`--config.train_examples=8500 --config.epochs=15`: 2 minutes an epoch on two cores), or small ones
+Hardware: one GPU or TPU core, which holds the dataset in memory (1.4 GB). On a CPU use few images
+(`--config.train_examples=8500 --config.epochs=15`: 2 minutes per epoch on two cores) or small ones
 (`--config.image_size=32 --config.augment.pad=4`: a quarter of the time).
 """
 
@@ -19,7 +19,7 @@ def get_config(arg=None):
     """`arg` is MODEL,METHOD; by default resnet20,cutmix."""
     config = base_config()
     config.dataset = "tiny_imagenet"
-    config.source = "resident"  # also where --config.image_size=32 is asked for
+    config.source = "resident"  # even with --config.image_size=32
     config.image_size = 64
     config.augment.pad = 8
     config.augment.flip = True
@@ -32,5 +32,5 @@ def get_config(arg=None):
     config.lr_drops = (0.5, 0.75)
     apply_recipe(config, arg, "resnet20")
     if config.mix.name == "cutmix" and config.mix.prob is None:
-        config.mix.prob = 0.5  # as the authors' for CIFAR: light networks are easily underfitted
+        config.mix.prob = 0.5  # as the authors on CIFAR: small networks underfit easily
     return config

@@ -1,14 +1,15 @@
-"""Weakly supervised localization (Table 9): a classifier is trained on, and its maps find objects.
+"""Weakly supervised localization (Table 9): fine-tunes a classifier whose maps find objects.
 
     python main.py --config configs/wsol.py:resnet50,cutmix --config.init_from=WORKDIR
     python main.py --config configs/wsol.py:vgg16_gap,mixup,imagenet --config.init_from=WORKDIR \\
         --config.boxes_dir=PATH
     python main.py --workdir=RUN --mode=evaluate --checkpoint=best --evals=localization
 
-What follows the colon is MODEL,METHOD,DATA, with MODEL resnet50 or vgg16_gap and DATA cub (CUB-200-
-2011, TFDS's `caltech_birds2011`) or imagenet (`imagenet2012`, whose boxes are ILSVRC's XML files).
-WORKDIR holds a network trained on ImageNet: a run of `configs/imagenet.py`, or weights of PyTorch
-that `python -m cutmix_jax.convert` wrote. Its head starts anew, at ten times the rate of the rest.
+The text after the colon is MODEL,METHOD,DATA. MODEL is resnet50 or vgg16_gap. DATA is cub
+(CUB-200-2011, TFDS's `caltech_birds2011`) or imagenet (`imagenet2012`, whose boxes are ILSVRC's XML
+files). WORKDIR holds a network trained on ImageNet: a run of `configs/imagenet.py`, or PyTorch
+weights that `python -m cutmix_jax.convert` wrote. The head is initialized again. Its learning rate
+is ten times that of the rest.
 
 Expected localization accuracy, IoU above 0.5 (the paper, one run):
 
@@ -26,8 +27,8 @@ from cutmix_jax import UserError
 from cutmix_jax.config import base_config
 from cutmix_jax.recipes import apply_recipe
 
-# Of the paper's appendix: epochs, batch, the epochs between drops of the rate, and the rate of all
-# but the head.
+# From the paper's appendix: epochs, batch size, epochs between milestones, and the learning rate of
+# everything but the head.
 DATA = {
     "cub": {
         "dataset": "caltech_birds2011",
@@ -52,7 +53,7 @@ def get_config(arg=None):
     name = parts.pop(2) if len(parts) == 3 else "cub"
     if name not in DATA:
         raise UserError(
-            f"The config argument {arg!r} names the data set {name!r}: give MODEL,METHOD,DATA with "
+            f"The config argument {arg!r} names the dataset {name!r}: give MODEL,METHOD,DATA with "
             f"DATA one of {', '.join(DATA)}, as in resnet50,cutmix,cub."
         )
     config, data = base_config(), DATA[name]
@@ -70,7 +71,7 @@ def get_config(arg=None):
     config.lr_drops = tuple(epoch / epochs for epoch in range(every, epochs, every))
     config.new_head = True
     config.head_lr_factor = 10.0
-    # CutMix at every step, as in the other recipes for images of this size.
+    # CutMix at every step, as in the other configs for images of this size.
     apply_recipe(config, ",".join(parts), "resnet50", kind="imagenet")
     if config.model not in data["learning_rate"]:
         raise UserError(

@@ -92,6 +92,11 @@ class Checkpoints:
         known = [(error, -step) for step, error in self.errors.items() if error is not None]
         return -min(known)[1] if known else None
 
+    @property
+    def latest_step(self):
+        """The step of the newest checkpoint, whole or not; 0 where there is none."""
+        return self.manager.latest_step() or 0
+
     def save(self, step, state, meta, error=None):
         """Starts to write `state` and `meta`; `error` (of an epoch's evaluation) ranks it.
 

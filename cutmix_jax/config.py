@@ -1,4 +1,4 @@
-"""What can be configured: every key with its type, default, rule and meaning, in one table."""
+"""Every key of a config with its type, default, rule and meaning, in one table."""
 
 import math
 from collections.abc import Callable
@@ -16,6 +16,7 @@ FREE_KEYS = (
     "data_dir",
     "boxes_dir",
     "resident_limit_mib",
+    "reader_processes",
     "mapping",
     "steps_per_call",
     "checkpoint_every",
@@ -72,129 +73,73 @@ _SCHEDULE = _one_of("constant", "linear")
 _EPS = _each(_between(0, 255), "sizes from 0 to 255 (in units of 1/255; the paper's is 8)")
 
 SCHEMA = {
-    "seed": Key(int, 0, _SEED, "Seed of the weights, the order, the augmentation and the mixing."),
-    "epochs": Key(int, 300, _COUNT, "Passes over the training images."),
-    "batch_size": Key(int, 64, _COUNT, "Images per step, over all devices."),
-    # The network.
+    # Run
+    "seed": Key(int, 0, _SEED, "Seed of the weights, the order of examples, augmentation and mix."),
+    "epochs": Key(int, 300, _COUNT, "Number of epochs."),
+    "batch_size": Key(int, 64, _COUNT, "Examples per step, over all devices together."),
+    "accumulate": Key(int, 1, _COUNT, "Parts of a device's batch whose gradients make one step."),
+    "checkpoint_every": Key(
+        int, 0, _NOT_NEGATIVE, "Steps between checkpoints; 0 saves at the end of epochs only."
+    ),
+    "checkpoint_epochs": Key(
+        int, 1, _COUNT, "Epochs between checkpoints. The best one is one of those saved."
+    ),
+    "mapping": Key(
+        str,
+        "auto",
+        _one_of("auto", "pmap", "shard_map"),
+        "How a step is mapped over devices; 'auto' is pmap in one process, shard_map in several.",
+    ),
+    "steps_per_call": Key(
+        int,
+        0,
+        _NOT_NEGATIVE,
+        "Steps per dispatch; 0 is 1 on CPU, many on GPU and TPU with resident data.",
+    ),
+    # Network
     "model": Key(str, "resnet20", None, "Name of the network."),
     "zero_init": Key(bool, False, None, "Start the last BatchNorm scale of each block at 0."),
     "last_stride": Key(
-        int, 2, _one_of(1, 2), "Stride of layer4; 1 gives maps of twice the size (14x14 at 224)."
+        int,
+        2,
+        _one_of(1, 2),
+        "Stride of `layer4`; 1 gives maps of twice the size (14x14 at 224 px).",
     ),
-    "dtype": Key(str, "float32", _one_of("float32", "bfloat16"), "Type of the activations."),
+    "dtype": Key(
+        str,
+        "float32",
+        _one_of("float32", "bfloat16"),
+        "Type of the activations. Parameters are always float32.",
+    ),
     "remat": Key(
-        bool, False, None, "Compute blocks again for the gradient: less memory, more time."
+        bool, False, None, "Compute each block again for the gradient: less memory, more time."
     ),
     "sync_batch_norm": Key(bool, False, None, "Average batch statistics over all devices."),
     "norm.momentum": Key(
-        float, 0.9, _FRACTION, "Fraction of the running statistics that a step keeps."
+        float,
+        0.9,
+        _FRACTION,
+        "Fraction of the running statistics that a step keeps (PyTorch: 1 - this).",
     ),
     "norm.epsilon": Key(float, 1e-5, _between(0, above=True), "Added to the variance."),
     "norm.groups": Key(
-        int, 1, _COUNT, "Parts of a device's batch that BatchNorm normalizes separately."
+        int,
+        1,
+        _COUNT,
+        "Parts of a device's batch that are normalized separately (ghost BatchNorm).",
     ),
-    "init_from": Key(str, None, None, "Workdir of a run whose weights are the start."),
-    "new_head": Key(bool, False, None, "Initialize the head, even where that of `init_from` fits."),
-    # What the network drops in training.
-    "stochastic_depth": Key(
-        float, 0.0, _RATE, "Probability to drop the last block; linearly less before it."
+    "init_from": Key(str, None, None, "Workdir whose weights are the start."),
+    "new_head": Key(
+        bool, False, None, "Initialize the head again, even if the one of `init_from` fits."
     ),
-    "shake_drop": Key(
-        float, 0.0, _RATE, "Probability to disturb the last block; linearly less before it."
-    ),
-    "drop_block.rate": Key(float, 0.0, _RATE, "Fraction of a feature map that DropBlock drops."),
-    "drop_block.size": Key(int, 7, _COUNT, "Side of a dropped square, in pixels of the map."),
-    "drop_block.stages": Key(
-        tuple,
-        (3, 4),
-        Rule(
-            lambda values: len(values) > 0 and all(value in (1, 2, 3, 4) for value in values),
-            "some of the stages 1, 2, 3 and 4",
-        ),
-        "Stages in which DropBlock works.",
-    ),
-    "drop_block.schedule": Key(
-        str, "constant", _SCHEDULE, "'linear': the rate grows from 0 over the run."
-    ),
-    # The mix. `cutmix_jax.mix` documents the parameters, checks them, and has their defaults.
-    "mix.name": Key(
-        str, "none", None, "A mix, or several joined by '+' or '_or_', with their parameters."
-    ),
-    "mix.alpha": Key(float, None, None, "Parameter of the Beta distribution of lambda."),
-    "mix.prob": Key(float, None, None, "Probability to mix a batch."),
-    "mix.box": Key(str, None, None, "Rounding of the box: 'exact', or 'paper' as the authors'."),
-    "mix.size": Key(float, None, None, "Side of every box: pixels, or below 1 a fraction."),
-    "mix.min_ratio": Key(float, None, None, "Least side of a box, as a fraction of the image's."),
-    "mix.max_ratio": Key(float, None, None, "Largest side of a box, as a fraction of the image's."),
-    "mix.placement": Key(str, None, None, "Box centers: 'uniform', 'gaussian' or 'inside'."),
-    "mix.sigma": Key(float, None, None, "Standard deviation of 'gaussian' placement."),
-    "mix.label": Key(str, None, None, "Label weights: 'share', 'one_hot' or 'complete'."),
-    "mix.correct_lam": Key(bool, None, None, "Weigh labels by the area after clipping."),
-    "mix.scope": Key(str, None, None, "One box per 'batch', 'device', 'pair' or 'image'."),
-    "mix.partner": Key(str, None, None, "Partners: 'permutation', 'reverse' or 'rotate'."),
-    "mix.across_devices": Key(bool, None, None, "Take partners from the batches of all devices."),
-    "mix.fill": Key(float, None, None, "Value that Cutout writes into the box."),
-    "mix.layers": Key(tuple, None, None, "Feature maps to mix at; one of them per batch."),
-    "mix.schedule": Key(str, None, None, "'linear': `mix.prob` grows from 0 over the run."),
-    "mix.until": Key(float, None, None, "Fraction of the run after which nothing is mixed."),
-    "mix.switch_prob": Key(float, None, None, "Probability of the second of 'FIRST_or_SECOND'."),
-    "label_smoothing": Key(float, 0.0, _FRACTION, "Label smoothing; no mix implies it."),
-    # The images.
-    "dataset": Key(str, "digits", None, "'digits', 'shapes', 'folder', or a name of TFDS."),
-    "data_dir": Key(str, None, None, "Folder of the dataset."),
-    "boxes_dir": Key(str, None, None, "ILSVRC's XML files with boxes, for localization."),
-    "source": Key(
+    # Optimization
+    "learning_rate": Key(float, 0.1, _NOT_NEGATIVE, "Learning rate after the warm-up."),
+    "schedule": Key(
         str,
-        "auto",
-        _one_of("auto", "resident", "streaming"),
-        "'resident' in device memory, 'streaming' from disk, or 'auto'.",
+        "step",
+        _one_of("step", "cosine"),
+        "'step' multiplies the rate at milestones, 'cosine' lowers it to 0.",
     ),
-    "resident_limit_mib": Key(
-        int, 2048, _NOT_NEGATIVE, "Largest dataset in MiB that 'auto' holds in device memory."
-    ),
-    "image_size": Key(int, None, _COUNT, "Height and width of the images; unset: as stored."),
-    "eval_resize": Key(
-        int, None, _COUNT, "Shorter side of test images before the center crop (streaming)."
-    ),
-    "square_resize": Key(
-        int, None, _COUNT, "Height and width of images before a crop, random in training."
-    ),
-    "train_examples": Key(int, None, _COUNT, "Train on a fixed subset of this size."),
-    "held_out": Key(int, 0, _NOT_NEGATIVE, "Training images held out to choose the epoch on."),
-    "test_split": Key(str, None, None, "Split to test on; unset: 'test', else 'validation'."),
-    "augment.pad": Key(int, 0, _NOT_NEGATIVE, "Padding before the random crop, in pixels."),
-    "augment.pad_mode": Key(
-        str, "zero", _one_of("zero", "reflect"), "What the padding shows; 'reflect': the image."
-    ),
-    "augment.flip": Key(bool, False, None, "Flip half of the images left to right."),
-    "augment.min_area": Key(
-        float,
-        None,
-        _between(0, 1, above=True),
-        "Least area that the random-resized crop keeps (streaming); unset: no such crop.",
-    ),
-    "augment.max_area": Key(
-        float, 1.0, _between(0, 1, above=True), "Largest area that the random-resized crop keeps."
-    ),
-    "augment.color_jitter": Key(
-        float, 0.0, _NOT_NEGATIVE, "Strength of changes in brightness, contrast and saturation."
-    ),
-    "augment.lighting": Key(float, 0.0, _NOT_NEGATIVE, "Standard deviation of the PCA noise."),
-    "normalize.mean": Key(
-        tuple, (0.5,), _each(_FINITE, "a finite number per channel"), "Mean of images in [0, 1]."
-    ),
-    "normalize.std": Key(
-        tuple,
-        (0.5,),
-        _each(_between(0, above=True), "a finite number above 0 per channel"),
-        "Standard deviation of images in [0, 1].",
-    ),
-    # The optimizer.
-    "learning_rate": Key(float, 0.1, _NOT_NEGATIVE, "Learning rate, the highest of the run."),
-    "head_lr_factor": Key(
-        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head (fc) over that of the rest."
-    ),
-    "schedule": Key(str, "step", _one_of("step", "cosine"), "How the learning rate falls."),
     "lr_drops": Key(
         tuple,
         (0.5, 0.75),
@@ -202,65 +147,202 @@ SCHEMA = {
             lambda values: all(map(_INNER.accepts, values)) and sorted(values) == list(values),
             "rising fractions of the epochs between 0 and 1",
         ),
-        "When the learning rate falls ('step'), as fractions of the epochs.",
+        "Milestones of 'step', as fractions of the epochs.",
     ),
-    "lr_factor": Key(float, 0.1, _between(0, 1, above=True), "Factor by which it falls there."),
+    "lr_factor": Key(float, 0.1, _between(0, 1, above=True), "Factor at each milestone."),
     "warmup_epochs": Key(float, 0.0, _NOT_NEGATIVE, "Epochs of linear warm-up."),
+    "head_lr_factor": Key(
+        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head (`fc`) over that of the rest."
+    ),
     "momentum": Key(float, 0.9, _FRACTION, "Momentum of SGD."),
-    "nesterov": Key(bool, True, None, "Nesterov's momentum."),
-    "weight_decay": Key(float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters."),
-    "accumulate": Key(int, 1, _COUNT, "Parts of a device's batch whose gradients make one step."),
-    "ema": Key(float, 0.0, _RATE, "Decay of the EMA weights, which are evaluated; 0: none."),
-    # How the run goes.
-    "mapping": Key(
+    "nesterov": Key(bool, True, None, "Use Nesterov momentum."),
+    "weight_decay": Key(
+        float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters, as in the authors' code."
+    ),
+    "ema": Key(
+        float, 0.0, _RATE, "Decay of the EMA weights, which are then evaluated; 0 keeps none."
+    ),
+    # Regularization
+    "label_smoothing": Key(float, 0.0, _FRACTION, "Label smoothing; mixing never implies it."),
+    "stochastic_depth": Key(
+        float, 0.0, _RATE, "Probability that the last block is dropped; linear over the blocks."
+    ),
+    "shake_drop": Key(
+        float,
+        0.0,
+        _RATE,
+        "Probability that ShakeDrop disturbs the last block; linear over the blocks.",
+    ),
+    "drop_block.rate": Key(float, 0.0, _RATE, "Fraction of a feature map that DropBlock drops."),
+    "drop_block.size": Key(int, 7, _COUNT, "Side of the dropped squares, in pixels of the map."),
+    "drop_block.stages": Key(
+        tuple,
+        (3, 4),
+        Rule(
+            lambda values: len(values) > 0 and all(value in (1, 2, 3, 4) for value in values),
+            "some of the stages 1, 2, 3 and 4",
+        ),
+        "Stages of the network in which DropBlock works.",
+    ),
+    "drop_block.schedule": Key(
+        str, "constant", _SCHEDULE, "'linear' raises the rate from 0 over the run."
+    ),
+    # Mix. `cutmix_jax.mix` checks these parameters, and has their defaults.
+    "mix.name": Key(
+        str, "none", None, "A mix, or several joined by '+' or '_or_', with their parameters."
+    ),
+    "mix.alpha": Key(float, None, None, "Parameter of the Beta distribution."),
+    "mix.prob": Key(float, None, None, "Probability that a batch is mixed at all."),
+    "mix.box": Key(
+        str,
+        None,
+        None,
+        "'exact' rounds the box to whole pixels; 'paper' repeats the authors' code.",
+    ),
+    "mix.size": Key(
+        float, None, None, "Fixed side of the box: pixels, or below 1 a fraction of the image's."
+    ),
+    "mix.min_ratio": Key(float, None, None, "Smallest side of the box over the image's side."),
+    "mix.max_ratio": Key(float, None, None, "Largest side of the box over the image's side."),
+    "mix.placement": Key(
+        str, None, None, "Position of the box: 'uniform', 'gaussian' or 'inside'."
+    ),
+    "mix.sigma": Key(float, None, None, "Standard deviation of 'gaussian', over the image's side."),
+    "mix.label": Key(
+        str, None, None, "Label weight: 'share' of the pixels, 'one_hot' or 'complete'."
+    ),
+    "mix.correct_lam": Key(
+        bool, None, None, "Weigh labels by the pixels pasted, not by the sampled value."
+    ),
+    "mix.scope": Key(str, None, None, "One box per 'batch', 'device', 'pair' or 'image'."),
+    "mix.partner": Key(
+        str, None, None, "How partners are chosen: 'permutation', 'reverse' or 'rotate'."
+    ),
+    "mix.across_devices": Key(bool, None, None, "Take partners from the batches of all devices."),
+    "mix.fill": Key(float, None, None, "Value that Cutout writes into the box."),
+    "mix.layers": Key(tuple, None, None, "Feature maps that are mixed, by name or number."),
+    "mix.schedule": Key(str, None, None, "'linear' raises `prob` from 0 over the run."),
+    "mix.until": Key(float, None, None, "Fraction of training after which nothing is mixed."),
+    "mix.switch_prob": Key(
+        float, None, None, "Probability of the second mix in `FIRST_or_SECOND`."
+    ),
+    # Data
+    "dataset": Key(
+        str, "digits", None, "'digits', 'shapes', 'folder', or the name of a TFDS dataset."
+    ),
+    "data_dir": Key(str, None, None, "Folder of the data."),
+    "source": Key(
         str,
         "auto",
-        _one_of("auto", "pmap", "shard_map"),
-        "How steps go over devices; 'auto': pmap in one process, shard_map in several.",
+        _one_of("auto", "resident", "streaming"),
+        "'resident' keeps the dataset in device memory, 'streaming' decodes batch by batch.",
     ),
-    "steps_per_call": Key(
-        int, 0, _NOT_NEGATIVE, "Steps per call; 0: 1 on CPU, many on GPU and TPU (resident)."
+    "reader_processes": Key(
+        int,
+        0,
+        _NOT_NEGATIVE,
+        "Processes that decode streamed images; 0 is a thread per core of this process.",
     ),
-    "checkpoint_every": Key(
-        int, 0, _NOT_NEGATIVE, "Steps between checkpoints; 0: at the end of epochs only."
+    "resident_limit_mib": Key(
+        int, 2048, _NOT_NEGATIVE, "Size up to which 'auto' keeps a dataset in device memory."
     ),
-    "checkpoint_epochs": Key(
-        int, 1, _COUNT, "Epochs between checkpoints; the best epoch is one of these."
+    "image_size": Key(int, None, _COUNT, "Height and width of the images; None: as stored."),
+    "eval_resize": Key(
+        int, None, _COUNT, "Shorter side before the center crop of evaluation (streaming)."
     ),
-    # The evaluations. The defaults suit a few thousand images on a CPU; docs/evaluations.md gives
-    # those of the paper's protocols.
+    "square_resize": Key(int, None, _COUNT, "Height and width before a random crop (streaming)."),
+    "boxes_dir": Key(str, None, None, "Folder of ILSVRC's XML files, for localization."),
+    "train_examples": Key(
+        int,
+        None,
+        _COUNT,
+        "Number of training examples: a fixed subset, the same for every seed.",
+    ),
+    "held_out": Key(int, 0, _NOT_NEGATIVE, "Training examples held out to choose the epoch on."),
+    "test_split": Key(str, None, None, "Split to evaluate on; None: 'test', else 'validation'."),
+    "normalize.mean": Key(
+        tuple,
+        (0.5,),
+        _each(_FINITE, "a finite number per channel"),
+        "Mean per channel, of images in [0, 1].",
+    ),
+    "normalize.std": Key(
+        tuple,
+        (0.5,),
+        _each(_between(0, above=True), "a finite number above 0 per channel"),
+        "Standard deviation per channel.",
+    ),
+    # Augmentation
+    "augment.pad": Key(int, 0, _NOT_NEGATIVE, "Pixels of padding before the random crop."),
+    "augment.pad_mode": Key(
+        str,
+        "zero",
+        _one_of("zero", "reflect"),
+        "What the padding holds: 'zero', or 'reflect' for the mirrored image.",
+    ),
+    "augment.flip": Key(bool, False, None, "Flip horizontally at random."),
+    "augment.min_area": Key(
+        float,
+        None,
+        _between(0, 1, above=True),
+        "Smallest area of the random-resized crop (streaming); None: no such crop.",
+    ),
+    "augment.max_area": Key(
+        float, 1.0, _between(0, 1, above=True), "Largest area of the random-resized crop."
+    ),
+    "augment.color_jitter": Key(
+        float, 0.0, _NOT_NEGATIVE, "Strength of brightness, contrast and saturation jitter."
+    ),
+    "augment.lighting": Key(
+        float, 0.0, _NOT_NEGATIVE, "Standard deviation of AlexNet's PCA noise."
+    ),
+    # Evaluation. The defaults suit a few thousand images on a CPU; docs/evaluations.md gives those
+    # of the paper's protocols.
     "evals.split": Key(str, "test", None, "Split to evaluate: 'test' or 'held_out'."),
     "evals.classification.bins": Key(int, 15, _COUNT, "Bins of the calibration error."),
-    "evals.cam.images": Key(int, 8, _COUNT, "Images whose maps are shown."),
+    "evals.cam.images": Key(int, 8, _COUNT, "Number of images to show."),
     "evals.cam.of": Key(
-        str, "predicted", None, "Class whose maps are shown: 'predicted', 'true', or a name."
+        str, "predicted", None, "Class whose map is shown: 'predicted', 'true' or a number."
     ),
-    "evals.cam.threshold": Key(float, 0.15, _INNER, "Fraction of the maximum, for the boxes."),
-    "evals.localization.threshold": Key(float, 0.15, _INNER, "Fraction of the maximum."),
+    "evals.cam.threshold": Key(
+        float, 0.15, _INNER, "Threshold of the boxes, over the map's maximum."
+    ),
+    "evals.localization.threshold": Key(
+        float, 0.15, _INNER, "Threshold of the boxes, over the map's maximum."
+    ),
     "evals.localization.sweep_step": Key(
-        float, 0.05, _INNER, "Distance of the thresholds of the curve."
+        float, 0.05, _INNER, "Step between the thresholds of the curve."
     ),
     "evals.localization.max_box_step": Key(
-        float, 0.01, _INNER, "Distance of the thresholds of MaxBoxAcc."
+        float, 0.01, _INNER, "Step between the thresholds of MaxBoxAcc."
     ),
     "evals.fgsm.eps": Key(
-        tuple, (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0), _EPS, "Sizes of the attack, in 1/255."
+        tuple,
+        (0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0),
+        _EPS,
+        "Sizes of the FGSM perturbation, in 1/255.",
     ),
-    "evals.fgsm.clip": Key(bool, True, None, "Clip attacked images to [0, 1]."),
-    "evals.fgsm.pgd_eps": Key(tuple, (8.0,), _EPS, "Sizes of PGD in 1/255; empty: no PGD."),
+    "evals.fgsm.clip": Key(bool, True, None, "Clip perturbed images to [0, 1]."),
+    "evals.fgsm.pgd_eps": Key(
+        tuple, (8.0,), _EPS, "Sizes of the PGD perturbation, in 1/255; empty: no PGD."
+    ),
     "evals.fgsm.pgd_steps": Key(int, 10, _COUNT, "Steps of PGD."),
     "evals.fgsm.pgd_step_size": Key(
-        float, 2.0, _between(0, above=True), "Size of a step of PGD, in 1/255."
+        float, 2.0, _between(0, above=True), "Step size of PGD, in 1/255."
     ),
     "evals.fgsm.pgd_random_start": Key(bool, True, None, "Start PGD at a random point."),
     "evals.fgsm.seed": Key(int, 0, _SEED, "Seed of the random start."),
-    "evals.occlusion.steps": Key(int, 8, _COUNT, "Sizes of the square, from 0 to the image's."),
-    "evals.occlusion.step": Key(int, None, _COUNT, "Pixels between sizes, instead of `steps`."),
-    "evals.occlusion.fill": Key(str, "mean", None, "Color of the square: 'mean' or 'black'."),
-    "evals.between.pairs": Key(int, None, _COUNT, "Pairs; unset: as many as images."),
+    "evals.occlusion.steps": Key(
+        int, 8, _COUNT, "Number of steps from no square to the whole image."
+    ),
+    "evals.occlusion.step": Key(int, None, _COUNT, "Pixels per step, instead of `steps`."),
+    "evals.occlusion.fill": Key(str, "mean", None, "'mean' color or 'black'."),
+    "evals.between.pairs": Key(
+        int, None, _COUNT, "Number of image pairs; None: as many as images."
+    ),
     "evals.between.lam_steps": Key(int, 10, _COUNT, "Steps of lambda from 0 to 1."),
-    "evals.between.steps": Key(int, 8, _COUNT, "Sizes of the box, from 0 to the image's."),
-    "evals.between.step": Key(int, None, _COUNT, "Pixels between sizes, instead of `steps`."),
+    "evals.between.steps": Key(int, 8, _COUNT, "Number of steps from no box to the whole image."),
+    "evals.between.step": Key(int, None, _COUNT, "Pixels per step, instead of `steps`."),
     "evals.between.seed": Key(int, 0, _SEED, "Seed of the pairs."),
     "evals.ood.sets": Key(
         tuple,
@@ -272,10 +354,13 @@ SCHEMA = {
             ),
             "names of sets, none of them twice,",
         ),
-        "These, TFDS sets, or 'folder:PATH', the last two also with ':resize' or ':crop'.",
+        "Out-of-distribution datasets: these, TFDS names, or `folder:PATH`; the last two also with "
+        "`:resize` or `:crop`.",
     ),
-    "evals.ood.limit": Key(int, None, _COUNT, "Images per set; unset: at most 10,000."),
-    "evals.ood.seed": Key(int, 0, _SEED, "Seed of the random images and choices."),
+    "evals.ood.limit": Key(
+        int, None, _COUNT, "Images per dataset; None: as many as the split has, at most 10,000."
+    ),
+    "evals.ood.seed": Key(int, 0, _SEED, "Seed of subsets, crops and noise."),
 }
 
 

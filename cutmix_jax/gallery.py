@@ -1,11 +1,11 @@
-"""Draws each mix on images of your own, or on handwritten digits.
+"""Renders each mix on your images, or on handwritten digits.
 
     python -m cutmix_jax.gallery --output sheet.png
     python -m cutmix_jax.gallery --images photos/ --output sheet.png --mixes cutmix mixup
     python -m cutmix_jax.gallery --images cat.jpg dog.jpg apple.jpg --output sheet.png --scope batch
 
-Boxes are outlined; beneath each image are its labels with their weights. The name of an image is
-that of its file. Mixes at feature maps are drawn on the image, at the resolution of their map.
+Boxes are outlined. Below each image are its labels with their weights. The name of an image is that
+of its file. Mixes of feature maps are shown on the image, at the resolution of their map.
 """
 
 import argparse
@@ -42,7 +42,7 @@ INK = "#222222"
 
 
 def read_images(paths, side, count=None):
-    """Reads `count` images as uint8 `[B, side, side, 3]`, cropped to squares, and their names."""
+    """Reads `count` images as uint8 `[B, side, side, 3]`, cropped to squares, with their names."""
     from PIL import Image
 
     files = []
@@ -79,16 +79,16 @@ def read_digits(count, side):
 
 def mix_for_picture(name, images, *, seed, scope):
     """Returns mixed images, labels `[B, B]` (each image its own class), and the plans."""
-    # Zero, as of normalised images, is the mean gray here.
+    # Stands for zero in normalized images: the mean.
     parameters = {"fill": 128.0} if "cutout" in name else {}
     if scope == "image" and name != "cutout":
         parameters |= {"scope": "image", "partner": "rotate"}
-    recipe = recipes.create_mix({"name": name, **parameters}, "--mixes")
+    chosen = recipes.create_mix({"name": name, **parameters}, "--mixes")
     sides = {
         layer: tuple(max(1, side // scale) for side in images.shape[1:3])
         for layer, scale in MAPS.items()
     }
-    plans = recipe.sample(jax.random.key(seed), len(images), sides, progress=0.75)
+    plans = chosen.sample(jax.random.key(seed), len(images), sides, progress=0.75)
     labels = jnp.eye(len(images))
     for plan in plans:
         images, labels = mix.apply(plan, images), mix.mix_labels(plan, labels)
@@ -96,7 +96,7 @@ def mix_for_picture(name, images, *, seed, scope):
 
 
 def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
-    """Draws originals and mixes, `panels` of them side by side, into an image file."""
+    """Renders originals and mixes into an image file, with `panels` of them side by side."""
     from matplotlib.figure import Figure
 
     count = len(images)
@@ -137,7 +137,7 @@ def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
 
 
 def _save(figure, path):
-    """Saves the figure; a PNG in 256 colours, which a page loads three times as fast."""
+    """Saves the figure. A PNG gets 256 colors: pages load it three times as fast."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -152,13 +152,13 @@ def _save(figure, path):
 
 
 def main(arguments=None):
-    """Reads flags, draws, and says where the picture is."""
+    """Reads flags, renders, and prints where the picture is."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", nargs="+", help="image files or folders; none: digits")
-    parser.add_argument("--output", required=True, help="picture to write, .png or .jpg")
-    parser.add_argument("--mixes", nargs="+", default=MIXES, help="words as in METHOD")
+    parser.add_argument("--output", required=True, help="file to write, .png or .jpg")
+    parser.add_argument("--mixes", nargs="+", default=MIXES, help="names as in METHOD")
     parser.add_argument("--count", type=int, default=4, help="images to show")
     parser.add_argument("--side", type=int, default=96, help="side of an image in pixels")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 """Counters on the device; on the host, what is told of a run: terminal, jsonl, TensorBoard."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -9,7 +10,6 @@ import time
 
 import numpy as np
 import optax
-import tensorboardX
 import tqdm
 from clu.metrics import Average
 from jax import numpy as jnp
@@ -125,10 +125,8 @@ class Reporter:
         self.jsonl = pathlib.Path(workdir) / "metrics.jsonl"
         # After a kill the file may hold epochs that the checkpoint does not: it starts from there.
         self.jsonl.write_text("".join(json.dumps(record) + "\n" for record in history))
-        self.board = tensorboardX.SummaryWriter(
-            str(pathlib.Path(workdir) / "tensorboard"),
-            purge_step=history[-1]["step"] + 1 if history else 0,
-        )
+        self.events = pathlib.Path(workdir) / "tensorboard"
+        self.purge_step = history[-1]["step"] + 1 if history else 0
         self.bar = tqdm.tqdm(
             total=self.total_steps * batch_size,
             initial=step * batch_size,
@@ -139,6 +137,13 @@ class Reporter:
             file=self.stream,
         )
         self.spoke = time.monotonic()
+
+    @functools.cached_property
+    def board(self):
+        """The writer of TensorBoard's event files, from the first epoch on."""
+        import tensorboardX  # not before the first step: it takes PyTorch along where there is one
+
+        return tensorboardX.SummaryWriter(str(self.events), purge_step=self.purge_step)
 
     def say(self, text=""):
         """Prints `text`, above the progress bar where there is one."""
@@ -192,4 +197,5 @@ class Reporter:
         if self.primary:
             self.bar.close()
             with contextlib.suppress(OSError):  # a full disk has been told of by now
-                self.board.close()
+                if "board" in self.__dict__:
+                    self.board.close()

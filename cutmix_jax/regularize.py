@@ -1,8 +1,8 @@
-"""Regularisers that drop parts of a network while it trains, as modules that a block takes.
+"""Regularizers that drop parts of a network in training, as modules for a residual block.
 
-They have no parameters and draw from the random stream 'drop':
+They have no parameters and use the random stream 'drop':
 `model.apply(variables, x, rngs={'drop': key})`. In evaluation (`deterministic=True`) they need no
-key, and `StochasticDepth` and `ShakeDrop` scale by what they multiply with on average.
+key. `StochasticDepth` and `ShakeDrop` then scale by their mean factor.
 """
 
 import dataclasses
@@ -16,39 +16,39 @@ from cutmix_jax import UserError
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch: in training it counts or does not, by one draw for the batch.
+    """Drops a residual branch in training, for the whole batch or for each example.
 
     With keep probability p = 1 - rate, the branch F becomes::
 
       b F,  b ~ Bernoulli(p)    in training,
       p F                       in evaluation,
 
-    so that its expectation is the same in both. The block adds the shortcut, never dropped.
+    The expectation is the same in both. The block adds the shortcut, which is never dropped.
 
     Attributes:
-      rate: probability that the branch is dropped, of at least 0 and below 1.
-      per_example: one draw for each example instead of one for the batch.
-      deterministic: True in evaluation. May be given to the call instead.
+        rate: probability that the branch is dropped, at least 0 and below 1.
+        per_example: decide for each example instead of once for the batch.
+        deterministic: True in evaluation. May be given to the call instead.
 
     Call:
-      branch: [B, ...], any float dtype, which is kept.
+        branch: [B, ...], any float dtype, which is kept.
 
     Raises:
-      UserError: `rate` is not a probability below 1.
+        UserError: `rate` is not a probability below 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> branch = jnp.ones((2, 3))
-      >>> drop = StochasticDepth(rate=0.25)
-      >>> float(drop.apply({}, branch, deterministic=True)[0, 0])
-      0.75
-      >>> keys = jax.random.split(jax.random.key(0), 1000)
-      >>> train = jax.vmap(lambda key: drop.apply({}, branch, False, rngs={'drop': key}))(keys)
-      >>> sorted(set(train.ravel().tolist()))
-      [0.0, 1.0]
+        >>> import jax, jax.numpy as jnp
+        >>> branch = jnp.ones((2, 3))
+        >>> drop = StochasticDepth(rate=0.25)
+        >>> float(drop.apply({}, branch, deterministic=True)[0, 0])
+        0.75
+        >>> keys = jax.random.split(jax.random.key(0), 1000)
+        >>> train = jax.vmap(lambda key: drop.apply({}, branch, False, rngs={'drop': key}))(keys)
+        >>> sorted(set(train.ravel().tolist()))
+        [0.0, 1.0]
 
     Reference:
-      Huang, Sun, Liu, Sedra, Weinberger. Deep Networks with Stochastic Depth. 2016.
+        Huang, Sun, Liu, Sedra, Weinberger. Deep Networks with Stochastic Depth. 2016.
     """
 
     rate: float
@@ -65,7 +65,7 @@ class StochasticDepth(nn.Module):
 
 
 class ShakeDrop(nn.Module):
-    """Disturbs a residual branch, forward and backward by different factors.
+    """Scales a residual branch at random, with different factors forward and backward.
 
     With p = 1 - rate, b ~ Bernoulli(p), alpha ~ U(-1, 1) and beta ~ U(0, 1), the branch F becomes::
 
@@ -73,36 +73,36 @@ class ShakeDrop(nn.Module):
       gradient of F = (b + beta - b beta) g     where g is the gradient of the result,
       p F                                       in evaluation, the expectation.
 
-    So a branch that is kept (b = 1) stays as it is, and another is scaled by alpha on the way there
-    and by beta on the way back.
+    A branch that is kept (b = 1) does not change. Otherwise it is scaled by alpha in the forward
+    pass and by beta in the backward pass.
 
     Attributes:
-      rate: probability that the branch is disturbed, of at least 0 and below 1.
-      alpha: range of the forward factor; drawn for each example.
-      beta: range of the backward factor; drawn for each example, apart from alpha.
-      per_example: one b for each example instead of one for the batch.
-      deterministic: True in evaluation. May be given to the call instead.
+        rate: probability that the branch is scaled, at least 0 and below 1.
+        alpha: range of the forward factor, sampled for each example.
+        beta: range of the backward factor, sampled for each example, independent of alpha.
+        per_example: one b for each example instead of one for the batch.
+        deterministic: True in evaluation. May be given to the call instead.
 
     Call:
-      branch: [B, ...], any float dtype, which is kept.
+        branch: [B, ...], any float dtype, which is kept.
 
     Raises:
-      UserError: `rate` is not a probability below 1.
+        UserError: `rate` is not a probability below 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> shake, branch = ShakeDrop(rate=0.5), jnp.ones((3, 1))
-      >>> float(shake.apply({}, branch, deterministic=True)[0, 0])
-      0.5
-      >>> def train(branch):
-      ...   return shake.apply({}, branch, False, rngs={'drop': jax.random.key(1)})
-      >>> forward, pull = jax.vjp(train, branch)
-      >>> backward, = pull(jnp.ones((3, 1)))
-      >>> bool((forward != backward).all()), bool((jnp.abs(backward - 0.5) <= 0.5).all())
-      (True, True)
+        >>> import jax, jax.numpy as jnp
+        >>> shake, branch = ShakeDrop(rate=0.5), jnp.ones((3, 1))
+        >>> float(shake.apply({}, branch, deterministic=True)[0, 0])
+        0.5
+        >>> def train(branch):
+        ...   return shake.apply({}, branch, False, rngs={'drop': jax.random.key(1)})
+        >>> forward, pull = jax.vjp(train, branch)
+        >>> backward, = pull(jnp.ones((3, 1)))
+        >>> bool((forward != backward).all()), bool((jnp.abs(backward - 0.5) <= 0.5).all())
+        (True, True)
 
     Reference:
-      Yamada, Iwamura, Akiba, Kise. ShakeDrop Regularization for Deep Residual Learning. 2019.
+        Yamada, Iwamura, Akiba, Kise. ShakeDrop Regularization for Deep Residual Learning. 2019.
     """
 
     rate: float
@@ -124,48 +124,49 @@ class ShakeDrop(nn.Module):
             )
             for a, b in (self.alpha, self.beta)
         )
-        # In float32 throughout: the two terms cancel, of which bfloat16 would leave little.
+        # In float32: the two terms cancel, and bfloat16 would lose most digits.
         x = branch.astype(jnp.promote_types(branch.dtype, jnp.float32))
         x = backward * x + lax.stop_gradient((forward - backward) * x)
         return x.astype(branch.dtype)
 
 
 class DropBlock(nn.Module):
-    """Drops squares of a feature map, each channel's by itself, and scales up what is left.
+    """Drops squares of a feature map, independently per channel, and scales up the rest.
 
-    For maps of H x W and squares of side s, a square starts at each place where it fits with::
+    For maps of H x W and squares of side s, a square starts at each position where it fits, with
+    probability::
 
       gamma = rate H W / (s^2 (H - s + 1) (W - s + 1)),
 
-    and with the mask M of what no square covers, in training::
+    With M the mask of pixels outside all squares, the result in training is, over the whole
+    tensor::
 
-      y = x M size(M) / sum(M),
+      y = x M size(M) / sum(M).
 
-    over the whole tensor. In evaluation it is the identity. Squares overlap, so that a little less
-    than `rate` is dropped.
+    In evaluation it is the identity. Squares overlap, so a little less than `rate` is dropped.
 
     Attributes:
-      rate: share that is dropped, of at least 0 and below 1 (1 - keep_prob).
-      size: side of the squares, in pixels of the map.
-      schedule: 'constant', or 'linear': the rate is multiplied by `progress`.
-      deterministic: True in evaluation. May be given to the call instead.
+        rate: fraction that is dropped, at least 0 and below 1 (1 - keep_prob).
+        size: side of the squares, in pixels of the map.
+        schedule: 'constant', or 'linear': the rate is multiplied by `progress`.
+        deterministic: True in evaluation. May be given to the call instead.
 
     Call:
-      x: [B, H, W, C], any float dtype, which is kept.
-      progress: share of the training that is done; may be traced.
+        x: [B, H, W, C], any float dtype, which is kept.
+        progress: fraction of training that is done; may be traced.
 
     Raises:
-      UserError: a square does not fit into the map, or `rate` is not a probability below 1.
+        UserError: a square does not fit into the map, or `rate` is not a probability below 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> drop, x = DropBlock(rate=0.1, size=4), jnp.ones((64, 8, 8, 16))
-      >>> y = drop.apply({}, x, deterministic=False, rngs={'drop': jax.random.key(0)})
-      >>> round(float(jnp.mean(y == 0)), 1), round(float(y.mean()), 2)
-      (0.1, 1.0)
+        >>> import jax, jax.numpy as jnp
+        >>> drop, x = DropBlock(rate=0.1, size=4), jnp.ones((64, 8, 8, 16))
+        >>> y = drop.apply({}, x, deterministic=False, rngs={'drop': jax.random.key(0)})
+        >>> round(float(jnp.mean(y == 0)), 1), round(float(y.mean()), 2)
+        (0.1, 1.0)
 
     Reference:
-      Ghiasi, Lin, Le. DropBlock: A Regularization Method for Convolutional Networks. 2018.
+        Ghiasi, Lin, Le. DropBlock: A Regularization Method for Convolutional Networks. 2018.
     """
 
     rate: float
@@ -184,9 +185,9 @@ class DropBlock(nn.Module):
         batch, height, width, channels = x.shape
         if self.size > min(height, width):
             raise UserError(
-                f"DropBlock's squares have a side of {self.size}, which a feature map of "
-                f"{height} x {width} cannot hold: make them smaller (config.drop_block.size), name "
-                "earlier stages (config.drop_block.stages), or take larger images."
+                f"DropBlock's squares have a side of {self.size} and do not fit into a feature map "
+                f"of {height} x {width}. Lower config.drop_block.size, name earlier stages in "
+                "config.drop_block.stages, or use larger images."
             )
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return x
@@ -204,23 +205,23 @@ class DropBlock(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Regularization:
-    """What is dropped in a residual network, and how much of it in each block.
+    """The regularizers of a residual network, and their strength in each block.
 
-    Stochastic depth and ShakeDrop follow the linear rule: block l of L is dropped with l / L times
-    the probability of the last one.
+    Stochastic depth and ShakeDrop follow the linear rule: block l of L has l / L times the
+    probability of the last one.
 
     Attributes:
-      stochastic_depth: probability that the last block's branch is dropped.
-      shake_drop: probability that the last block's branch is disturbed.
-      drop_block: share of a map that DropBlock drops.
-      size: side of its squares.
-      stages: the stages it works in, counted from 1.
-      schedule: of its rate: 'constant' or 'linear'.
+        stochastic_depth: probability that the last block's branch is dropped.
+        shake_drop: probability that the last block's branch is scaled.
+        drop_block: fraction of a map that DropBlock drops.
+        size: side of its squares.
+        stages: its stages, counted from 1.
+        schedule: of its rate, 'constant' or 'linear'.
 
     Example:
-      >>> half = Regularization(shake_drop=0.5).of_block(stage=1, place=1 / 2, train=True)
-      >>> half.shake_drop
-      0.25
+        >>> half = Regularization(shake_drop=0.5).of_block(stage=1, place=1 / 2, train=True)
+        >>> half.shake_drop
+        0.25
     """
 
     stochastic_depth: float = 0.0
@@ -236,15 +237,15 @@ class Regularization:
     def of_block(
         self, stage: int, place: float, train: bool, every_norm: bool = False
     ) -> "BlockRegularization":
-        """What one block takes.
+        """The regularizers of one block.
 
         Args:
-          stage: of the block, counted from 1.
-          place: l / L of the linear rule.
-          train: False in evaluation.
-          every_norm: DropBlock as its authors place it on ImageNet: after every normalisation of
-            the branch, and with 4^(4 - stage) times less to drop. Otherwise at the end of the
-            branch alone. On the shortcut in either case.
+            stage: of the block, counted from 1.
+            place: l / L of the linear rule.
+            train: False in evaluation.
+            every_norm: apply DropBlock as its authors do on ImageNet: after every normalization of
+                the branch, with a rate that is 4^(4 - stage) times smaller. Otherwise only at the
+                end of the branch. The shortcut has it in either case.
         """
         rate = self.drop_block * (stage in self.stages)
         return BlockRegularization(
@@ -260,7 +261,7 @@ class Regularization:
 
 @dataclasses.dataclass(frozen=True)
 class BlockRegularization:
-    """What one block drops; its two methods are called inside the block."""
+    """The regularizers of one block, which calls the two methods."""
 
     stochastic_depth: float = 0.0
     shake_drop: float = 0.0
@@ -271,13 +272,13 @@ class BlockRegularization:
     deterministic: bool = True
 
     def inside(self, x: jax.Array, progress: jax.Array | float) -> jax.Array:
-        """Drops from a map inside the branch."""
+        """Drops parts of a map inside the branch."""
         return self._drop_block(x, progress) if self.every_norm else x
 
     def join(
         self, branch: jax.Array, shortcut: jax.Array, progress: jax.Array | float
     ) -> jax.Array:
-        """Drops at the end of branch and shortcut, and adds them."""
+        """Drops parts of branch and shortcut, and adds the two."""
         branch, shortcut = self._drop_block(branch, progress), self._drop_block(shortcut, progress)
         if self.stochastic_depth:
             branch = StochasticDepth(self.stochastic_depth)(branch, self.deterministic)
@@ -293,25 +294,25 @@ class BlockRegularization:
 
 
 def _check_rate(module: nn.Module, rate: float) -> float:
-    """The rate, refused where it is no probability below 1."""
+    """The rate, or an error if it is not a probability below 1."""
     if not 0 <= rate < 1:
         raise UserError(
-            f"{type(module).__name__} has a rate of {rate!r}, and a number of at least 0 and below "
+            f"{type(module).__name__} has a rate of {rate!r}, but a number of at least 0 and below "
             "1 was expected: give the probability of dropping, not of keeping."
         )
     return rate
 
 
 def _draw_kept(module: nn.Module, keep: float, branch: jax.Array, per_example: bool) -> jax.Array:
-    """Bernoulli(keep), one for the batch or one for each example, ready to broadcast."""
+    """Bernoulli(keep), once for the batch or once per example, in a shape that broadcasts."""
     shape = (branch.shape[0] if per_example else 1, *[1] * (branch.ndim - 1))
     return jax.random.bernoulli(module.make_rng("drop"), keep, shape)
 
 
 def _dilate(start: jax.Array, side: int) -> jax.Array:
-    """The squares of `side`, True in [B, H, W, C], whose first corners are True in `start`."""
+    """True inside the squares of `side` whose first corner is True in `start`, [B, H, W, C]."""
     squares, reach = start.astype(jnp.float32), (side - 1, side - 1)
     none = (0, 0)
-    # Rows, then columns: 2 side comparisons a pixel and not side^2.
+    # Rows, then columns: 2 side comparisons per pixel instead of side^2.
     squares = nn.max_pool(squares, (side, 1), padding=(reach, none))
     return nn.max_pool(squares, (1, side), padding=(none, reach)) > 0

@@ -11,9 +11,8 @@ from functools import partial
 import flax
 import jax
 import numpy as np
-from clu import parameter_overview
 
-from cutmix_jax import UserError, metrics, pictures
+from cutmix_jax import UserError, metrics
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import (
@@ -24,6 +23,7 @@ from cutmix_jax.checkpoint import (
     workdir_lock,
 )
 from cutmix_jax.optimizer import drop_epochs
+from cutmix_jax.parallel import start_in_background
 from cutmix_jax.paths import place, whole_file
 
 
@@ -53,6 +53,7 @@ def train(config, workdir, stream=None):
         workdir_lock(workdir, primary) as folder,
         Checkpoints(folder) as checkpoints,
     ):
+        programs = checkpoints.latest_step < task.total_steps and train_lib.compile_ahead(task)
         state, progress, notes = open_run(task, checkpoints, described)
         step = int(state.step)
         reporter = metrics.Reporter(
@@ -77,12 +78,13 @@ def train(config, workdir, stream=None):
                 if results:
                     reporter.say(describe_results(results, folder))
                     return results
-            programs = step < task.total_steps and train_lib.compile_ahead(task, state)
             arrays = task.mapping.replicate(task.data.arrays)
+            drawn = None
             if step < task.total_steps:
                 reporter.say(describe(task, state))
+                programs = programs or train_lib.compile_ahead(task)
                 if step == 0:
-                    draw_start(task, state, arrays, folder, primary)
+                    drawn = start_drawing(task, programs, state, arrays, folder, primary)
             state = train_lib.fit(
                 task,
                 state,
@@ -94,6 +96,8 @@ def train(config, workdir, stream=None):
                 interruption,
                 described,
             )
+            if drawn:
+                drawn.result()
             if int(state.step) < task.total_steps:
                 reporter.say(
                     f"Interrupted and saved at step {int(state.step)} of {task.total_steps}: "
@@ -102,8 +106,7 @@ def train(config, workdir, stream=None):
                 return None
             results = summarize(task, state, progress)
             if primary:
-                write_json(folder / "results.json", results)
-                pictures.draw_errors({folder.name: progress.history}, folder / "error.png")
+                write_results(results, progress.history, folder)
             reporter.say(describe_results(results, folder))
             return results
         finally:
@@ -192,7 +195,7 @@ def open_run(task, checkpoints, described):
     """
     workdir = checkpoints.folder.parent
     found = checkpoints.restore(
-        abstract_state(task),
+        train_lib.abstract_state(task),
         check=lambda meta: check_same_run(task, meta, workdir, described["data"]),
     )
     if found is None:
@@ -213,14 +216,9 @@ def open_run(task, checkpoints, described):
     return state, train_lib.Progress(**meta["progress"]), notes
 
 
-def abstract_state(task):
-    """Shapes and dtypes of the train state."""
-    return jax.eval_shape(lambda: train_lib.create_state(task))
-
-
 def abstract_saved(task, saved):
     """The same for what a checkpoint holds: the train state, or converted weights alone."""
-    state = abstract_state(task)
+    state = train_lib.abstract_state(task)
     if "opt_state" in saved:
         return state
     weights = {"params": state.params, "batch_stats": state.batch_stats}
@@ -320,16 +318,34 @@ def initialize_from(task, state, path):
     return state, notes
 
 
-def draw_start(task, state, arrays, folder, primary):
+def start_drawing(task, programs, state, arrays, folder, primary):
+    """A future of `draw_start`, which waits until the step is compiled."""
+    params = jax.device_get(state.params)  # the step takes over what is on the device
+
+    def draw():
+        programs.result()
+        draw_start(task, params, arrays, folder, primary)
+
+    future = start_in_background(draw)
+    if jax.process_count() > 1:  # all of them have to make their calls in the same order
+        future.result()
+    return future
+
+
+def draw_start(task, params, arrays, folder, primary):
     """Writes the parameter table, and a sheet of mixed images as the model sees them.
 
     It shows the first of the first 20 batches whose images are mixed. Where none is, where the mix
     is at feature maps alone, and with several processes, it shows the very first.
     """
+    from clu import parameter_overview
+
+    from cutmix_jax import pictures
+
     if primary:
-        table = parameter_overview.get_parameter_overview(state.params)
+        table = parameter_overview.get_parameter_overview(params)
         (folder / "parameters.txt").write_text(table + "\n")
-    batch = jax.device_get(first_mixed(task, int(state.step), arrays["train"]))
+    batch = jax.device_get(first_mixed(task, 0, arrays["train"]))
     if primary:
         mean, std = (np.asarray(task.config.normalize[name]) for name in ("mean", "std"))
         pictures.draw_mixed(
@@ -456,6 +472,14 @@ def summarize(task, state, progress):
         "device_kind": jax.devices()[0].device_kind,
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }
+
+
+def write_results(results, history, folder):
+    """Writes `results.json` and `error.png`."""
+    from cutmix_jax import pictures  # Matplotlib takes a second
+
+    write_json(folder / "results.json", results)
+    pictures.draw_errors({folder.name: history}, folder / "error.png")
 
 
 def describe_results(results, folder):

@@ -327,8 +327,7 @@ def main(arguments):
     from cutmix_jax import host
     from cutmix_jax.checkpoint import Interruption
 
-    host.keep_freed_memory()
-    host.keep_compiled_programs()
+    host.prepare()
     index, workers = flags.worker
     mine = runs[index::workers]
     with Interruption() as interruption:

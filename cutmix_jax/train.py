@@ -50,7 +50,6 @@ class Task:
     data: Any
     model: Any
     mix: Any
-    sides: Any  # {name of a feature map: (height, width)}, 'image' among them
     mapping: Any
     schedule: Any  # step -> learning rate
     optimizer: Any
@@ -59,6 +58,16 @@ class Task:
     def total_steps(self):
         """Steps of the whole run."""
         return self.config.epochs * self.data.steps_per_epoch
+
+    @functools.cached_property
+    def start(self):
+        """The program that makes the first state from a key, traced, and the sides of its maps."""
+        return trace_start(self)
+
+    @property
+    def sides(self):
+        """The height and width of every feature map that the model names, the image's first."""
+        return self.start[1]
 
 
 def create_task(config, mapping=None):
@@ -90,37 +99,23 @@ def create_task(config, mapping=None):
             f"{config.dataset!r} have {channels} channels: give one value per channel."
         )
     models.check_image_size(config.model, data.image_shape, config.last_stride)
-    model = models.from_config(config, data.num_classes, norm_axis=AXIS)
-    sides = feature_sides(model, data.image_shape)
-    check_mix(config, mixing, sides)
     schedule = optimizer.create_schedule(config, data.steps_per_epoch)
-    return Task(
+    task = Task(
         config=config,
         data=data,
-        model=model,
+        model=models.from_config(config, data.num_classes, norm_axis=AXIS),
         mix=mixing,
-        sides=sides,
         mapping=mapping,
         schedule=schedule,
         optimizer=optimizer.create_optimizer(config, schedule),
     )
+    check_mix(task)
+    return task
 
 
-def feature_sides(model, image_shape):
-    """The height and width of every feature map that the model names, the image's first."""
-    sides = {}
-
-    def tap(name, x):
-        sides[name] = x.shape[1:3]
-        return x
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False, tap=tap), images)
-    return sides
-
-
-def check_mix(config, mixing, sides):
+def check_mix(task):
     """Refuses to mix where there is no such feature map, across parts of a batch, or too large."""
+    config, mixing, sides = task.config, task.mix, task.sides
     missing = [layer for layer in mixing.layers if layer not in sides]
     if missing:
         raise UserError(
@@ -142,12 +137,21 @@ def check_mix(config, mixing, sides):
         raise UserError(f"config.mix does not suit images of {sides['image']}: {error}") from None
 
 
-def create_state(task):
-    """The state before the first step: a function of the config alone."""
+def trace_start(task):
+    """Traces the network once, for the first state and for the sides of its feature maps.
+
+    Returns:
+      ``(program, sides)``: a `jax.stages.Traced` of a key, and ``{name: (height, width)}``.
+    """
+    sides = {}
+
+    def tap(name, x):
+        sides[name] = x.shape[1:3]
+        return x
 
     def init(key):
         images = jnp.zeros((1, *task.data.image_shape), jnp.float32)
-        variables = task.model.init(key, images, train=False)
+        variables = task.model.init(key, images, train=False, tap=tap)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         weights = {"params": params, "batch_stats": batch_stats}
         return State(
@@ -159,7 +163,21 @@ def create_state(task):
             ema=jax.tree.map(jnp.copy, weights) if task.config.ema else None,
         )
 
-    return jax.jit(init)(jax.random.key(task.config.seed))
+    return jax.jit(init).trace(jax.random.key(0)), sides
+
+
+def abstract_state(task):
+    """Shapes and dtypes of the train state."""
+    program, _ = task.start
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.out_info)
+
+
+def create_state(task):
+    """The state before the first step: a function of the config alone."""
+    program, _ = task.start
+    # It runs once, and optimizing it for a CPU takes three times as long as compiling it.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return program.lower().compile(options)(jax.random.key(task.config.seed))
 
 
 def normalize(config, images):
@@ -277,14 +295,15 @@ def map_steps(task):
     )
 
 
-def compile_ahead(task, state):
+def compile_ahead(task):
     """A future of ``{steps: program}``: what a call runs, compiled while the caller goes on."""
     per_call, (mapped, _) = steps_per_call(task.config, task.data), map_steps(task)
     xs = {
         name: jax.ShapeDtypeStruct((task.mapping.local_devices, per_call, *x.shape), x.dtype)
         for name, x in task.data.train_shapes.items()
     }
-    lower = functools.partial(mapped.lower, state, task.data.arrays["train"], xs)
+    state, arrays = abstract_state(task), task.data.arrays["train"]
+    lower = functools.partial(mapped.lower, state, arrays, xs)
     # Of several processes, only the mapped function takes what is local to each.
     programs = dict if jax.process_count() > 1 else lambda: {per_call: lower().compile()}
     return start_in_background(programs)

@@ -3,11 +3,16 @@
 import os
 import pathlib
 
+import pytest
+
+from cutmix_jax import host
+
 # Eight devices on one CPU: what is true of one device must be true of several.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+host.use_fast_weight_gradients()  # as main.py does
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Two processes that both use all cores slow each other many times over: each has its own.
@@ -15,8 +20,6 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: count])
-
-import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

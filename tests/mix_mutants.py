@@ -200,9 +200,9 @@ MUTANTS = {
     ),
     "the exact box is off by half a pixel": (
         "sample.py",
-        '"exact": (lambda length: jnp.floor(length + 0.5), lambda centre: centre)',
+        '"exact": (lambda length: jnp.floor(length + 0.5), lambda center: center)',
         '"exact": (lambda length: jnp.floor(length + 0.5), jnp.floor)',
-        "test_mix_draws.py::test_centre_is_uniform_and_the_exact_box_has_no_side",
+        "test_mix_draws.py::test_center_is_uniform_and_the_exact_box_has_no_side",
     ),
     "lambda of another distribution": (
         "sample.py",
@@ -216,7 +216,7 @@ MUTANTS = {
         "jnp.sqrt(1 - lam)",
         "test_mix_draws.py::test_side_exponent_by_the_number_of_sides",
     ),
-    "the normal centre is half as wide": (
+    "the normal center is half as wide": (
         "sample.py",
         "math.sqrt(2) * lax.erf_inv(",
         "0.5 * math.sqrt(2) * lax.erf_inv(",

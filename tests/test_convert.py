@@ -165,7 +165,7 @@ class TestFiles:
             torch.save(content, path, _use_new_zipfile_serialization=zipped)
             assert_same(convert.from_torch(convert.read_file(path)).variables, arrays)
 
-    def test_localisation_resnets_are_told_of(self, resnet20, tmp_path):
+    def test_localization_resnets_are_told_of(self, resnet20, tmp_path):
         """Their weights do not tell the stride of the last stage."""
         path = tmp_path / "last.pth.tar"
         torch.save({"architecture": "resnet20", "state_dict": resnet20[0].state_dict()}, path)
@@ -224,7 +224,7 @@ class TestFiles:
         there = convert.to_torch(converted.variables)
         for key, array in arrays.items():
             np.testing.assert_array_equal(there[key], array)
-        with pytest.raises(UserError, match=r"not of this network: .*extra"):
+        with pytest.raises(UserError, match=r"extra: .*extra"):
             convert.from_torch(arrays | classifier | {"extra": np.zeros(3)})
 
 
@@ -236,18 +236,18 @@ class TestRefusals:
                 lambda a: a.pop("layer2.1.bn2.running_var"),
                 r"missing: layer2\.1\.bn2\.running_var\)",
             ),
-            (lambda a: a.update(more=a["fc.bias"]), r"not of this network: more\)"),
+            (lambda a: a.update(more=a["fc.bias"]), r"extra: more\)"),
             (
                 lambda a: a.update({"conv1.weight": a["conv1.weight"][:, :, :1]}),
-                r"conv1\.weight is \(16, 3, 1, 3\) where \(16, 3, 3, 3\) was expected",
+                r"conv1\.weight is \(16, 3, 1, 3\), but \(16, 3, 3, 3\) was expected",
             ),
             (
                 lambda a: a.update({"fc.weight": a["fc.weight"].astype(np.int64)}),
-                r"fc\.weight holds int64 where floating point",
+                r"fc\.weight is int64, but floating point",
             ),
             (
                 lambda a: a.update({"fc.bias": a["fc.bias"] * np.nan}),
-                r"not finite in fc\.bias: take another",
+                r"not finite in fc\.bias: use another",
             ),
         ],
     )
@@ -261,10 +261,8 @@ class TestRefusals:
         with pytest.raises(UserError) as caught:
             convert.from_torch(resnet20[1], model="pyramidnet20_48")
         message = str(caught.value)
-        assert re.search(
-            r"missing: .* and \d+ more; not of this network: .* more; misshapen", message
-        )
-        assert message.endswith("name the network that was saved with --model.")
+        assert re.search(r"missing: .* and \d+ more; extra: .* more; wrong", message)
+        assert message.endswith("Name the network that was saved with --model.")
         assert len(message) < 1500
         assert "\n" not in message
 
@@ -272,7 +270,7 @@ class TestRefusals:
         arrays = dict(resnet20[1])
         with pytest.raises(UserError, match=r"no model 'resnt20'"):
             convert.from_torch(arrays, model="resnt20")
-        with pytest.raises(UserError, match=r"no network that can be told .*blocks\.0.*state_dict"):
+        with pytest.raises(UserError, match=r"contains no network .*blocks\.0.*state_dict"):
             convert.from_torch({"blocks.0.attn.qkv.weight": np.zeros((3, 3))})
         del arrays["layer3.2.conv2.weight"]
         with pytest.raises(UserError, match=r"looks like resnet18|looks like .*no model"):
@@ -296,7 +294,7 @@ class TestRefusals:
         whole = path.read_bytes()
         for content in (b"", b"<html>", whole[:100], whole[: len(whole) // 2], whole[:-20]):
             path.write_bytes(content)
-            with pytest.raises(UserError, match=r"cannot be read, .*fetch it again") as caught:
+            with pytest.raises(UserError, match=r"cannot be read, .*download it again") as caught:
                 convert.read_file(path)
             assert "\n" not in str(caught.value)
 
@@ -308,15 +306,15 @@ class TestRefusals:
         path = tmp_path / "evil.pth"
         for zipped in (True, False):
             torch.save({"state_dict": Evil()}, path, _use_new_zipfile_serialization=zipped)
-            with pytest.raises(UserError, match=r"would call posix\.mkdir, and only tensors"):
+            with pytest.raises(UserError, match=r"would call posix\.mkdir, but only tensors"):
                 convert.read_file(path)
         assert not (tmp_path / "executed").exists()
 
     def test_things_that_are_no_state_dict(self, resnet20, tmp_path):
         path = tmp_path / "model.pth"
         for content, message in (
-            ([torch.zeros(3)], "holds a list, and a state_dict was expected"),
-            ({}, "holds nothing, and a state_dict was expected"),
+            ([torch.zeros(3)], "contains a list, but a state_dict was expected"),
+            ({}, "contains nothing, but a state_dict was expected"),
         ):
             torch.save(content, path)
             with pytest.raises(UserError, match=message):
@@ -367,7 +365,7 @@ class TestWorkdirs:
         folder, averaged = workdir
         path, back = tmp_path / f"model.{suffix}", tmp_path / "back"
         _, _, notes = convert.export_weights(folder, path, which="best")
-        assert notes == ["These are the run's averaged weights (config.ema)."]
+        assert notes == ["These are the run's EMA weights (config.ema)."]
         arrays = convert.read_file(path)
         assert_same(averaged, arrays)
         assert arrays["bn1.num_batches_tracked"] == 5
@@ -419,7 +417,7 @@ class TestWorkdirs:
         net.features[0] = torch.nn.Conv2d(1, 64, 3, padding=1)
         arrays = arrays_of(net)
         safetensors.save_file({k: v for k, v in arrays.items() if k.startswith("features")}, path)
-        with pytest.raises(UserError, match=r"1000 classes in images of 1 channels.*--config"):
+        with pytest.raises(UserError, match=r"1000 classes and images with 1 channels.*--config"):
             convert.import_weights(path, back)
         safetensors.save_file(arrays, path)
         convert.import_weights(path, back, overrides=["--config.image_size=16"])
@@ -433,10 +431,10 @@ class TestWorkdirs:
             convert.export_weights(folder, path)
         convert.export_weights(folder, path, overwrite=True)
         convert.import_weights(path, back)
-        with pytest.raises(UserError, match=r"holds converted weights: .*--overwrite"):
+        with pytest.raises(UserError, match=r"contains converted weights: .*--overwrite"):
             convert.import_weights(path, back)
         convert.import_weights(path, back, overwrite=True)
-        with pytest.raises(UserError, match=r"holds a run, which is never overwritten"):
+        with pytest.raises(UserError, match=r"contains a run, which is never overwritten"):
             convert.import_weights(path, folder, overwrite=True)
 
     def test_command_line(self, workdir, tmp_path, capsys):
@@ -451,7 +449,7 @@ class TestWorkdirs:
             ([path, "--output", back, "--config.model=resnet20"], "config.model is 'resnet20'"),
             ([path, "--output", back, "--config", "no.py:x"], "no.py"),
             ([path, "--output", f"{back}.pth"], "give a folder"),
-            ([folder, "--output", path, "--config.seed=1"], "for weights that come in"),
+            ([folder, "--output", path, "--config.seed=1"], "for weights from PyTorch"),
             ([folder, "--output", f"{back}.onnx"], "ends in .pth or .safetensors"),
             ([str(tmp_path), "--output", f"{back}.pth"], "holds no checkpoint"),
         ):

@@ -81,9 +81,9 @@ class TestAveragedWeights:
     def test_averaged_ones_are_taken_unless_raw_ones_are_asked_for(self, raw, ema, saved_by):
         contents = BOTH[saved_by](raw, ema)
         for weights, taken, word in (
-            (None, ema, "The averaged ones are taken; --weights raw"),
-            ("ema", ema, "The averaged ones are taken"),
-            ("raw", raw, "The raw ones are taken; --weights ema"),
+            (None, ema, "The EMA weights are used. --weights raw"),
+            ("ema", ema, "The EMA weights are used"),
+            ("raw", raw, "The raw weights are used. --weights ema"),
         ):
             converted = convert.from_torch(contents, weights=weights)
             assert holds(converted, taken)
@@ -95,15 +95,15 @@ class TestAveragedWeights:
         for contents, taken in ((alone, ema), (averaged.state_dict(), raw)):
             converted = convert.from_torch(contents)
             assert holds(converted, taken)
-            assert "averaged weights" in told(converted)
-            with pytest.raises(UserError, match="holds no raw weights, only averaged ones"):
+            assert "EMA weights" in told(converted)
+            with pytest.raises(UserError, match="has no raw weights, only EMA weights"):
                 convert.from_torch(contents, weights="raw")
         assert "n_averaged is 0" in told(converted)
         averaged.update_parameters(net)
         assert "n_averaged is 0" not in told(convert.from_torch(averaged.state_dict()))
 
     def test_raw_weights_alone(self, raw):
-        with pytest.raises(UserError, match=r"no averaged weights, .*\(the file itself\)"):
+        with pytest.raises(UserError, match=r"no EMA weights, .*\(the file itself\)"):
             convert.from_torch(raw, weights="ema")
 
     def test_averages_without_names_are_told_of(self, raw):
@@ -111,7 +111,7 @@ class TestAveragedWeights:
         contents = {"model": raw, "ema": {"decay": 0.9, "shadow_params": [torch.zeros(3)]}}
         converted = convert.from_torch(contents)
         assert holds(converted, raw)
-        assert "'ema' of the file holds no network by name" in told(converted)
+        assert "'ema' of the file has no known network" in told(converted)
 
     def test_several_networks_are_refused(self, raw, ema):
         contents = {"state_dict": prefixed("student.", raw) | prefixed("teacher.", ema)}
@@ -131,9 +131,9 @@ class TestAveragedWeights:
         torch.save(BOTH["timm"](raw, ema), source)
         words = [str(source), "--output", str(output), "--weights", "raw"]
         assert command.main(words) == 0
-        assert "The raw ones are taken" in capsys.readouterr().out
+        assert "The raw weights are used" in capsys.readouterr().out
         assert command.main([str(output), "--output", f"{output}.pth", "--weights", "raw"]) == 1
-        assert "--weights' is for weights that come in" in capsys.readouterr().err
+        assert "--weights' is only for weights from PyTorch" in capsys.readouterr().err
 
 
 class TestStrays:
@@ -141,13 +141,13 @@ class TestStrays:
         stray = {"criterion.weight": torch.ones(10)}
         converted = convert.from_torch({"state_dict": prefixed("model.", raw) | stray})
         assert holds(converted, raw)
-        assert "Left out, because not of the network: criterion.weight." in told(converted)
+        assert "they are not part of the network: criterion.weight." in told(converted)
 
     def test_a_head_outside_of_the_network(self, raw):
         """It may be what is missing within."""
         body = {k: v for k, v in raw.items() if not k.startswith("fc.")}
         contents = prefixed("backbone.", body) | {"head.weight": raw["fc.weight"]}
-        message = r"missing: fc\.bias, fc\.weight; not of this network: head\.weight"
+        message = r"missing: fc\.bias, fc\.weight; extra: head\.weight"
         with pytest.raises(UserError, match=message):
             convert.from_torch(contents, model="resnet8")
 
@@ -158,7 +158,7 @@ class TestStrays:
         assert holds(convert.from_torch(contents), raw)
 
     def test_values_that_are_no_tensors(self, raw):
-        with pytest.raises(UserError, match=r"values besides tensors \(epoch\)"):
+        with pytest.raises(UserError, match=r"values that are not tensors \(epoch\)"):
             convert.from_torch({**raw, "epoch": 3})
 
 
@@ -194,10 +194,10 @@ class TestArchitecture:
     )
     def test_another_with_the_same_weights_is_refused(self, raw, named, called):
         contents = {**named, "state_dict": raw}
-        with pytest.raises(UserError, match=rf"calls its network {called}.*give --model resnet8"):
+        with pytest.raises(UserError, match=rf"names its network {called}.*give --model resnet8"):
             convert.from_torch(contents)
         converted = convert.from_torch(contents, model="resnet8")
-        assert "It is converted as resnet8, as you named it" in told(converted)
+        assert "It is converted as resnet8, as you asked" in told(converted)
 
     def test_published_names(self):
         """Those of timm for what is torchvision's, and of networks whose depth is not in a name."""
@@ -220,11 +220,11 @@ class TestArchitecture:
             ("resnetblur50", "resnet50"),
             ("seresnet50", "resnet50"),
         ):
-            with pytest.raises(UserError, match=f"calls its network {theirs}"):
+            with pytest.raises(UserError, match=f"names its network {theirs}"):
                 check({"arch": theirs}, ours)
 
     def test_what_is_assumed_is_said(self, raw):
-        assert "is taken for a plain resnet8" in told(convert.from_torch(raw))
+        assert "A plain resnet8 is assumed" in told(convert.from_torch(raw))
         assert not convert.from_torch(raw, model="resnet8").notes
 
 
@@ -280,9 +280,9 @@ class TestHarmlessContents:
 class TestWhatIsNoStateDict:
     def test_keys_that_are_numbers(self, raw, tmp_path):
         numbered = dict(enumerate(raw.values()))
-        with pytest.raises(UserError, match=r"told by its names: .*it has 0, 1, 2 and \d+ more"):
+        with pytest.raises(UserError, match=r"expected names .*but found 0, 1, 2 and \d+ more"):
             convert.from_torch(read({"state_dict": numbered}, tmp_path))
-        with pytest.raises(UserError, match=r"not of this network: 3"):
+        with pytest.raises(UserError, match=r"extra: 3"):
             convert.from_torch(read({**raw, 3: torch.zeros(1)}, tmp_path))
 
     def test_formats_are_told_by_their_contents(self, raw, tmp_path):
@@ -305,7 +305,7 @@ class TestWhatIsNoStateDict:
     def test_programs(self, net, tmp_path):
         path = tmp_path / "model.pt"
         torch.jit.trace(net, torch.zeros(1, 3, 8, 8)).save(path)
-        message = r"program of TorchScript.*save torch\.jit\.load\(FILE\)\.state_dict\(\)"
+        message = r"TorchScript program.*save torch\.jit\.load\(FILE\)\.state_dict\(\)"
         with pytest.raises(UserError, match=message):
             convert.read_file(path)
         # What is advised works.
@@ -316,9 +316,9 @@ class TestWhatIsNoStateDict:
         narrow = {**raw, "fc.weight": raw["fc.weight"].to(getattr(torch, dtype))}
         path = tmp_path / "model.safetensors"
         safetensors.save_file(narrow, path)
-        with pytest.raises(UserError, match=r"holds F8_E\w+ \(fc\.weight\).*16 or 32 bits"):
+        with pytest.raises(UserError, match=r"contains F8_E\w+ \(fc\.weight\).*16 or 32 bits"):
             convert.read_file(path)
-        with pytest.raises(UserError, match=rf"holds {dtype} \(fc\.weight\).*16 or 32 bits"):
+        with pytest.raises(UserError, match=rf"contains {dtype} \(fc\.weight\).*16 or 32 bits"):
             convert.from_torch(read(narrow, tmp_path))
 
     def test_shapes_without_values(self, raw, tmp_path):

@@ -1,5 +1,6 @@
-"""What a host keeps for the next start."""
+"""What a host keeps for the next start, and what XLA is asked for."""
 
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -79,3 +80,66 @@ def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None)
     assert host.keep_compiled_programs() is None
     assert "home directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "expected"),
+    [
+        ("", host.TRIED[0], f"{host.WEIGHT_GRADIENT_FLAG}=-individual_convolution"),
+        ("--one=1", host.TRIED[-1], f"--one=1 {host.WEIGHT_GRADIENT_FLAG}=-individual_convolution"),
+        ("", "0.7.2", ""),
+        ("", "9.9.9", ""),
+        (f"{host.WEIGHT_GRADIENT_FLAG}=", host.TRIED[0], f"{host.WEIGHT_GRADIENT_FLAG}="),
+    ],
+)
+def test_the_fast_weight_gradient_is_for_versions_on_which_it_was_tried(
+    monkeypatch, flags, version, expected
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(importlib.metadata, "version", {"jaxlib": version}.get)
+    assert host.use_fast_weight_gradients() == (flags != expected)
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize("package", ["libtpu", "jax_plugins"])
+def test_beside_a_gpu_or_tpu_the_flags_of_xla_stay(monkeypatch, package):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: host.TRIED[0])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == package)
+    assert not host.use_fast_weight_gradients()
+    assert not os.environ["XLA_FLAGS"]
+
+
+@pytest.mark.skipif(
+    importlib.metadata.version("jaxlib") not in host.TRIED, reason="a jaxlib that was not tried"
+)
+def test_xla_knows_the_flag_and_takes_another_way():
+    """Other bits of a weight gradient show that the flag is heard, not that it is ignored."""
+    script = """
+import os, sys
+os.environ["XLA_FLAGS"] = ""
+from cutmix_jax import host
+if sys.argv[1] == "fast":
+    assert host.use_fast_weight_gradients()
+import jax, jax.numpy as jnp
+from jax import lax
+def conv(kernel, x):
+    sizes = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=sizes)
+x = jax.random.normal(jax.random.key(0), (4, 56, 56, 64))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 64, 64))
+gradient = jax.jit(lambda g: jax.vjp(conv, kernel, x)[1](g)[0])(conv(kernel, x))
+print(hash(gradient.tobytes()))
+"""
+    settings = {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0", "JAX_PLATFORMS": "cpu"}
+    slow, fast = (
+        subprocess.run(
+            [sys.executable, "-c", script, way],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for way in ("slow", "fast")
+    )
+    assert slow != fast

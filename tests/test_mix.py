@@ -297,7 +297,7 @@ def test_a_batch_is_mixed_in_all_its_parts():
     mixed = mix.apply(plan, batch)
     for name in ("image", "depth", "mask"):
         np.testing.assert_array_equal(mixed[name], images_by_numpy(plan, batch[name]), name)
-    # A cell of 4 x 4 pixels is the partner's if its centre is: rows 4..13 hold centres of cells
+    # A cell of 4 x 4 pixels is the partner's if its center is: rows 4..13 hold centers of cells
     # 1 and 2 (at 6 and 10), columns 3..9 those of cell 1 (at 6).
     quarter = plan_with([[1, 1], [3, 2]], [1, 2, 0], (4, 3))
     np.testing.assert_array_equal(mixed["quarter"], images_by_numpy(quarter, batch["quarter"]))
@@ -384,9 +384,9 @@ def test_a_fill_that_pixels_cannot_hold_is_refused(fill):
     key, images = jax.random.key(0), jnp.zeros((2, 5, 4, 3), jnp.uint8)
     plan = mix.sample_cutout(key, 2, (5, 4), fill=fill)
     for call in (lambda: mix.apply(plan, images), lambda: mix.cutout(key, images, fill=fill)):
-        with pytest.raises(ValueError, match=r"does not fit into an array of uint8; .* 0 to 255"):
+        with pytest.raises(ValueError, match=r"does not fit into an array of uint8\. .* 0 to 255"):
             call()
-        with pytest.raises(ValueError, match=r"does not fit into an array of uint8; .* 0 to 255"):
+        with pytest.raises(ValueError, match=r"does not fit into an array of uint8\. .* 0 to 255"):
             jax.eval_shape(call)
 
 
@@ -504,7 +504,7 @@ WRONG_CALLS = {
     "one axis twice": (IMAGES, CLASS_IDS, {"spatial_axes": (1, 1)}, r"no axes \(1, 1\)"),
     "the batch as an axis": (IMAGES, CLASS_IDS, {"spatial_axes": (0, 1)}, r"no axes \(0, 1\)"),
     "alpha zero": (IMAGES, CLASS_IDS, {"alpha": 0}, "alpha must be above 0"),
-    "alpha nan": (IMAGES, CLASS_IDS, {"alpha": math.nan}, "alpha .* is nan"),
+    "alpha nan": (IMAGES, CLASS_IDS, {"alpha": math.nan}, "alpha .* got nan"),
     "alpha of each image": (IMAGES, CLASS_IDS, {"alpha": np.ones(4)}, r"shape is \(4,\)"),
     "prob above one": (IMAGES, CLASS_IDS, {"prob": 2}, "prob .* at most 1.*2"),
     "min_ratio below zero": (IMAGES, CLASS_IDS, {"min_ratio": -0.1}, "min_ratio .* at least 0"),
@@ -515,7 +515,7 @@ WRONG_CALLS = {
         {"min_ratio": 0.5, "max_ratio": 0.2},
         "min_ratio=0.5 is above max_ratio=0.2",
     ),
-    "box too large": (IMAGES, CLASS_IDS, {"size": 9}, r"size=9 is no box .* \(8, 8\)"),
+    "box too large": (IMAGES, CLASS_IDS, {"size": 9}, r"size=9 does not fit .* \(8, 8\)"),
     "sizes for three sides": (IMAGES, CLASS_IDS, {"size": (2, 2, 2)}, r"size=\(2, 2, 2\)"),
     "unknown box": (IMAGES, CLASS_IDS, {"box": "papr"}, "mean 'paper'"),
     "unknown scope": (IMAGES, CLASS_IDS, {"scope": "images"}, "mean 'image'"),
@@ -591,7 +591,7 @@ def test_arguments_of_other_kinds_work():
 
 def test_arguments_of_no_use_are_refused_in_a_sentence():
     key, images, ids = jax.random.key(0), jnp.zeros((4, 8, 8, 3)), [0, 1, 2, 3]
-    with pytest.raises(ValueError, match=r"images must be one array .* a list; stack them"):
+    with pytest.raises(ValueError, match=r"images must be one array .* a list\. Stack them"):
         mix.cutmix(key, list(images), ids, num_classes=4)
     with pytest.raises(ValueError, match=r"one number per spatial axis, as in \(32, 32\).* 32"):
         mix.sample_cutmix(key, 4, 32)

@@ -89,7 +89,7 @@ def test_drawn_lambda_is_kept_where_it_is_not_corrected():
     assert stats.kstest(lam, stats.uniform.cdf).pvalue > 1e-3
 
 
-def test_centre_is_uniform_and_the_exact_box_has_no_side():
+def test_center_is_uniform_and_the_exact_box_has_no_side():
     low = draw(mix.sample_cutmix, sides=(9, 9), size=1).box[:, 0, 0]
     for axis in (0, 1):
         assert stats.chisquare(np.bincount(low[:, axis], minlength=9)).pvalue > 1e-3

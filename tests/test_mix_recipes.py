@@ -18,9 +18,9 @@ SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16,
 PAPER = {
     "none": ((), "no mixing"),
     "cutmix": (("image",), "Beta(1, 1)"),
-    "center_gaussian_cutmix": (("image",), "centre gaussian, sigma 0.25"),
+    "center_gaussian_cutmix": (("image",), "center gaussian, sigma 0.25"),
     "fixed_size_cutmix": (("image",), "size 0.5 of the side"),
-    "one_hot_cutmix": (("image",), "label of the larger share alone"),
+    "one_hot_cutmix": (("image",), "only the label of the larger area"),
     "scheduled_cutmix": (("image",), "probability 0 to 1 from start to end"),
     "complete_label_cutmix": (("image",), "both labels by one half"),
     "feature_cutmix": (("image", "stem", "layer1", "layer2", "layer3"), "at one of image, stem"),
@@ -70,14 +70,14 @@ WRONG_RECIPES = {
     "unknown parameter": ("cutmix", {"alhpa": 1.0}, "'alhpa' is unknown.*mean 'alpha'"),
     "parameter of another": ("mixup", {"box": "paper"}, "mix 'mixup': parameter 'box'"),
     "none takes nothing": ("none", {"alpha": 1.0}, "parameter 'alpha' is unknown"),
-    "alpha": ("cutmix", {"alpha": -1.0}, "alpha must be above 0, but it is -1.0"),
-    "prob": ("cutmix", {"prob": 1.5}, "prob must be at least 0 and at most 1, but it is 1.5"),
+    "alpha": ("cutmix", {"alpha": -1.0}, "alpha must be above 0, but got -1.0"),
+    "prob": ("cutmix", {"prob": 1.5}, "prob must be at least 0 and at most 1, but got 1.5"),
     "until": ("cutmix", {"until": -1}, "until must be"),
     "schedule": ("cutmix", {"schedule": "cosine"}, "schedule 'cosine' is unknown"),
     "box": ("cutmix", {"box": "exac"}, "mean 'exact'"),
     "layer": ("feature_cutmix", {"layers": ("layer9",)}, "layer 'layer9' is unknown"),
     "no layer": ("feature_cutmix", {"layers": ()}, "layers is empty"),
-    "size": ("cutout", {"size": -3}, "size=-3 is no box"),
+    "size": ("cutout", {"size": -3}, "size=-3 does not fit"),
 }
 
 
@@ -116,7 +116,7 @@ def test_layers_are_mixed_where_they_belong_and_in_their_order():
 
 def test_layers_need_the_sides_of_their_maps():
     recipe = mix.create_mix("manifold_mixup")
-    with pytest.raises(ValueError, match=r"sides must be a mapping .* but it is \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"sides must map .* but got \(32, 32\)"):
         recipe.sample(KEY, 4, (32, 32))
     with pytest.raises(ValueError, match="layer 'layer1' is unknown, expected one of 'image'"):
         recipe.sample(KEY, 4, {"image": (32, 32)})

@@ -1,6 +1,8 @@
 """Two processes of one device each, as two plain commands on one machine start them."""
 
 import json
+import pathlib
+import shutil
 import signal
 import socket
 import time
@@ -8,13 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from tests.commands import SMALL, checkpoint_digest, run_main, start_main
+from cutmix_jax.data import Shards, find_set, open_data
+from tests.commands import SMALL, checkpoint_digest, run_main, start_main, write_photographs
 
 ARGUMENTS = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every=3"]
 
 
-def start_two(workdir, *arguments):
-    """Starts `main.py` twice, as the README says."""
+def start_two(workdir, *arguments, each=((), ())):
+    """Starts `main.py` twice, as docs/devices.md says; `each` has arguments of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -22,6 +25,7 @@ def start_two(workdir, *arguments):
         start_main(
             f"--workdir={workdir}",
             *arguments,
+            *each[index],
             f"--coordinator=localhost:{port}",
             "--processes=2",
             f"--process={index}",
@@ -59,6 +63,35 @@ def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
     # The run goes on with one process: here, it finds itself finished.
     again = run_main(f"--workdir={tmp_path / 'two'}", *ARGUMENTS)
     assert "is finished" in again.stdout
+
+
+def own_images(values, process):
+    """Paths of the images that one of two processes needs in the first epoch."""
+    config = {"image_size": 8, "batch_size": 64, "augment": {"min_area": 0.08}, **values}
+    data = open_data(config, Shards(1, process, 2))
+    splits = find_set("folder", values["data_dir"], None).splits
+    for split, steps in (("train", data.train_batches(0)), ("test", data.eval_batches("test"))):
+        yield from (splits[split].name(i) for xs in steps for i in xs["index"][xs["mask"]])
+
+
+@pytest.mark.slow
+def test_each_process_streams_its_own_images_as_one_would(tmp_path):
+    """The images of the other process cannot even be decoded."""
+    values = write_photographs(tmp_path / "photographs")
+    arguments = [*ARGUMENTS, "--config.epochs=1"]
+    arguments += [f"--config.{key}={value}" for key, value in values.items()]
+    own = [set(own_images(values, process)) for process in (0, 1)]
+    assert not own[0] & own[1]
+    each = []
+    for process in (0, 1):
+        folder = shutil.copytree(tmp_path / "photographs", tmp_path / f"for process {process}")
+        each.append([f"--config.data_dir={folder}"])
+        for path in own[1 - process]:
+            (folder / pathlib.Path(path).relative_to(tmp_path / "photographs")).write_bytes(b"")
+    finish(start_two(tmp_path / "two", *arguments, each=each))
+    one = run_main(f"--workdir={tmp_path / 'one'}", *arguments, devices=2)
+    assert one.returncode == 0, one.stderr
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 
 
 def test_one_killed_ends_the_other_and_both_go_on(tmp_path):

@@ -1,38 +1,20 @@
-"""What the README says is there, and what it shows runs."""
+"""The README is short, and requirements, notebook and options are as the pages say."""
 
 import json
 import pathlib
 import re
 import tomllib
 
-import pytest
 from packaging.requirements import Requirement
 
 from cutmix_jax.config import SCHEMA as KEYS
-from cutmix_jax.models import NETS
-from cutmix_jax.recipes import parse_arg
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["training loop", "plan"])
-def test_snippets_run(snippet):
-    names = {}
-    exec(compile(snippet, "README.md", "exec"), names)
-    assert names["images" if "images" in names else "batch"] is not None
-    if "loss" in names:
-        assert 1 < names["loss"] < 10
-    else:
-        assert names["targets"].shape == (8, 10)
-
-
-def test_config_table_has_every_key():
-    table = README.split("## Config")[1].split("## ")[0]
-    told = set(re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (.*?) \|", table, re.M))))
-    assert told <= KEYS.keys()
-    assert {key for key in KEYS if not key.startswith(("mix.", "evals."))} <= told
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_options_of_the_evaluations_are_on_their_page():
@@ -42,31 +24,6 @@ def test_options_of_the_evaluations_are_on_their_page():
             assert re.search(rf"\b{key.split('.')[-1]}\b", page), key
     for key in re.findall(r"--config\.([\w.]+)", page):
         assert key in {*KEYS, "evals.NAME.KEY"}, key
-
-
-def test_commands_name_what_exists():
-    for key in re.findall(r"--config\.([\w.]+)", README):
-        assert key in {*KEYS, "KEY"}
-    recipes = re.findall(r"(configs/\w+\.py)(?::(\S+))?", README)
-    assert recipes
-    for path, arg in recipes:
-        assert (ROOT / path).is_file()
-        assert parse_arg(arg, "resnet20")[0] in NETS
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        *sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md")),
-    ],
-)
-def test_links_lead_somewhere(page):
-    path = ROOT / page
-    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        if "://" not in link:
-            assert (path.parent / link).exists(), link
 
 
 def test_requirements_are_those_of_the_package():

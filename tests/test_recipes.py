@@ -202,7 +202,7 @@ def trace_step(path_and_arg):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "open_data", open_nothing)
         task = train.create_task(config, create_mapping("pmap", local_devices=1))
-    before = jax.eval_shape(lambda: train.create_state(task))
+    before = train.abstract_state(task)
     xs = next(train.group(task.data.train_batches(0), 1))
     step = task.mapping.map(functools.partial(train.train_steps, task))
     arrays = jax.eval_shape(lambda: task.data.arrays["train"])

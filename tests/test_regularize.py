@@ -215,7 +215,7 @@ def test_rates_that_are_no_probabilities_below_one_are_refused(kind, rate):
 
 
 def calls_in(name, side, regularization):
-    """Every call of a regulariser in a network: (kind, block, rate, shape)."""
+    """Every call of a regularizer in a network: (kind, block, rate, shape)."""
     found = []
 
     def note(call, args, kwargs, context):

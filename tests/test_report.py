@@ -15,7 +15,7 @@ from cutmix_jax.command_line import read_config
 from cutmix_jax.config import to_plain
 from cutmix_jax.report import drawings, sections
 from cutmix_jax.report.__main__ import main
-from cutmix_jax.report.runs import conditions, group, method, read_runs, tell_conditions
+from cutmix_jax.report.runs import conditions, group, method, read_runs, with_conditions
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -80,7 +80,7 @@ def page(tmp_path_factory):
 
 
 def of_images(folder, count):
-    """The run on a data set that holds so many training images."""
+    """The run on a dataset that holds so many training images."""
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**results, "train_examples": count}))
     return folder
@@ -143,8 +143,8 @@ def test_figure_3_is_drawn_over_alpha_and_over_the_layer(figure_3, name, points)
 
 def test_figure_3_says_what_it_lacks(page, figure_3, tmp_path):
     text = (page / "index.md").read_text()
-    assert "Figure 3, left: the parameter alpha: not run (CutMix of two alphas or more" in text
-    assert "Figure 3, right: the layer that is mixed: not run (Feature CutMix fixed at two" in text
+    assert "Figure 3, left: the parameter alpha: not run (CutMix with two or" in text
+    assert "Figure 3, right: the layer that is mixed: not run (Feature CutMix at two or" in text
     without = [str(path) for path in figure_3.glob("[al]*[0-9]")]
     assert main([*without, "--output", str(tmp_path)]) == 0
     text = (tmp_path / "index.md").read_text()
@@ -174,13 +174,13 @@ def test_what_was_evaluated_under_other_options_is_told_apart(tmp_path):
     cells = {row[0]: row[2] for row in rows_of(tmp_path / "out") if "scaled down: " in row[-1]}
     assert cells["cutmix, evaluated with clip=True"] == "5.00 ± 7.07"
     assert cells["cutmix, evaluated with clip=False"] == "20.00"
-    assert cells["cutmix, evaluated with options that its file does not tell"] == "30.00"
+    assert cells["cutmix, evaluated with unknown options"] == "30.00"
     assert cells["baseline, evaluated with clip=True"] == "40.00"
     assert cells["cutmix, evaluated with sets=('uniform',)"] == "15.00 ± 12.91"
     assert cells["baseline, evaluated with sets=('uniform', 'svhn')"] == "40.00"
     (methods,) = group(read_runs([tmp_path]))
     told = {name: conditions(next(iter(r.values())), "occlusion") for name, r in methods.items()}
-    labels = [tell_conditions(name, words, told.values()) for name, words in told.items()]
+    labels = [with_conditions(name, words, told.values()) for name, words in told.items()]
     assert labels == ["baseline, evaluated with fill=mean", "cutmix, evaluated with fill=black"]
 
 
@@ -299,13 +299,13 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        (None, "is no folder"),
-        ({}, "There is no run in"),
-        ({"results.json": "{"}, "results.json' is no JSON"),
-        ({"evals/fgsm.json": "[]"}, "fgsm.json' holds no JSON object"),
-        ({"results.json": '{"config": {"seed": 0}}'}, "says nothing of 'config.model'"),
-        ({"metrics.jsonl": '{"loss": 1}'}, "metrics.jsonl' says nothing of 'epoch'"),
-        ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is no JSON"),
+        (None, "is not a folder"),
+        ({}, "contains no run"),
+        ({"results.json": "{"}, "results.json' is not JSON"),
+        ({"evals/fgsm.json": "[]"}, "fgsm.json' is not a JSON object"),
+        ({"results.json": '{"config": {"seed": 0}}'}, "lacks 'config.model'"),
+        ({"metrics.jsonl": '{"loss": 1}'}, "metrics.jsonl' lacks 'epoch'"),
+        ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is not JSON"),
     ],
 )
 def test_what_cannot_be_read_is_named(broken, told, tmp_path):
@@ -326,22 +326,22 @@ def test_what_cannot_be_read_is_named(broken, told, tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "told"),
     [
-        ("evals/occlusion.csv", "\0\udcff", "occlusion.csv' is no table"),
-        ("evals/occlusion.csv", "side\n0\n", "occlusion.csv' has a line without 'center_top1"),
+        ("evals/occlusion.csv", "\0\udcff", "occlusion.csv' is not a table"),
+        ("evals/occlusion.csv", "side\n0\n", "occlusion.csv' has a row without 'center_top1"),
         (
             "evals/occlusion.csv",
             "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n8,none,0.5\n",
-            "occlusion.csv' has 'none' for 'center_top1_error', which is no number",
+            "occlusion.csv' has 'none' for 'center_top1_error', which is not a number",
         ),
         ("evals/occlusion.csv", "side,center_top1_error,boundary_top1_error\n0,0.5\n",
-         "occlusion.csv' has a line without 'boundary_top1_error'"),
-        ("evals/between.csv", "at,error\n0,0.5\n", "between.csv' has a line without 'form'"),
-        ("evals/ood.csv", "name\nuniform\n", "ood.csv' has a line without 'set'"),
+         "occlusion.csv' has a row without 'boundary_top1_error'"),
+        ("evals/between.csv", "at,error\n0,0.5\n", "between.csv' has a row without 'form'"),
+        ("evals/ood.csv", "name\nuniform\n", "ood.csv' has a row without 'set'"),
         ("evals/ood.json", {"mean_auroc": "high"}, "ood.json' has 'high' for 'mean_auroc'"),
         ("evals/ood.json", {"uniform_auroc": [1]}, "ood.json' has [1] for 'uniform_auroc'"),
         ("results.json", {"top1_error_last": "low"}, "has 'low' for 'top1_error_last'"),
         ("results.json", {"epochs": None}, "results.json' has None for 'epochs'"),
-        ("metrics.jsonl", {"epoch": 3}, "metrics.jsonl' says nothing of 'test_top1_error'"),
+        ("metrics.jsonl", {"epoch": 3}, "metrics.jsonl' lacks 'test_top1_error'"),
         ("metrics.jsonl", {"epoch": "x"}, "metrics.jsonl' has 'x' for 'epoch'"),
     ],
 )  # fmt: skip
@@ -372,6 +372,6 @@ def test_methods_of_the_same_words_are_told_apart(tmp_path):
     assert [re.search(r"alpha=[\d.]+", name)[0] for name in names] == ["alpha=0.5", "alpha=1.0"]
 
 
-def test_methods_are_named_by_all_that_regularises():
+def test_methods_are_named_by_all_that_regularizes():
     assert method({"mix.name": "none", "label_smoothing": 0.1}) == "label_smoothing"
     assert method({"mix.name": "mixup", "drop_block.rate": 0.1}) == "mixup+drop_block"

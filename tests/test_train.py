@@ -93,7 +93,7 @@ DROPS = {
 }
 
 
-def test_regularisers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
+def test_regularizers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
     task = train.create_task(small_config(**DROPS))
     chex.clear_trace_counter()
@@ -112,6 +112,8 @@ def test_what_is_dropped_is_a_function_of_seed_step_device_and_part(monkeypatch)
         task, seen = train.create_task(config, create_mapping("pmap", 2)), []
 
         class Model:
+            init = task.model.init
+
             def apply(self, variables, images, *, rngs, progress, **_):
                 seen.append((jax.random.key_data(rngs["drop"]), progress))
                 scale = variables["params"]["fc"]["bias"].sum()
@@ -384,7 +386,7 @@ def test_mixing_where_the_model_has_no_map_is_refused():
 
 
 def test_a_box_larger_than_the_images_is_refused():
-    with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 is no box"):
+    with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 does not"):
         train.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
 
 
@@ -400,7 +402,7 @@ def test_compilation_ahead_keeps_no_process_that_has_failed(monkeypatch):
     monkeypatch.setattr(train, "map_steps", lambda _: (Slow(), None))
     before = set(threading.enumerate())
     task = train.create_task(small_config(), create_mapping("pmap", local_devices=1))
-    programs = train.compile_ahead(task, None)
+    programs = train.compile_ahead(task)
     (compiling,) = set(threading.enumerate()) - before
     released.set()
     assert compiling.daemon

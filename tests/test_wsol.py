@@ -99,7 +99,7 @@ def test_a_head_that_fits_starts_anew_where_asked(tasks, monkeypatch):
 
 @pytest.mark.slow
 def test_a_network_that_tells_shapes_apart_finds_them(tmp_path):
-    """Minutes of training; the best box in the centre, which knows no image, is far behind."""
+    """Minutes of training; the best box in the center, which knows no image, is far behind."""
     arguments = (f"--workdir={tmp_path}", "--config.train_examples=5000")
     done = run_main("--config=configs/shapes.py:resnet8x2,baseline", *arguments, timeout=1800)
     assert done.returncode == 0, done.stderr

@@ -4,10 +4,10 @@
     python -m cutmix_jax.convert model.safetensors --model resnet50 --output WORKDIR
     python -m cutmix_jax.convert WORKDIR --output model.pth
 
-Reads what torchvision, timm, and the authors of CutMix save (.pth, .pth.tar, .safetensors), and
-writes a workdir that `--mode evaluate` measures and `--config.init_from` starts from. Given a
-workdir it goes the other way: to names and shapes that PyTorch's own networks load strictly, EMA
-weights where the run has them. .safetensors needs no PyTorch.
+Reads checkpoints of torchvision, timm and the authors of CutMix (.pth, .pth.tar, .safetensors).
+Writes a workdir for `--mode evaluate` and `--config.init_from`. Given a workdir, it writes names
+and shapes that PyTorch's networks load strictly, from the EMA weights if the run has them.
+.safetensors needs no PyTorch.
 """
 
 from cutmix_jax.convert.files import read_file

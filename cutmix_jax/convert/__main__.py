@@ -1,4 +1,4 @@
-"""The command: what comes in, what goes out, and what to do with it."""
+"""`python -m cutmix_jax.convert`."""
 
 import argparse
 import sys
@@ -13,27 +13,27 @@ from cutmix_jax.paths import place
 
 
 def main(arguments=None):
-    """Reads flags, converts, and says what was made and how to use it."""
+    """Reads flags, converts, and prints what was made and how to use it."""
     parser = argparse.ArgumentParser(
         description=convert.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", help="file of PyTorch or safetensors, or a workdir")
+    parser.add_argument("source", help="a .pth or .safetensors file, or a workdir")
     parser.add_argument("--output", required=True, help="workdir, or file (.pth, .safetensors)")
-    parser.add_argument("--model", help="network; by default told by names and shapes")
+    parser.add_argument("--model", help="network; by default found from names and shapes")
     parser.add_argument(
         "--weights",
         choices=["raw", "ema"],
-        help="which, where a file has both; by default the averaged ones (ema)",
+        help="which weights, if a file has both; by default ema",
     )
     parser.add_argument(
         "--config",
         metavar="FILE:ARG",
-        help="how to evaluate; by default by the number of classes; --config.KEY=VALUE overrides",
+        help="how to evaluate; by default from the number of classes; --config.KEY=VALUE overrides",
     )
     parser.add_argument("--checkpoint", choices=["latest", "best"], default="latest")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was converted")
+    parser.add_argument("--overwrite", action="store_true", help="replace converted weights")
     flags, rest = parser.parse_known_args(arguments)
     try:
         flags.source = place(flags.source, "The source")
@@ -42,21 +42,21 @@ def main(arguments=None):
             if flags.weights:
                 rest = ["--weights", *rest]
             if rest:
-                raise UserError(f"{rest[0]!r} is for weights that come in: leave it out.")
-            _tell_export(flags)
+                raise UserError(f"{rest[0]!r} is only for weights from PyTorch: leave it out.")
+            _export(flags)
         else:
-            _tell_import(flags, rest)
+            _import(flags, rest)
     except (UserError, OSError) as error:
         print(f"cutmix_jax.convert: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _tell_import(flags, overrides):
+def _import(flags, overrides):
     if flags.output.suffix in SUFFIXES:
         raise UserError(
-            f"--output {flags.output} names a file, and weights of PyTorch are converted into a "
-            "workdir: give a folder."
+            f"--output {flags.output} is a file, but PyTorch weights are converted into a workdir: "
+            "give a folder."
         )
     converted = import_weights(
         flags.source,
@@ -78,7 +78,7 @@ def _tell_import(flags, overrides):
     )
 
 
-def _tell_export(flags):
+def _export(flags):
     arrays, meta, notes = export_weights(
         flags.source, flags.output, flags.checkpoint, flags.overwrite
     )
@@ -87,8 +87,8 @@ def _tell_export(flags):
     config = config_lib.from_plain(meta["config"])
     print(
         f"{config.model}, {len(arrays)} tensors: {flags.output}\n"
-        f"It takes RGB images in [0, 1], less the mean {_numbers(config.normalize.mean)}, over "
-        f"{_numbers(config.normalize.std)}."
+        f"It expects RGB images in [0, 1], minus the mean {_numbers(config.normalize.mean)}, "
+        f"divided by {_numbers(config.normalize.std)}."
     )
 
 

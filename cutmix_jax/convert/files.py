@@ -1,4 +1,4 @@
-"""Files of PyTorch and of safetensors: read without executing what is in them, and written."""
+"""Reads and writes PyTorch and safetensors files. Nothing in a file is executed."""
 
 import argparse
 import collections
@@ -15,39 +15,39 @@ from cutmix_jax import UserError
 from cutmix_jax.convert.names import some
 
 SUFFIXES = (".pth", ".pt", ".tar", ".safetensors")
-# What scripts save besides tensors: classes that hold values and do nothing.
+# What scripts save besides tensors: classes that only hold values.
 HOLDERS = (argparse.Namespace, types.SimpleNamespace, datetime.datetime, datetime.timedelta)
 # Floating point of 8 bits and fewer, and quantized integers, as PyTorch and safetensors call them.
 NARROW = re.compile(r"q|float[468]_|F[468]_")
-# How files begin that are taken for weights, what they are, and what to do.
+# The first bytes of files that are not weights, what they are, and what to do.
 OTHERS = {
-    b"version https://git-lfs": "it is a pointer of Git LFS: fetch it again, with `git lfs pull`",
-    b"<": "it is a web page: fetch it again, from the address of the file itself",
+    b"version https://git-lfs": "it is a Git LFS pointer: download the file with `git lfs pull`",
+    b"<": "it is a web page: download it again, from the address of the file itself",
     b"\x1f\x8b": "it is a gzip archive: unpack it first",
-    b"\x89HDF": "it is an HDF5 file, as Keras saves them: save a state_dict of PyTorch",
+    b"\x89HDF": "it is an HDF5 file, as Keras saves them: save a PyTorch state_dict",
 }
 
 
 def read_file(path):
-    """Reads a file of PyTorch or safetensors; executes nothing that is in it.
+    """Reads a PyTorch or safetensors file without executing anything in it.
 
-    The format is told by the contents, whatever the name.
+    The contents decide the format, not the name.
 
     Args:
-      path: of the file.
+        path: of the file.
 
     Returns:
-      A dictionary, what was saved: ``{name: tensor}``, or one that holds such dictionaries.
+        The dictionary that was saved: ``{name: tensor}``, or one that contains such dictionaries.
 
     Raises:
-      UserError: the file is broken, holds something else, or a package is missing.
+        UserError: the file is damaged or something else, or a package is missing.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"There is no file or workdir {str(path)!r}: give one that exists.")
+        raise UserError(f"There is no file or workdir {str(path)!r}: check the path.")
     with path.open("rb") as file:
         head = file.read(32)
-    # A length of eight bytes, then JSON. PyTorch writes ZIP archives, and pickles before 1.6.
+    # safetensors: a length of eight bytes, then JSON. PyTorch: ZIP archives; before 1.6, pickles.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return _read_safetensors(path)
     for beginning, reason in OTHERS.items():
@@ -77,7 +77,7 @@ def _read_torch(path):
         raise UserError(f"{str(path)!r} cannot be read, {program}.")
     try:
         with (
-            path.open("rb") as file,  # a path would be judged by its suffix
+            path.open("rb") as file,  # for a path, the suffix would count
             torch.serialization.safe_globals([*HOLDERS, *_paths(), *_numpy_scalars()]),
         ):
             found = torch.load(file, map_location="cpu", weights_only=True)
@@ -85,24 +85,24 @@ def _read_torch(path):
         raise _unreadable(path, error) from error
     if not isinstance(found, dict) or not found:
         raise UserError(
-            f"{path.name} holds {'nothing' if found == {} else f'a {type(found).__name__}'}, and a "
-            "state_dict was expected. Save model.state_dict()."
+            f"{path.name} contains {'nothing' if found == {} else f'a {type(found).__name__}'}, "
+            "but a state_dict was expected. Save model.state_dict()."
         )
     return found
 
 
 def refuse_narrow(kinds, source):
-    """Refuses numbers of 8 bits and fewer, by ``{name: dtype}`` as either format writes it."""
+    """Refuses numbers with 8 bits or fewer, from ``{name: dtype}`` of either format."""
     narrow = [name for name, kind in kinds.items() if NARROW.match(kind)]
     if narrow:
         raise UserError(
-            f"{source} holds {kinds[narrow[0]]} ({some(narrow)}). Such numbers come with scales, "
-            "which are not read: save weights of 16 or 32 bits."
+            f"{source} contains {kinds[narrow[0]]} ({some(narrow)}). Such numbers need scales, "
+            "which are not read: save weights with 16 or 32 bits."
         )
 
 
 def _program(path):
-    """What kind of program a ZIP archive holds, and what to do, or None."""
+    """Says which program a ZIP archive contains and what to do, or returns None."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
@@ -114,20 +114,20 @@ def _program(path):
     ):
         if mark in names:
             return (
-                f"it is a program of {kind}, not weights alone: where you trust it, save "
+                f"it is a {kind} program, not weights: if you trust it, save "
                 f"{load}.state_dict() with torch.save"
             )
     return None
 
 
 def saver(path):
-    """The function that writes arrays into such a file."""
+    """The function that writes arrays to this kind of file."""
     if path.suffix == ".safetensors":
         numpy = _need("safetensors.numpy")
         return lambda arrays, file: numpy.save_file(arrays, file, metadata={"format": "pt"})
     if path.suffix not in SUFFIXES:
         raise UserError(
-            f"--output {path} is no name of a file for PyTorch: give one that ends in .pth or "
+            f"--output {path} is not the name of a PyTorch file: give one that ends in .pth or "
             ".safetensors."
         )
     torch = _need("torch")
@@ -153,7 +153,7 @@ def _need(module):
 
 
 def _numpy_scalars():
-    """What the authors' files hold beside tensors: numbers of NumPy, by names old and new."""
+    """NumPy numbers, which the authors' files contain, by their old and new names."""
     from numpy._core import multiarray
 
     scalars = [
@@ -166,23 +166,23 @@ def _numpy_scalars():
 
 
 def _paths():
-    """Paths, which do not exist on every system, read as those that name no file of this one."""
+    """Saved paths, read as pure paths: not every path class exists on every system."""
     return [
         (getattr(pathlib, f"Pure{kind}Path"), f"{module}.{pure}{kind}Path")
-        for module in ("pathlib", "pathlib._local")  # the latter: Python 3.13
+        for module in ("pathlib", "pathlib._local")  # the latter for Python 3.13
         for kind in ("Posix", "Windows")
         for pure in ("", "Pure")
     ]
 
 
 def _unreadable(path, error):
-    """One sentence of what may be pages."""
+    """An error of one sentence, where PyTorch may print pages."""
     if blocked := re.search(r"GLOBAL ([\w.]*\w)", str(error)):
         reason = (
-            f"it would call {blocked[1]}, and only tensors and numbers are read: load it where "
-            "you trust it, and save model.state_dict() alone"
+            f"it would call {blocked[1]}, but only tensors and numbers are read: if you trust it, "
+            "load it and save only model.state_dict()"
         )
     else:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"{first.rstrip('.')[:120]}: fetch it again, or give another"
+        reason = f"{first.rstrip('.')[:120]}: download it again, or give another file"
     return UserError(f"{str(path)!r} cannot be read, {reason}.")

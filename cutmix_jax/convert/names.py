@@ -1,10 +1,10 @@
-"""The rule of names: what PyTorch calls the parts of our networks, and which network has which."""
+"""PyTorch's names for the parts of each network, and the network that fits given names."""
 
 import re
 
 from cutmix_jax import UserError
 
-LEAVES = {  # the last part of a name, here and there
+LEAVES = {  # the last part of a name, here and in PyTorch
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
@@ -17,29 +17,29 @@ MODULES = [  # patterns over the rest of a name, in order
     (r"\bdownsample_bn\b", "downsample.1"),
     (r"_(\d+)\b", r".\1"),
 ]
-LEGACY = [  # names that timm's legacy SE-ResNets have, and what the others call them
+LEGACY = [  # names in timm's legacy SE-ResNets, and the usual names
     (r"^layer0\.", ""),
     (r"\bse_module\b", "se"),
     (r"^last_linear\b", "fc"),
 ]
-# Published widenings, which go by the depth alone.
+# Published PyramidNets, whose names have only the depth.
 PYRAMIDS = {"pyramidnet110_64": "pyramidnet110", "pyramidnet200_240": "pyramidnet200"}
 
 
 def torch_name(path):
-    """Translates the name of a leaf into PyTorch's.
+    """Translates the name of a leaf to PyTorch's.
 
     Args:
-      path: parts of the name, the collection first.
+        path: parts of the name; the first one is the collection.
 
     Returns:
-      The key of PyTorch's `state_dict`.
+        The key of PyTorch's `state_dict`.
 
     Example:
-      >>> torch_name(('params', 'layer1_0', 'downsample_bn', 'scale'))
-      'layer1.0.downsample.1.weight'
-      >>> torch_name(('batch_stats', 'bn_final', 'var'))
-      'bn_final.running_var'
+        >>> torch_name(('params', 'layer1_0', 'downsample_bn', 'scale'))
+        'layer1.0.downsample.1.weight'
+        >>> torch_name(('batch_stats', 'bn_final', 'var'))
+        'bn_final.running_var'
     """
     _, *modules, leaf = path
     name = ".".join(modules)
@@ -49,12 +49,12 @@ def torch_name(path):
 
 
 def torch_shape(shape):
-    """The shape that PyTorch has for a leaf of this shape."""
+    """PyTorch's shape of a leaf with this shape."""
     return tuple(shape[axis] for axis in TRANSPOSED[len(shape)])
 
 
 def rename_legacy(arrays):
-    """Today's names for those of timm's legacy SE-ResNets, and whether these were such."""
+    """Replaces names of timm's legacy SE-ResNets, and returns whether there were any."""
     legacy = any(name.startswith("layer0.") for name in arrays)
     for pattern, ours in LEGACY if legacy else ():
         arrays = {re.sub(pattern, ours, name): array for name, array in arrays.items()}
@@ -62,31 +62,31 @@ def rename_legacy(arrays):
 
 
 def infer_model(arrays, source="the file"):
-    """Names the network of a `state_dict` by its names and shapes.
+    """Finds the network that fits the names and shapes of a `state_dict`.
 
     Args:
-      arrays: ``{name: array}`` with torchvision's names.
-      source: what to call the weights in errors.
+        arrays: ``{name: array}`` with torchvision's names.
+        source: the name of the weights in errors.
 
     Raises:
-      UserError: no network of ours has these names.
+        UserError: no network of this project has these names.
 
     Example:
-      >>> import numpy as np
-      >>> infer_model({'features.0.weight': np.zeros((64, 3, 3, 3))})
-      'vgg16_gap'
+        >>> import numpy as np
+        >>> infer_model({'features.0.weight': np.zeros((64, 3, 3, 3))})
+        'vgg16_gap'
     """
     if "features.0.weight" in arrays:
         return "vgg16_gap"
     found = (re.fullmatch(r"layer\d+\.\d+\.conv2\.weight", name) for name in arrays)
     blocks = sum(match is not None for match in found)
-    # Shapes of a stranger's file may be anything.
+    # An unknown file may have any shapes.
     shape = {name: (*array.shape, 0, 0, 0, 0)[:4] for name, array in arrays.items()}
     needed = ("conv1.weight", "layer1.0.conv2.weight", "fc.weight")
     if not all(name in arrays and all(shape[name][:2]) for name in needed):
         raise UserError(
-            f"{source} holds no network that can be told by its names (it begins with "
-            f"{some(sorted(arrays), 3)}): name the network with --model, if it is one of ours."
+            f"{source} contains no network that its names would show (it begins with "
+            f"{some(sorted(arrays), 3)}). If this project has the network, name it with --model."
         )
     bottleneck = "layer1.0.conv3.weight" in arrays
     depth = blocks * (3 if bottleneck else 2) + 2
@@ -111,6 +111,6 @@ def infer_model(arrays, source="the file"):
 
 
 def some(names, limit=6):
-    """The first few names, and how many there are besides."""
+    """The first few names, and the number of others."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

@@ -1,4 +1,4 @@
-"""Variables of our networks from PyTorch's arrays, and the way back."""
+"""Converts PyTorch arrays to variables of a network, and back."""
 
 import dataclasses
 
@@ -22,35 +22,35 @@ from cutmix_jax.models import create_model
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """Weights of a network of ours, made from a file."""
+    """Weights of a network of this project, converted from a file."""
 
     model: str
     num_classes: int
     channels: int  # of the images
     variables: dict  # {'params', 'batch_stats'}: nested dictionaries of float32 arrays
-    new: tuple[str, ...] = ()  # modules that the file does not hold, initialized again
+    new: tuple[str, ...] = ()  # modules that are not in the file and were initialized
     notes: tuple[str, ...] = ()
 
 
 def to_torch(variables, steps=0, dtype=np.float32):
-    """Turns variables into PyTorch's `state_dict`, of NumPy arrays.
+    """Converts variables to a PyTorch `state_dict` of NumPy arrays.
 
     Args:
-      variables: ``{'params', 'batch_stats'}``, as of `model.init`.
-      steps: training steps taken, which PyTorch's BatchNorm counts in `num_batches_tracked`.
-      dtype: of the weights.
+        variables: ``{'params', 'batch_stats'}``, as from `model.init`.
+        steps: the number of training steps, for BatchNorm's `num_batches_tracked`.
+        dtype: of the weights.
 
     Returns:
-      ``{name: array}``: contiguous, float32 but for the counters, which are int64. Convolutions are
-      OIHW, linear layers OI.
+        ``{name: array}``: contiguous, float32 except for the counters, which are int64.
+        Convolutions are OIHW, linear layers OI.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = create_model('resnet20', num_classes=10)
-      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-      >>> arrays = to_torch(variables)
-      >>> arrays['layer1.0.conv1.weight'].shape, arrays['bn1.num_batches_tracked'].dtype
-      ((16, 16, 3, 3), dtype('int64'))
+        >>> import jax, jax.numpy as jnp
+        >>> model = create_model('resnet20', num_classes=10)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        >>> arrays = to_torch(variables)
+        >>> arrays['layer1.0.conv1.weight'].shape, arrays['bn1.num_batches_tracked'].dtype
+        ((16, 16, 3, 3), dtype('int64'))
     """
     arrays = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
@@ -62,29 +62,29 @@ def to_torch(variables, steps=0, dtype=np.float32):
 
 
 def from_torch(contents, model=None, source="the file", weights=None):
-    """Turns PyTorch's `state_dict` into variables of a network here.
+    """Converts a PyTorch `state_dict` to variables of a network.
 
     Args:
-      contents: ``{name: tensor or array}`` with names of torchvision, timm or the authors, or
-        dictionaries around it, as scripts save them. What DataParallel and others put before every
-        name is dropped, `num_batches_tracked` is ignored.
-      model: name of the network, as for `create_model`; None: inferred from names and shapes.
-      source: what to call the weights in errors.
-      weights: 'raw' or 'ema', where there are both; None: averaged weights where there are any.
+        contents: ``{name: tensor or array}`` with names of torchvision, timm or the authors, or
+            dictionaries that contain one, as scripts save them. Prefixes of DataParallel and others
+            are dropped. `num_batches_tracked` is ignored.
+        model: name of the network, as for `create_model`; None: inferred from names and shapes.
+        source: the name of the weights in errors.
+        weights: 'raw' or 'ema', if there are both; None: EMA weights if there are any.
 
     Returns:
-      A `Converted`.
+        A `Converted`.
 
     Raises:
-      UserError: tensors are missing, too many, of another shape or not finite; no network of ours
-        has such names; or the contents name an architecture that is not known to be ours.
+        UserError: tensors are missing, extra, of another shape or not finite; no network of this
+            project has such names; or the contents name another architecture.
 
     Example:
-      >>> kernel = np.zeros((16, 3, 3, 3))
-      >>> from_torch({'model_ema': {'module.conv1.weight': kernel}}, 'resnet20')
-      Traceback (most recent call last):
-        ...
-      cutmix_jax.UserError: the file does not fit resnet20 (missing: bn1.bias, ...
+        >>> kernel = np.zeros((16, 3, 3, 3))
+        >>> from_torch({'model_ema': {'module.conv1.weight': kernel}}, 'resnet20')
+        Traceback (most recent call last):
+          ...
+        cutmix_jax.UserError: the file does not fit resnet20 (missing: bn1.bias, ...
     """
     network, notes = choose_network(contents, source, weights)
     arrays, legacy = rename_legacy(_to_arrays(network.tensors, source))
@@ -98,7 +98,7 @@ def from_torch(contents, model=None, source="the file", weights=None):
     except UserError as error:
         if model:
             raise
-        raise UserError(f"{source} looks like {name}, and cannot be converted: {error}") from None
+        raise UserError(f"{source} looks like {name}, but cannot be converted: {error}") from None
     images = jax.ShapeDtypeStruct((1, 224, 224, channels), np.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda key, x: net.init(key, x, train=False), key, images)
@@ -120,39 +120,39 @@ def from_torch(contents, model=None, source="the file", weights=None):
     bad = [torch_name(path) for path, leaf in flat.items() if not np.isfinite(leaf).all()]
     if bad:
         raise UserError(
-            f"{source} holds values that are not finite in {some(bad)}: take another checkpoint "
-            "of that training."
+            f"{source} has values that are not finite in {some(bad)}: use another checkpoint of "
+            "that training."
         )
     if new:
         flat |= _initialize(net, channels, new)
         notes.append(
             f"The {', '.join(new)} of {name} are not in {source} and are initialized as for "
-            "training, and classifier.* is left out: weights to start training from "
+            "training. classifier.* is left out. Use these weights to start training "
             "(--config.init_from)."
         )
     if "resnet" in str(contents.get("architecture")):
         notes.append(
             f"{source} may come from the authors' localization code, whose ResNets have 14x14 "
-            "maps: evaluate it with --config.last_stride=1 then."
+            "maps. If so, evaluate it with --config.last_stride=1."
         )
     if legacy:
         notes.append(
-            f"{source} has the names of timm's legacy SE-ResNets, whose blocks have their stride "
-            "in conv1 and whose max-pooling pads at the end alone: a start for training; evaluated "
-            f"as they are, the weights do worse in {name}."
+            f"{source} has the names of timm's legacy SE-ResNets. Their blocks have the stride in "
+            "conv1, and their max-pooling pads only at the end. Use the weights to start training: "
+            f"without training, they do worse in {name}."
         )
     variables = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
     return Converted(name, num_classes, channels, variables, new, (*notes, *assumed))
 
 
 def _to_arrays(tensors, source):
-    """NumPy arrays of tensors: floating point as float32, sparse ones filled with zeros."""
+    """Converts tensors to NumPy: floating point as float32, sparse tensors as dense ones."""
     refuse_narrow({k: str(x.dtype).removeprefix("torch.") for k, x in tensors.items()}, source)
     empty = [name for name, x in tensors.items() if getattr(x, "is_meta", False)]
     if empty:
         raise UserError(
-            f"{source} holds shapes without values ({some(empty)}). Load the weights before you "
-            "save model.state_dict()."
+            f"{source} has shapes without values ({some(empty)}). Load the weights before you save "
+            "model.state_dict()."
         )
     return {name: _to_array(tensor) for name, tensor in tensors.items()}
 
@@ -167,7 +167,7 @@ def _to_array(tensor):
 
 
 def _starts_from_vgg(arrays, wanted):
-    """Whether these are a VGG-16's features, where VGG16-GAP's are wanted (Table 9's start)."""
+    """Whether these are a plain VGG-16's features, to start VGG16-GAP from (Table 9)."""
     missing = wanted.keys() - arrays.keys()
     extra = arrays.keys() - wanted.keys()
     theirs = {name for name in wanted if name.startswith(("conv6.", "fc."))}
@@ -179,44 +179,44 @@ def _starts_from_vgg(arrays, wanted):
 
 
 def _check_names(source, model, arrays, wanted, new, strays):
-    """Refuses names and shapes that do not fit, all in one sentence."""
+    """Refuses names and shapes that do not fit, in one message."""
     expected = {
         name: torch_shape(leaf.shape) for name, (path, leaf) in wanted.items() if path[1] not in new
     }
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     wrong = [
-        f"{name} is {shapes[name]} where {shape} was expected"
+        f"{name} is {shapes[name]}, but {shape} was expected"
         for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
     wrong += [
-        f"{name} holds {array.dtype} where floating point was expected"
+        f"{name} is {array.dtype}, but floating point was expected"
         for name, array in arrays.items()
         if name in expected and array.dtype.kind in "biuc"
     ]
     missing, extra = (
         sorted(a.keys() - b.keys()) for a, b in ((expected, shapes), (shapes, expected))
     )
-    if missing:  # they may stand elsewhere
+    if missing:  # they may be elsewhere in the file
         extra += sorted(strays.keys() - {"n_averaged"})
-    told = [
+    problems = [
         f"{word} {some(names)}"
         for word, names in (
             ("missing:", missing),
-            ("not of this network:", extra),
-            ("misshapen:", wrong),
+            ("extra:", extra),
+            ("wrong:", wrong),
         )
         if names
     ]
-    if told:
+    if problems:
         raise UserError(
-            f"{source} does not fit {model} ({'; '.join(told)}): name the network that was saved "
-            "with --model."
+            f"{source} does not fit {model} ({'; '.join(problems)}). Name the network that was "
+            "saved with --model."
         )
 
 
 def _initialize(net, channels, modules):
-    """The leaves of some modules, as training would start them."""
+    """The leaves of some modules, initialized as for training."""
     images = np.zeros((1, 64, 64, channels), np.float32)
 
     def init(key):

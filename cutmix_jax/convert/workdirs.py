@@ -1,4 +1,4 @@
-"""Whole workdirs from files of PyTorch, and files from workdirs."""
+"""Converts PyTorch files to workdirs, and workdirs to files."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from cutmix_jax.convert.weights import from_torch, to_torch
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.paths import place, whole_file
 
-# What weights for so many classes and channels were trained on, most likely.
+# The most likely training data for a number of classes and channels.
 DATA = {
     (1000, 3): ("imagenet", "imagenet2012"),
     (100, 3): ("cifar", "cifar100"),
@@ -25,19 +25,19 @@ def import_weights(
     """Writes a checkpoint of the weights in `path`, for `--mode evaluate` and `init_from`.
 
     Args:
-      path: file of PyTorch or safetensors.
-      workdir: folder to write; it must not hold a run.
-      model: as for `from_torch`.
-      config: 'FILE' or 'FILE:ARG' that describes how to evaluate; None: by the number of classes.
-      overrides: words ``--config.KEY=VALUE`` for it.
-      overwrite: replace weights that were converted into `workdir` before.
-      weights: as for `from_torch`.
+        path: a PyTorch or safetensors file.
+        workdir: folder to write; it must not contain a run.
+        model: as for `from_torch`.
+        config: 'FILE' or 'FILE:ARG', how to evaluate; None: from the number of classes.
+        overrides: ``--config.KEY=VALUE`` flags for it.
+        overwrite: replace earlier converted weights in `workdir`.
+        weights: as for `from_torch`.
 
     Returns:
-      A `Converted`.
+        A `Converted`.
 
     Raises:
-      UserError: the file, its weights, the config or the workdir cannot be used.
+        UserError: the file, its weights, the config or the workdir cannot be used.
     """
     path, workdir = place(path, "The file of weights"), place(workdir, "The workdir")
     converted = from_torch(read_file(path), model, path.name, weights)
@@ -55,21 +55,20 @@ def import_weights(
 
 
 def export_weights(workdir, path, which="latest", overwrite=False):
-    """Writes the weights of a run as PyTorch's `state_dict`.
+    """Writes the weights of a run as a PyTorch `state_dict`.
 
     Args:
-      workdir: folder of a run, or of weights that were converted; the averaged weights are taken
-        where there are any.
-      path: file to write: '.safetensors', or '.pth', which needs PyTorch.
-      which: the 'latest' or the 'best' checkpoint.
-      overwrite: replace `path`.
+        workdir: folder of a run or of converted weights. EMA weights are written if there are any.
+        path: file to write: '.safetensors', or '.pth', which needs PyTorch.
+        which: the 'latest' or the 'best' checkpoint.
+        overwrite: replace `path`.
 
     Returns:
-      ``(arrays, meta, notes)``: what was written, what the checkpoint tells of itself, and
-      sentences for the user.
+        ``(arrays, meta, notes)``: what was written, the checkpoint's description, and sentences for
+        the user.
 
     Raises:
-      UserError: there is no whole checkpoint, PyTorch is missing, or the file exists.
+        UserError: no checkpoint is whole, PyTorch is missing, or the file exists.
     """
     path = place(path, "The file of weights")
     if path.exists() and not overwrite:
@@ -78,7 +77,7 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     state, meta, notes = read_weights(workdir, which)
     arrays = to_torch(state["weights"], state["step"])
     if state["averaged"]:
-        notes = [*notes, "These are the run's averaged weights (config.ema)."]
+        notes = [*notes, "These are the run's EMA weights (config.ema)."]
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
         save(arrays, unfinished)
@@ -86,14 +85,14 @@ def export_weights(workdir, path, which="latest", overwrite=False):
 
 
 def _create_config(converted, name, overrides, path):
-    """The config that describes how to evaluate the weights."""
+    """The config for evaluating the weights."""
     chosen = [f"--config.model={converted.model}"]
     if name is None:
         kind = converted.num_classes, converted.channels
         if kind not in DATA:
             raise UserError(
-                f"{path.name} tells {kind[0]} classes in images of {kind[1]} channels, which no "
-                "data set of ours has: say how to evaluate it, as in --config "
+                f"{path.name} has {kind[0]} classes and images with {kind[1]} channels. No known "
+                "dataset has both. Say how to evaluate it: --config "
                 f"configs/imagenet.py:{converted.model},baseline --config.dataset=NAME."
             )
         stem, dataset = DATA[kind]
@@ -102,15 +101,15 @@ def _create_config(converted, name, overrides, path):
     config = command_line.read_config(name, [*chosen, *overrides])
     if config.model != converted.model:
         raise UserError(
-            f"config.model is {config.model!r}, and the weights are those of {converted.model}: "
-            "name the network with --model alone."
+            f"config.model is {config.model!r}, but the weights are those of {converted.model}: "
+            "name the network only with --model."
         )
     config_lib.check_config(config)
     return config
 
 
 def _make_room(folder, overwrite):
-    """Sees to it that the workdir holds no checkpoints; those of a run are never deleted."""
+    """Removes converted checkpoints from the workdir. Those of a run are never deleted."""
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return
@@ -118,12 +117,12 @@ def _make_room(folder, overwrite):
         converted = "weights" in there.read_meta()
     if not converted:
         raise UserError(
-            f"The workdir {str(folder)!r} holds a run, which is never overwritten: give another "
+            f"The workdir {str(folder)!r} contains a run, which is never overwritten: give another "
             "folder with --output."
         )
     if not overwrite:
         raise UserError(
-            f"The workdir {str(folder)!r} holds converted weights: give another folder with "
+            f"The workdir {str(folder)!r} contains converted weights: give another folder with "
             "--output, or --overwrite."
         )
     shutil.rmtree(checkpoints)

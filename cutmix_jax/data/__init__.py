@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
 from cutmix_jax.config import check_config, crops_larger_images, from_plain
-from cutmix_jax.data import boxes, cache, records, resident, shapes, tiny_imagenet
+from cutmix_jax.data import boxes, cache, records, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.prepared import open_prepared
@@ -67,6 +67,8 @@ def _open_made(config: ConfigDict, shards: Shards) -> Data:
             f"{name} is always resident, but streaming or a crop of larger images was asked for: "
             "use --config.source=auto without augment.min_area and square_resize."
         )
+    from cutmix_jax.data import resident, shapes  # import jax, which reader processes do without
+
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(f"{name} has no split {config.test_split!r}, only test and train.")
     if name == "digits":
@@ -83,6 +85,8 @@ def _open_set(config: ConfigDict, shards: Shards) -> Data:
     if config.boxes_dir:
         image_set = _with_xml_boxes(image_set, config.boxes_dir)
     if _is_resident(config, image_set):
+        from cutmix_jax.data import resident
+
         return resident.open_resident(
             config,
             resident.read(image_set),

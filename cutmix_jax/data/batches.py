@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from cutmix_jax import UserError
@@ -75,7 +74,7 @@ class Data:
     load_train: Callable[..., dict]
     load_eval: Callable[..., dict]
     train_batches: Callable[..., Iterator[dict]]
-    train_shapes: Mapping[str, jax.ShapeDtypeStruct]
+    train_shapes: Mapping[str, Any]
     eval_batches: Callable[..., Iterator[dict]]
     color: Callable[..., Any] | None = None
     digest: Callable[[str], str] | None = None
@@ -140,6 +139,8 @@ def eval_positions(
 
 def train_shapes(batch_size: int, shards: Shards, image_shape=None) -> dict:
     """`Data.train_shapes` of a set whose batches are indices, or images of this shape."""
+    import jax  # not before: processes that only decode images are spared it
+
     part = (batch_size // shards.devices,)
     shapes = {"index": (part, np.int32), "mask": (part, bool), "seed": ((), np.int32)}
     if image_shape:

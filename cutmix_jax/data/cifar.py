@@ -4,20 +4,17 @@ import dataclasses
 import hashlib
 import http.client
 import io
-import json
-import os
 import pathlib
 import pickle
 import sys
 import tarfile
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
-import tqdm
 
 from cutmix_jax import UserError, first_line
+from cutmix_jax.data import tfds_files
 from cutmix_jax.data.records import import_tfds, require
 
 VERSION = "3.0.2"  # whose features these are, in TFDS
@@ -87,24 +84,11 @@ def prepare(name: str, root: pathlib.Path) -> None:
     """
     require("array_record", f"preparing {name}", "pip install array_record")
     archive = ARCHIVES[name]
-    try:
-        (root / name).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root / name) as folder:
-            unfinished = pathlib.Path(folder)
-            path = root / pathlib.PurePosixPath(archive.url).name
-            if not path.is_file():
-                path = _download(name, archive.url, unfinished, root)
-            written = unfinished / VERSION
-            written.mkdir()
-            _write(name, archive, _read(path, archive), written)
-            target = root / name / VERSION
-            if not target.exists():  # else another process was faster
-                os.rename(written, target)
-    except OSError as error:
-        raise UserError(
-            f"{name} could not be written to {root} ({first_line(error)}). Free some space, or "
-            "choose another folder with --config.data_dir."
-        ) from error
+    with tfds_files.unfinished(name, VERSION, root) as folder:
+        path = root / pathlib.PurePosixPath(archive.url).name
+        if not path.is_file():
+            path = _download(name, archive.url, folder.parent, root)
+        _write(name, archive, _read(path, archive), folder)
 
 
 def _download(name: str, url: str, folder: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
@@ -122,7 +106,7 @@ def _parts(name: str, url: str, root: pathlib.Path) -> Iterator[bytes]:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             size = int(response.headers.get("Content-Length") or 0) or None
-            with _bar(size, "downloading", unit="B", unit_scale=True) as bar:
+            with tfds_files.progress(size, "downloading", unit="B", unit_scale=True) as bar:
                 while part := response.read(1 << 20):
                     bar.update(len(part))
                     yield part
@@ -183,37 +167,17 @@ def _write(name: str, archive: Archive, batches: dict[str, dict], folder: pathli
             **labels,
         }
     )
-    features.save_config(folder)
-    splits = []
+    splits = {}
     for split, files in archive.files.items():
-        path = folder / f"{name}-{split}.array_record-00000-of-00001"
-        count, size = _write_records(path, split, [batches[file] for file in files], archive)
-        splits.append(
-            {
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "name": split,
-                "numBytes": str(size),
-                "shardLengths": [str(count)],
-            }
-        )
-    info = {
-        "name": name,
-        "version": VERSION,
-        "fileFormat": "array_record",
-        "moduleName": "tensorflow_datasets.image_classification.cifar",
-        "location": {"urls": [archive.url]},
-        "splits": splits,
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+        examples = _examples(split, [batches[file] for file in files], archive)
+        splits[split] = [tfds_files.write_shard(folder, name, split, 0, 1, examples)]
+    module = "tensorflow_datasets.image_classification.cifar"
+    tfds_files.write_info(folder, name, features, splits, module, [archive.url])
 
 
-def _write_records(
-    path: pathlib.Path, split: str, batches: list[dict], archive: Archive
-) -> tuple[int, int]:
-    """Writes one record an image, in the official order; returns how many, and their bytes."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+def _examples(split: str, batches: list[dict], archive: Archive) -> Iterator[dict]:
+    """The examples of a split in the official order."""
     from PIL import Image
-    from tensorflow_datasets.proto import tf_example_pb2
 
     # A row holds the red, green and blue planes.
     pixels = np.concatenate([batch["data"] for batch in batches])
@@ -222,24 +186,11 @@ def _write_records(
         feature: np.concatenate([batch[key] for batch in batches])
         for feature, (key, _) in archive.labels.items()
     }
-    writer, size = ArrayRecordWriter(str(path), "group_size:1"), 0
-    for i, image in enumerate(_bar(pixels, f"writing {split}", unit=" images")):
+    for i, image in enumerate(tfds_files.progress(pixels, f"writing {split}", unit=" images")):
         png = io.BytesIO()
         Image.fromarray(image).save(png, "PNG")
-        example = tf_example_pb2.Example()
-        feature = example.features.feature
-        feature["id"].bytes_list.value.append(f"{split}_{i:05d}".encode())
-        feature["image"].bytes_list.value.append(png.getvalue())
-        for label, values in labels.items():
-            feature[label].int64_list.value.append(int(values[i]))
-        record = example.SerializeToString()
-        writer.write(record)
-        size += len(record)
-    writer.close()
-    return len(pixels), size
-
-
-def _bar(items, words: str, **options) -> tqdm.tqdm:
-    """A progress bar over items, or up to a number; on a terminal only."""
-    count = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
-    return tqdm.tqdm(**count, desc=words, disable=not sys.stderr.isatty(), leave=False, **options)
+        yield {
+            "id": f"{split}_{i:05d}".encode(),
+            "image": png.getvalue(),
+            **{feature: int(values[i]) for feature, values in labels.items()},
+        }

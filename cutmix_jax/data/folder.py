@@ -3,6 +3,7 @@
 Folders within a class folder belong to that class, at any depth.
 """
 
+import functools
 import os
 import pathlib
 
@@ -47,7 +48,7 @@ def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
             labels += [classes.index(name)] * len(found)
         splits[split] = Split(
             count=len(files),
-            read=lambda i, files=files: image_files.read(files[i]),
+            read=functools.partial(image_files.read_nth, files),
             labels=np.asarray(labels, np.int32),
             name=files.__getitem__,
         )

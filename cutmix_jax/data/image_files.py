@@ -13,7 +13,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -56,6 +56,11 @@ def read(path) -> bytes:
             return file.read()
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def read_nth(paths: Sequence, i: int) -> bytes:
+    """The bytes of one of several files."""
+    return read(paths[i])
 
 
 def unreadable(path, error: OSError) -> UserError:

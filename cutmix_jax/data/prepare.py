@@ -1,13 +1,13 @@
-"""Prepares our sets for TFDS: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
+"""Prepares ImageNet and our sets: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
 
 import argparse
 import sys
 
 from cutmix_jax import UserError
-from cutmix_jax.data import records
+from cutmix_jax.data import imagenet, records
 from cutmix_jax.paths import place
 
-NAMES = ("tiny_imagenet", "shapes", "shapes/single", "shapes/several")
+NAMES = ("imagenet2012", "tiny_imagenet", "shapes", "shapes/single", "shapes/several")
 
 
 def main(words=None):
@@ -15,7 +15,11 @@ def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m cutmix_jax.data.prepare", description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--data_dir", required=True, help="folder of TFDS data sets to write into")
-    parser.add_argument("--source", help="of tiny_imagenet: the unpacked folder tiny-imagenet-200")
+    parser.add_argument(
+        "--source",
+        help="of imagenet2012: the folder with both archives; of tiny_imagenet: the unpacked "
+        "folder tiny-imagenet-200",
+    )
     parser.add_argument("--examples", type=int, help="at most so many a split")
     flags = parser.parse_args(words)
     try:
@@ -29,6 +33,13 @@ def prepare(name: str, data_dir: str, source: str | None = None, examples: int |
     """Writes the set `name` below `data_dir`, and returns its folder."""
     root = place(data_dir, "--data_dir")
     source = source and place(source, "--source")
+    if name == imagenet.NAME:
+        if source is None or examples is not None:
+            raise UserError(
+                f"{name} is prepared whole, from its two archives: give their folder with "
+                "--source, and no --examples"
+            )
+        return imagenet.prepare(source, root)
     records.require("tensorflow_datasets", f"preparing {name}", "pip install tensorflow-datasets")
     records.import_tensorflow()
     import tensorflow_datasets as tfds

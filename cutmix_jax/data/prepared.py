@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax import UserError, first_line
-from cutmix_jax.data import boxes, cache, cifar, image_files
+from cutmix_jax.data import boxes, cache, cifar, image_files, imagenet
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
@@ -46,6 +46,13 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
     if folder is None:
         if dataset in cifar.ARCHIVES:
             cifar.prepare(dataset, root)
+        elif _parse(dataset)[0] == imagenet.NAME:
+            raise UserError(
+                f"{dataset} is not prepared in {root}: download its archives from {imagenet.PAGE} "
+                f"and call python -m cutmix_jax.data.prepare {imagenet.NAME} --source=FOLDER "
+                f"--data_dir={root}, or read a folder of images by --config.dataset=folder "
+                "--config.data_dir=PATH"
+            )
         else:
             _prepare(dataset, root)
         folder = find_prepared(dataset, root)
@@ -165,45 +172,57 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"{path} is missing: prepare {dataset} again, or copy the whole folder")
-    count = info.splits[split].num_examples
     file_format = info.file_format.value
     if file_format not in READERS:
         raise UserError(
             f"{dataset} is prepared as {file_format}, but {' or '.join(READERS)} is expected: "
             "prepare it again in one of these formats"
         )
+    files = _Files(dataset, split, file_format, paths, info.splits[split].shard_lengths)
+    return Split(
+        count=info.splits[split].num_examples,
+        read=files.read,
+        labels=None,
+        name=files.name,
+        boxes=(lambda i: boxes.of_record(files.read(i), box_key, files.name(i)))
+        if box_key
+        else None,
+    )
 
-    @functools.cache
-    def reader() -> Callable[[int], bytes]:
-        read, found = READERS[file_format](f"{dataset}-{split}", paths)
-        if found != count:
-            raise UserError(
-                f"{dataset} has {found} records in split {split}, but its dataset_info.json says "
-                f"{count}: prepare it again"
-            )
-        return read
 
-    opening = threading.Lock()
-    ends = list(itertools.accumulate(info.splits[split].shard_lengths))
+class _Files:
+    """The files of a split: opened at the first use, and opened again in another process."""
 
-    def name(i: int) -> str:
-        return f"record {i} of {split} (in {paths[bisect.bisect_right(ends, i)]})"
+    def __init__(self, dataset: str, split: str, file_format: str, paths: list[str], lengths):
+        self._arguments = dataset, split, file_format, paths, lengths
+        self._ends = list(itertools.accumulate(lengths))
+        self._opening = threading.Lock()
 
-    def read(i: int) -> bytes:
+    def __reduce__(self):
+        return _Files, self._arguments
+
+    def name(self, i: int) -> str:
+        _, split, _, paths, _ = self._arguments
+        return f"record {i} of {split} (in {paths[bisect.bisect_right(self._ends, i)]})"
+
+    def read(self, i: int) -> bytes:
         try:
-            with opening:  # at the first use, and once: a cached set is never opened
-                records = reader()
+            with self._opening:
+                records = self._records
             return records(i)
         except OSError as error:
-            raise image_files.unreadable(error.filename or name(i), error) from error
+            raise image_files.unreadable(error.filename or self.name(i), error) from error
 
-    return Split(
-        count=count,
-        read=read,
-        labels=None,
-        name=name,
-        boxes=(lambda i: boxes.of_record(read(i), box_key, name(i))) if box_key else None,
-    )
+    @functools.cached_property
+    def _records(self) -> Callable[[int], bytes]:
+        dataset, split, file_format, paths, _ = self._arguments
+        read, found = READERS[file_format](f"{dataset}-{split}", paths)
+        if found != self._ends[-1]:
+            raise UserError(
+                f"{dataset} has {found} records in split {split}, but its dataset_info.json says "
+                f"{self._ends[-1]}: prepare it again"
+            )
+        return read
 
 
 def _array_record(name: str, paths: list[str]) -> tuple[Callable[[int], bytes], int]:

@@ -134,6 +134,19 @@ def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]
     return image_files.decode(data, channels, split.name(i)), label
 
 
+def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
+    """Labels outside the classes would silently become one-hot rows of zeros."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        remedy = "repair the labels"
+        if (wrong == -1).all():
+            remedy = "this split has no labels; choose another one by --config.test_split=NAME"
+        raise UserError(
+            f"{what} has the label {wrong[0]}, but labels from 0 to {num_classes - 1} are "
+            f"expected: {remedy}"
+        )
+
+
 def parse_example(data: bytes):
     """The features of a serialised `tf.train.Example`, by name."""
     from tensorflow_datasets.proto import tf_example_pb2

@@ -88,19 +88,6 @@ def _decode(image_set: records.ImageSet, split: records.Split) -> tuple[np.ndarr
     return images, labels
 
 
-def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
-    """Labels outside the classes would silently become one-hot rows of zeros."""
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        remedy = "repair the labels"
-        if (wrong == -1).all():
-            remedy = "this split has no labels; choose another one by --config.test_split=NAME"
-        raise UserError(
-            f"{what} has the label {wrong[0]}, but labels from 0 to {num_classes - 1} are "
-            f"expected: {remedy}"
-        )
-
-
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8 [N, H, W, C] to [N, size, size, C], bilinear."""
     if pixels.shape[1:3] == (size, size):
@@ -124,7 +111,7 @@ def open_resident(
     `find_boxes` is None, or `(split, index) -> float [n, 4]` in shares of the image.
     """
     for split, part in arrays.items():
-        check_labels(part["label"], len(class_names), f"split {split} of {name}")
+        records.check_labels(part["label"], len(class_names), f"split {split} of {name}")
     indices = batches.choose_splits(
         {split: len(part["label"]) for split, part in arrays.items()}, config
     )

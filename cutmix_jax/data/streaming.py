@@ -1,16 +1,19 @@
-"""Datasets that do not fit into device memory: decoded by threads, batch by batch.
+"""Datasets that do not fit into device memory: decoded by threads or processes, batch by batch.
 
 The order is the same permutation of indices as for resident data. Each process reads and decodes
 its own slice of every global batch and nothing else; an epoch is entered in the middle by leaving
 out indices, before anything is read. Padding, crop and flip run on the device, as for resident
 data, keyed by (seed, epoch, index); the random-resized crop belongs to decoding and is keyed by
-the same three numbers. So pixels do not depend on the number of threads.
+the same three numbers. So pixels do not depend on the number of threads or processes.
 """
 
 import collections
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,16 +21,18 @@ from ml_collections import ConfigDict
 
 from cutmix_jax import UserError, host
 from cutmix_jax.config import crops_larger_images
-from cutmix_jax.data import augment, batches, boxes, crops, image_files, records, resident
+from cutmix_jax.data import augment, batches, boxes, crops, image_files, records
 from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.loading import Loader
+from cutmix_jax.data.workers import Workers
 
 DEFAULT_SIZE = 224
 # The shorter side at evaluation in units of the crop: 256 for 224.
 DEFAULT_RESIZE = 256 / 224
 # Batches that are decoded at the same time, or wait for their step.
 PREFETCH = 4
-# Images that a thread takes at once: one by one, handing them out would cost more.
-TOGETHER = 16
+# Images that a thread takes at once, and a process, which costs more to ask.
+TOGETHER, SENT_TOGETHER = 16, 64
 
 
 def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shards) -> Data:
@@ -38,59 +43,46 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
     )
     for name, split in image_set.splits.items():
         if split.labels is not None:
-            resident.check_labels(split.labels, num_classes, f"split {name}")
-    shape = _shape(config, image_set)
-    resize = _resize(config, image_set, shape)
+            records.check_labels(split.labels, num_classes, f"split {name}")
+    shape, area = _shape(config, image_set), config.augment.min_area
+    # Boxes are read here, and cannot be sent to other processes.
+    sent = {name: dataclasses.replace(s, boxes=None) for name, s in image_set.splits.items()}
+    loader = Loader(
+        set_name=image_set.name,
+        shape=shape,
+        resize=_resize(config, image_set, shape),
+        square=config.square_resize is not None,
+        area=None if area is None else (area, config.augment.max_area),
+        splits={name: (sent[origin], index) for name, (origin, index) in indices.items()},
+    )
     counts = {name: len(index) for name, (_, index) in indices.items()}
     size = config.batch_size
-    area = (config.augment.min_area, config.augment.max_area)
-
-    def center(height: int, width: int):
-        """(size of the resized image, offset of the crop) at evaluation."""
-        if resize is None:
-            return (height, width), (0, 0)
-        square = config.square_resize is not None
-        return crops.central(height, width, shape[:2], resize, square)
-
-    def for_eval(image: np.ndarray, numbers) -> np.ndarray:
-        if resize is None:
-            return image
-        return image_files.resize_and_crop(image, *center(*image.shape[:2]), shape[:2])
-
-    def for_train(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        if area[0] is not None:
-            box = crops.random_resized(numbers, *image.shape[:2], area)
-            return image_files.crop_and_resize(image, box, shape[:2])
-        if config.square_resize is not None:
-            square = (resize, resize)
-            offset = crops.place(numbers[0, 2:], square, shape[:2])
-            return image_files.resize_and_crop(image, square, offset, shape[:2])
-        return for_eval(image, numbers)
 
     def boxes_of(name: str, i: int) -> np.ndarray:
         split = image_set.splits[name]
-        stored = shape[:2] if resize is None else records.stored_size(split, i)
-        return boxes.in_pixels(split.boxes(i), *center(*stored), shape)
+        stored = shape[:2] if loader.resize is None else records.stored_size(split, i)
+        return boxes.in_pixels(split.boxes(i), *loader.center(*stored), shape)
 
-    def stream(name: str, positions: np.ndarray, mask: np.ndarray, prepare, sample):
-        origin, index = indices[name]
-        split = image_set.splits[origin]
+    @functools.cache
+    def start_workers() -> Workers:
+        # What the first read of a large set takes long for is kept on disk, and found by all.
+        for split, index in loader.splits.values():
+            with contextlib.suppress(UserError):
+                split.read(int(index[0]))
+        return Workers(config.reader_processes, loader, SENT_TOGETHER)
 
-        def load(position: int, numbers) -> tuple[np.ndarray, int]:
-            i = int(index[position])
-            image, label = records.decode_record(split, i, shape[2])
-            image = prepare(image, numbers)
-            if image.shape != shape:
-                raise UserError(
-                    f"{split.name(i)} is {image.shape[0]}x{image.shape[1]}, but {image_set.name} "
-                    f"says {shape[0]}x{shape[1]}: replace or remove it"
-                )
-            return image, label
-
+    def stream(name: str, positions: np.ndarray, mask: np.ndarray, sample):
+        if config.reader_processes:
+            fill = start_workers().fill
+            threads, together = config.reader_processes, SENT_TOGETHER
+        else:
+            fill, threads, together = loader.fill, host.cores(), TOGETHER
         leading = positions.shape[1:]
         rows = positions.reshape(len(positions), -1)
-        for step, (images, labels) in enumerate(_load_in_order(load, rows, sample, shape)):
-            resident.check_labels(labels, num_classes, f"split {name}")
+        fill = functools.partial(fill, name)
+        loaded = _load_in_order(fill, threads, together, rows, sample, shape)
+        for step, (images, labels) in enumerate(loaded):
+            records.check_labels(labels, num_classes, f"split {indices[name][0]}")
             yield {
                 "image": images.reshape(*leading, *shape),
                 "label": labels.reshape(leading).astype(np.int32),
@@ -104,12 +96,12 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         )
         mask = np.ones(positions.shape, bool)
         sample = functools.partial(crops.sample, config.seed, epoch)
-        for xs in stream("train", positions, mask, for_train, sample):
+        for xs in stream("train", positions, mask, sample):
             yield xs | {"seed": batches.seeds(config.seed, shards)}
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, mask = batches.eval_positions(counts[split], size, shards, order)
-        return stream(split, positions, mask, for_eval, np.zeros_like)
+        return stream(split, positions, mask, lambda row: None)
 
     def digest(name: str) -> str:
         origin, index = indices[name]
@@ -174,32 +166,37 @@ def _resize(config: ConfigDict, image_set: records.ImageSet, shape) -> int | Non
 
 
 def _load_in_order(
-    load: Callable, rows: np.ndarray, sample: Callable, shape
+    fill: Callable, threads: int, together: int, rows: np.ndarray, sample: Callable, shape
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of each row of positions, loaded ahead by a thread for each core.
+    """(images, labels) of each row of positions, loaded ahead by threads.
 
     Args:
-      load: (position, random numbers) -> (image, label). What it raises is raised here, for the
-        first image in order that fails.
+      fill: (images, labels, positions, random numbers), of which it writes the first two. What it
+        raises is raised here, for the first image in order that fails.
+      threads: how many.
+      together: how many images a call of `fill` gets at most.
       rows: int `[steps, n]`.
-      sample: positions `[n]` -> random numbers `[n, ...]`.
+      sample: positions `[n]` -> random numbers `[n, ...]`, or None.
       shape: of an image.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(host.cores(), "images")
-
-    def fill(images, labels, row, numbers):
-        for slot, position in enumerate(row.tolist()):
-            images[slot], labels[slot] = load(position, numbers[slot])
+    pool = concurrent.futures.ThreadPoolExecutor(threads, "images")
+    parts = [slice(i, i + together) for i in range(0, rows.shape[1], together)]
+    # Of small batches more, so that all threads have work.
+    ahead = max(PREFETCH, math.ceil(2 * threads / len(parts)))
 
     def start(row):
         batch = np.empty((len(row), *shape), np.uint8), np.empty(len(row), np.int64)
-        arrays = (*batch, row, sample(row))
-        parts = [slice(i, i + TOGETHER) for i in range(0, len(row), TOGETHER)]
-        return batch, [pool.submit(fill, *(array[part] for array in arrays)) for part in parts]
+        arrays, numbers = (*batch, row), sample(row)
+        return batch, [
+            pool.submit(
+                fill, *(array[part] for array in arrays), None if numbers is None else numbers[part]
+            )
+            for part in parts
+        ]
 
     rows = iter(rows)
     try:
-        waiting = collections.deque(map(start, itertools.islice(rows, PREFETCH)))
+        waiting = collections.deque(map(start, itertools.islice(rows, ahead)))
         while waiting:
             batch, tasks = waiting.popleft()
             for task in tasks:

@@ -100,7 +100,7 @@ def _validation(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
 def _split(files: list[str], labels: list[int], box) -> Split:
     return Split(
         count=len(files),
-        read=lambda i: image_files.read(files[i]),
+        read=functools.partial(image_files.read_nth, files),
         labels=np.asarray(labels, np.int32),
         name=files.__getitem__,
         boxes=box,

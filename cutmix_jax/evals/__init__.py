@@ -1,4 +1,4 @@
-"""The questions of the paper, asked of a trained network: one file an evaluation."""
+"""The evaluations of the paper, one file each."""
 
 import csv
 import hashlib
@@ -47,40 +47,40 @@ EVALS = {
 
 
 def check_names(names):
-    """The names in a list such as 'fgsm,ood', or of 'all'.
+    """The evaluations in a list such as 'fgsm,ood', or in 'all'.
 
     Raises:
-      UserError: there is no evaluation of that name.
+        UserError: there is no evaluation of that name.
     """
     found = [name.strip() for name in names.split(",") if name.strip()]
     for name in found:
         if name not in EVALS and name != "all":
             raise UserError(
-                f"There is no evaluation {name!r} ({nearest(name, EVALS)}): give some "
-                f"of {', '.join(EVALS)}, or all."
+                f"There is no evaluation {name!r} ({nearest(name, EVALS)}): choose from "
+                f"{', '.join(EVALS)}, or all."
             )
     if not found:
-        raise UserError(f"--evals names none: give some of {', '.join(EVALS)}, or all.")
+        raise UserError(f"--evals is empty: choose from {', '.join(EVALS)}, or all.")
     return list(EVALS) if "all" in found else list(dict.fromkeys(found))
 
 
 def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
-    """Runs evaluations, or takes what they found before, and writes ``evals/NAME.*``.
+    """Runs evaluations, or reads their earlier results, and writes ``evals/NAME.*``.
 
     Args:
-      subject: a `Subject`.
-      names: keys of `EVALS`.
-      folder: the workdir, a `pathlib.Path`.
-      checkpoint: the step the weights are of.
-      every: leave out what does not apply, and say so, instead of refusing.
-      stream: where it is told how it goes; standard error by default.
+        subject: a `Subject`.
+        names: keys of `EVALS`.
+        folder: the workdir, a `pathlib.Path`.
+        checkpoint: the step of the weights.
+        every: leave out evaluations that do not apply, and say so, instead of refusing.
+        stream: where progress is printed; standard error by default.
 
     Returns:
-      ``{name: values}``, with 'checkpoint', 'examples', 'seconds' and each 'options.KEY' among the
-      values.
+        ``{name: values}``. The values include 'checkpoint', 'examples', 'seconds' and each
+        'options.KEY'.
 
     Raises:
-      UserError: an evaluation that was named does not apply.
+        UserError: an evaluation that was named does not apply.
     """
     stream = stream or sys.stderr
     primary = jax.process_index() == 0
@@ -124,7 +124,7 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
             "seconds": round(time.monotonic() - began, 1),
             **report.values,
             "split": subject.split,
-            **told_options(subject, name),
+            **option_values(subject, name),
             "digest": None if report.again else key,
         }
         if report.left_out:
@@ -134,38 +134,38 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
         say(f"{name}: {values['seconds']:.0f} s")
         results[name] = values
     if not results:
-        raise UserError("None of the evaluations applies to this network and its data set.")
+        raise UserError("None of the evaluations applies to this network and its dataset.")
     return results
 
 
 def images_digest(subject):
-    """A text that changes whenever an image or a label of the split does."""
+    """A string that changes if an image or a label of the split does."""
     data = subject.task.data
     return data.digest(subject.split) if data.digest else digest(data.arrays[subject.split])
 
 
 def fingerprint(subject, name, measured):
-    """Of all that the numbers of an evaluation depend on.
+    """A digest of everything that the results of an evaluation depend on.
 
     Args:
-      subject: a `Subject`.
-      name: a key of `EVALS`.
-      measured: ``{name: digest}`` of weights, images and what the evaluation looks at besides.
+        subject: a `Subject`.
+        name: a key of `EVALS`.
+        measured: ``{name: digest}`` of weights, images and further inputs of the evaluation.
     """
     config = config_lib.to_plain(subject.task.config)
-    told = {
+    inputs = {
         **measured,
         "version": EVALS[name].version,
         "split": subject.split,
         "examples": subject.examples,
-        "options": told_options(subject, name),
+        "options": option_values(subject, name),
         "config": {key: value for key, value in config.items() if key not in config_lib.FREE_KEYS},
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def told_options(subject, name):
-    """The options of an evaluation as ``{'options.KEY': value}``, tuples as they are overridden."""
+def option_values(subject, name):
+    """The options of an evaluation as ``{'options.KEY': value}``, tuples as on a command line."""
     return {
         f"options.{key}": str(value) if isinstance(value, tuple) else value
         for key, value in subject.task.config.evals[name].to_dict().items()
@@ -173,7 +173,7 @@ def told_options(subject, name):
 
 
 def read_values(folder, name, key):
-    """What was found before, if of the same weights, images and options."""
+    """Earlier results, if weights, images and options are the same."""
     try:
         values = json.loads((folder / "evals" / f"{name}.json").read_text())
     except (OSError, ValueError):
@@ -182,7 +182,7 @@ def read_values(folder, name, key):
 
 
 def write_report(folder, name, values, report):
-    """Writes tables and figures, and at last the values, which stand for all being there."""
+    """Writes tables and figures. The values come last: their file says that all are there."""
     place = folder / "evals"
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{name}.json").unlink(missing_ok=True)

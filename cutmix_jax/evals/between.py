@@ -1,4 +1,4 @@
-"""Images between two others, as Mixup and CutMix make them (Figure 5b)."""
+"""In-between images of two classes, made by Mixup and CutMix (Figure 5b)."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from cutmix_jax.evals.subject import predictions
 
 
 def run(subject, options):
-    """How often neither of the two classes is predicted, over lambda and over the side."""
+    """How often the prediction is neither class, over lambda and over the side of the box."""
     height, width, _ = subject.image_shape
     pairs = draw_pairs(subject.examples, options.pairs or subject.examples, options.seed)
     lams = [k / options.lam_steps for k in range(options.lam_steps + 1)]
@@ -30,7 +30,7 @@ def run(subject, options):
         logits = subject.logits(weights, images)
         labels = jnp.stack([batch["label"], batch["other_label"]], 1)
         probs = jax.nn.softmax(logits)
-        # Of a pair of one class the probability is counted once.
+        # If both images have the same class, its probability counts once.
         both = probs.at[jnp.arange(len(labels))[:, None], labels].set(0)
         return {
             "error": (predictions(logits)[:, None] != labels).all(1),
@@ -64,10 +64,10 @@ def run(subject, options):
 
 
 def draw_pairs(examples, count, seed=0):
-    """int64 ``[count, 2]``: positions of two images each, a function of its arguments alone.
+    """int64 ``[count, 2]``: indices of two images each, determined by the arguments.
 
-    Each round of `examples` pairs is a random ring, in which every image comes once as the first
-    and once as the second, and none is paired with itself (unless there is one image alone).
+    Each round of `examples` pairs is a random ring. Every image is once the first and once the
+    second of a pair. No image is paired with itself, unless there is only one.
     """
     rounds = []
     for number in range(-(-count // examples)):
@@ -77,20 +77,20 @@ def draw_pairs(examples, count, seed=0):
 
 
 def blend(images, others, lam, box):
-    r"""An image between two others, by weight or by area.
+    r"""An image between two others, mixed by weight or by area.
 
     .. math:: \tilde x = M \odot (\lambda x_A + (1 - \lambda) x_B) + (1 - M) \odot x_B
 
-    M is 0 inside the box. With an empty box this is Mixup's form, with lambda 1 CutMix's.
+    M is 0 inside the box. An empty box gives Mixup, lambda = 1 gives CutMix.
 
     Args:
-      images: float32 ``[b, H, W, C]``, A.
-      others: float32 ``[b, H, W, C]``, B.
-      lam: scalar in [0, 1].
-      box: int32 ``[2, 2]`` as from `center_box`.
+        images: float32 ``[b, H, W, C]``, A.
+        others: float32 ``[b, H, W, C]``, B.
+        lam: scalar in [0, 1].
+        box: int32 ``[2, 2]`` as from `center_box`.
 
     Returns:
-      float32 ``[b, H, W, C]``.
+        float32 ``[b, H, W, C]``.
     """
     weighed = lam * images + (1 - lam) * others
     return jnp.where(inside_box(box, *images.shape[1:3]), others, weighed)

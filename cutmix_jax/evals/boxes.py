@@ -1,14 +1,13 @@
 """Boxes from maps, and how well they fit: NumPy and SciPy, on the host.
 
-Two conventions meet here and are kept apart. The paper's protocol knows half-open boxes
-(top, left, bottom, right). MaxBoxAcc, as its authors' code has it, knows boxes with inclusive
-corners, found around contours as OpenCV draws them.
+There are two conventions. The paper's protocol has half-open boxes (top, left, bottom, right).
+MaxBoxAcc, in the code of its authors, has boxes with inclusive corners around OpenCV's contours.
 """
 
 import numpy as np
 from scipy import ndimage
 
-# Within each plane of a stack, and never across: by edges, and by edges and corners.
+# Connectivity within each plane of a stack: by edges, and by edges and corners.
 EDGES = np.zeros((3, 3, 3), bool)
 EDGES[1] = ndimage.generate_binary_structure(2, 1)
 CORNERS = np.zeros((3, 3, 3), bool)
@@ -16,27 +15,27 @@ CORNERS[1] = True
 
 
 def largest_box(heat, threshold=0.15):
-    r"""The tightest box around the largest connected region above a share of the maximum.
+    r"""The tightest box around the largest connected region above a threshold.
 
-    The region is among :math:`\{p : M(p) > \sigma \max M\}`, connected by edges; of equally large
-    ones it is the first from above.
+    Regions are connected components of :math:`\{p : M(p) > \sigma \max M\}`, connected by edges.
+    Of equally large ones, the topmost is taken.
 
     Args:
-      heat: float ``[H, W]``, not negative.
-      threshold: sigma, or several of them, ``[T]``.
+        heat: float ``[H, W]``, not negative.
+        threshold: sigma, or several of them, ``[T]``.
 
     Returns:
-      int64 ``[4]`` (top, left, bottom, right), half-open; zeros where nothing is above; or
-      ``[T, 4]``.
+        int64 ``[4]`` (top, left, bottom, right), half-open; zeros if nothing is above the
+        threshold. ``[T, 4]`` for several thresholds.
 
     Example:
-      >>> heat = np.zeros((5, 5))
-      >>> heat[1:3, 1:4], heat[4, 4] = 1.0, 1.0
-      >>> largest_box(heat).tolist()
-      [1, 1, 3, 4]
+        >>> heat = np.zeros((5, 5))
+        >>> heat[1:3, 1:4], heat[4, 4] = 1.0, 1.0
+        >>> largest_box(heat).tolist()
+        [1, 1, 3, 4]
 
     Reference:
-      Zhou et al. Learning Deep Features for Discriminative Localization. CVPR 2016.
+        Zhou et al. Learning Deep Features for Discriminative Localization. CVPR 2016.
     """
     thresholds = np.atleast_1d(np.asarray(threshold, heat.dtype))
     above = heat > thresholds[:, None, None] * heat.max()
@@ -52,18 +51,18 @@ def largest_box(heat, threshold=0.15):
 
 
 def overlaps(boxes, others):
-    r"""Intersection over union of half-open boxes, each with each.
+    r"""Intersection over union of all pairs of half-open boxes.
 
     Args:
-      boxes: ``[n, 4]`` (top, left, bottom, right).
-      others: ``[m, 4]``.
+        boxes: ``[n, 4]`` (top, left, bottom, right).
+        others: ``[m, 4]``.
 
     Returns:
-      float64 ``[n, m]``; 0 where either is empty.
+        float64 ``[n, m]``; 0 if either box is empty.
 
     Example:
-      >>> overlaps([[0, 0, 2, 2]], [[0, 1, 2, 3], [2, 2, 4, 4]]).round(3).tolist()
-      [[0.333, 0.0]]
+        >>> overlaps([[0, 0, 2, 2]], [[0, 1, 2, 3], [2, 2, 4, 4]]).round(3).tolist()
+        [[0.333, 0.0]]
     """
     boxes = np.asarray(boxes, float).reshape(-1, 1, 2, 2)
     others = np.asarray(others, float).reshape(1, -1, 2, 2)
@@ -76,26 +75,26 @@ def overlaps(boxes, others):
 
 
 def contour_boxes(heat, thresholds):
-    """Boxes of all contours of a map at each threshold, as MaxBoxAcc has them.
+    """Boxes of all contours of a map at each threshold, as in MaxBoxAcc.
 
-    The map becomes uint8, and a pixel is in where it is above ``int(threshold * maximum)``. A
-    contour is the outer border of a region that is connected by edges and corners, or the border
-    around a hole in one. Its area is that of the polygon through the centres of its pixels. Its
-    box has inclusive corners, one pixel further to the right and below than its pixels, but
-    within the image. Where there is no contour the box is (0, 0, 0, 0).
+    The map becomes uint8, and a pixel is inside if it is above ``int(threshold * maximum)``. A
+    contour is the outer border of a region (connected by edges and corners), or the border around a
+    hole in one. Its area is that of the polygon through the centers of its pixels. Its box has
+    inclusive corners. It reaches one pixel further to the right and down, but stays in the image.
+    Without a contour the box is (0, 0, 0, 0).
 
     Args:
-      heat: float ``[H, W]`` in [0, 1].
-      thresholds: float ``[T]``.
+        heat: float ``[H, W]`` in [0, 1].
+        thresholds: float ``[T]``.
 
     Returns:
-      ``(boxes, plane, largest)``: int ``[n, 4]`` (top, left, bottom, right) with inclusive
-      corners, int ``[n]`` the threshold each belongs to, and int ``[T]`` the index of the box of
-      each threshold's contour of largest area.
+        ``(boxes, plane, largest)``: int ``[n, 4]`` (top, left, bottom, right) with inclusive
+        corners; int ``[n]``, the index of each box's threshold; int ``[T]``, the index of the box
+        with the largest contour area at each threshold.
 
     Reference:
-      Choe, Oh, Lee, Chun, Akata, Shim. Evaluating Weakly Supervised Object Localization Methods
-      Right. CVPR 2020; the authors' code for the details.
+        Choe, Oh, Lee, Chun, Akata, Shim. Evaluating Weakly Supervised Object Localization Methods
+        Right. CVPR 2020; the authors' code for the details.
     """
     height, width = heat.shape
     gray = (heat * 255).astype(np.uint8)
@@ -104,7 +103,7 @@ def contour_boxes(heat, thresholds):
     found = ndimage.find_objects(regions)
     boxes = [(rows.start, columns.start, rows.stop, columns.stop) for _, rows, columns in found]
     planes = [plane.start for plane, _, _ in found]
-    # The border around a hole runs in the region, one pixel outside of the hole.
+    # The border around a hole is inside the region, one pixel outside the hole.
     holes = find_holes(regions)
     for _, (plane, rows, columns) in holes:
         boxes.append((rows.start - 1, columns.start - 1, rows.stop + 1, columns.stop + 1))
@@ -118,12 +117,12 @@ def contour_boxes(heat, thresholds):
     boxes[:, 2:] = np.minimum(boxes[:, 2:], (height - 1, width - 1))
     order = np.lexsort((-np.arange(len(planes)), np.asarray(areas)))
     largest = np.empty(len(levels), int)
-    largest[planes[order]] = order  # the last assignment, of the largest area, stays
+    largest[planes[order]] = order  # the last assignment has the largest area
     return boxes, planes, largest
 
 
 def find_holes(regions):
-    """``(mask within its slices, slices)`` of all that is in no region and enclosed by one."""
+    """``(mask within its slices, slices)`` of each hole: pixels that a region encloses."""
     height, width = regions.shape[1:]
     around, _ = ndimage.label(regions == 0, EDGES)
     return [
@@ -137,14 +136,14 @@ def find_holes(regions):
 
 
 def polygon_areas(regions, holes, count):
-    """Areas of the polygons through the pixel centres along each region's outer border.
+    """Areas of the polygons through the pixel centers along each region's outer border.
 
-    Between four pixel centres that are all within the border lies an area of 1, between three of
-    them of a half. Holes belong to what is within.
+    Four neighboring pixel centers inside the border enclose an area of 1, three of them 1/2. Holes
+    count as inside.
     """
     filled = regions.copy()
     for hole, place in holes:
-        # What lies left of a hole's first pixel is the region around it.
+        # The pixel to the left of a hole's first pixel is in the region around it.
         plane, row = place[0].start, place[1].start
         column = place[2].start + int(hole[0, 0].argmax())
         filled[place][hole] = filled[plane, row, column - 1]
@@ -164,18 +163,18 @@ def polygon_areas(regions, holes, count):
 
 
 def inclusive_overlaps(boxes, others):
-    """Intersection over union of boxes with inclusive corners: sides are ``high - low + 1``.
+    """Intersection over union of boxes with inclusive corners: a side is ``high - low + 1``.
 
     Args:
-      boxes: ``[n, 4]`` (top, left, bottom, right).
-      others: ``[m, 4]``.
+        boxes: ``[n, 4]`` (top, left, bottom, right).
+        others: ``[m, 4]``.
 
     Returns:
-      float64 ``[n, m]``.
+        float64 ``[n, m]``.
 
     Example:
-      >>> inclusive_overlaps([[0, 0, 1, 1]], [[0, 1, 1, 2]]).round(3).tolist()
-      [[0.333]]
+        >>> inclusive_overlaps([[0, 0, 1, 1]], [[0, 1, 1, 2]]).round(3).tolist()
+        [[0.333]]
     """
     step = np.array([0, 0, 1, 1])
     return overlaps(

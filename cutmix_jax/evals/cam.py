@@ -1,4 +1,4 @@
-"""Class activation maps, and the pictures of the paper that show them (Figures 1 and 4)."""
+"""Class activation maps, and the figures of the paper that show them (Figures 1 and 4)."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ HEAD = "fc"
 
 
 def why_not(subject):
-    """Maps need a head that is linear in the average of the last map."""
+    """Maps need a linear head on the average of the last feature map."""
     name = subject.task.model.feature_names[-1]
     kernel = subject.weights["params"].get(HEAD, {}).get("kernel")
     images = jax.ShapeDtypeStruct((1, *subject.image_shape), jnp.float32)
@@ -35,40 +35,40 @@ def activation_maps(features, kernel, classes, sides):
     .. math:: M_c(p) = \sum_k w_{k c} f_k(p), \qquad
         \hat M_c = (M_c - \min M_c) / (\max M_c - \min M_c)
 
-    The upsampling is bicubic, and the minimum and maximum are of the upsampled map. A map that is
-    the same everywhere becomes 0.
+    The upsampling is bicubic. Minimum and maximum are those of the upsampled map. A constant map
+    becomes 0.
 
     Args:
-      features: float32 ``[b, h, w, d]``, the map that is averaged for the head.
-      kernel: float32 ``[d, K]`` of the head.
-      classes: int32 ``[b]``.
-      sides: (H, W) of the image.
+        features: float32 ``[b, h, w, d]``, the feature map that is averaged for the head.
+        kernel: float32 ``[d, K]`` of the head.
+        classes: int32 ``[b]``.
+        sides: (H, W) of the image.
 
     Returns:
-      float32 ``[b, H, W]``.
+        float32 ``[b, H, W]``.
 
     Example:
-      >>> features = jnp.array([[0.0, 1.0], [2.0, 4.0]])[None, :, :, None]
-      >>> activation_maps(features, jnp.ones((1, 3)), jnp.array([2]), (2, 2)).tolist()
-      [[[0.0, 0.25], [0.5, 1.0]]]
+        >>> features = jnp.array([[0.0, 1.0], [2.0, 4.0]])[None, :, :, None]
+        >>> activation_maps(features, jnp.ones((1, 3)), jnp.array([2]), (2, 2)).tolist()
+        [[[0.0, 0.25], [0.5, 1.0]]]
 
     Reference:
-      Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative
-      Localization. CVPR 2016.
+        Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative
+        Localization. CVPR 2016.
     """
     weights = jnp.take(kernel, classes, axis=1).T
     maps = jnp.einsum("bhwd,bd->bhw", features, weights)
     maps = jax.image.resize(maps, (len(maps), *sides), "bicubic")
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    # Of a map without relief the upsampling leaves rounding errors, which are not to be enlarged.
+    # Upsampling a constant map leaves rounding errors, which must not be scaled up.
     relief = high - low > 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high))
     return jnp.where(relief, (maps - low) / jnp.where(relief, high - low, 1), 0)
 
 
 def class_maps(subject, weights, batch, of="label"):
-    """Maps of the classes in ``batch[of]``, or of the 'predicted' ones; with the logits.
+    """Maps of the classes in ``batch[of]``, or of the 'predicted' ones, and the logits.
 
-    A function to be compiled by `Subject.compile`.
+    To be compiled by `Subject.compile`.
     """
     features, logits = subject.features(weights, batch["image"])
     classes = logits.argmax(-1) if of == "predicted" else batch[of]
@@ -77,7 +77,7 @@ def class_maps(subject, weights, batch, of="label"):
 
 
 def find_boxes(subject, options):
-    """The true boxes of the split, or None where the data set has none."""
+    """The true boxes of the split, or None if the dataset has none."""
     del options
     if subject.task.data.boxes is None:
         return (None,), ""
@@ -86,7 +86,7 @@ def find_boxes(subject, options):
 
 
 def run(subject, options, boxes=None):
-    """Two pictures: maps of some images with their boxes, and maps of mixed images."""
+    """Two figures: maps of some images with their boxes, and maps of mixed images."""
     data, count = subject.task.data, min(options.images, subject.examples)
     of = class_of_maps(options.of, data.num_classes)
     order = np.round(np.linspace(0, subject.examples - 1, count)).astype(int)
@@ -136,9 +136,9 @@ def class_of_maps(of, num_classes):
 
 
 def mix_two(subject):
-    """Two confidently recognised images of two classes, mixed in three ways, with their maps.
+    """Two confidently classified images of two classes, mixed in three ways, with their maps.
 
-    Returns None where the split shows a single class.
+    Returns None if the split has only one class.
     """
     height, width, _ = subject.image_shape
 
@@ -155,7 +155,7 @@ def mix_two(subject):
     pair = subject.images([first, second])
     a, b = pair["image"]
     mean = np.broadcast_to(np.float32(subject.task.config.normalize.mean), a.shape)
-    # The lower right part, a quarter of the area, so that most of the first image is seen.
+    # The lower right quarter: most of the first image stays visible.
     corner = np.zeros((height, width, 1), bool)
     corner[height // 2 :, width // 2 :] = True
     mixes = {
@@ -212,7 +212,7 @@ def draw_mixed(mixed, names):
         for row, title in enumerate(titles):
             heat = mixed["maps"][row][column]
             figures.show(axes[2 + row, column], mixed["image"][column], heat, f"map of {title}")
-    figure.suptitle("Where two classes are seen in mixed images", fontsize=9)
+    figure.suptitle("Class activation maps of both classes on mixed images", fontsize=9)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Errors, calibration and confusion on the images as they are."""
+"""Errors, calibration and confusion on unchanged images."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cutmix_jax.evals.subject import predictions
 
 
 def run(subject, options):
-    """Top-1 and top-5 error, loss, expected calibration error; per class, and which for which."""
+    """Top-1 and top-5 error, loss, calibration; errors per class, and the confusion matrix."""
 
     def look(weights, batch):
         logits = subject.logits(weights, batch["image"])
@@ -54,11 +54,11 @@ def errors(logits, labels):
     """Mean loss, top-1 and top-5 error (of K < 5 classes, top-K).
 
     Args:
-      logits: float ``[N, K]``.
-      labels: int ``[N]``.
+        logits: float ``[N, K]``.
+        labels: int ``[N]``.
 
     Returns:
-      ``{'top1_error', 'top5_error', 'loss'}``.
+        ``{'top1_error', 'top5_error', 'loss'}``.
     """
     own = np.take_along_axis(logits, labels[:, None], 1)
     rank = np.asarray(metrics.ranks(logits, labels))
@@ -86,21 +86,21 @@ def calibration(confidence, right, bins=15):
     .. math:: \text{ECE} = \sum_b \frac{n_b}{N} |\text{acc}_b - \text{conf}_b|
 
     Args:
-      confidence: float ``[N]``, the highest probability of each example.
-      right: bool ``[N]``, whether the prediction was right.
-      bins: how many; bin b holds confidences in (b / bins, (b + 1) / bins].
+        confidence: float ``[N]``, the highest probability of each example.
+        right: bool ``[N]``, whether the prediction was right.
+        bins: how many; bin b holds confidences in (b / bins, (b + 1) / bins].
 
     Returns:
-      ``{'ece': float, 'low', 'high', 'examples', 'accuracy', 'confidence': [bins]}``; accuracy
-      and confidence are NaN in an empty bin.
+        ``{'ece': float, 'low', 'high', 'examples', 'accuracy', 'confidence': [bins]}``; accuracy
+        and confidence are NaN in an empty bin.
 
     Example:
-      >>> found = calibration(np.array([0.9, 0.9]), np.array([True, False]), bins=10)
-      >>> round(float(found['ece']), 3)
-      0.4
+        >>> found = calibration(np.array([0.9, 0.9]), np.array([True, False]), bins=10)
+        >>> round(float(found['ece']), 3)
+        0.4
 
     Reference:
-      Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.
+        Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.
     """
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)
@@ -120,9 +120,9 @@ def calibration(confidence, right, bins=15):
 
 
 def confusion_matrix(labels, predicted, num_classes):
-    """int ``[K, K]``: of the examples of class i (row), how many were taken for class j.
+    """int ``[K, K]``: how many examples of class i (row) were predicted as class j.
 
-    An example whose prediction is -1 was taken for none.
+    Examples whose prediction is -1 are not counted.
     """
     taken = predicted >= 0
     places = labels[taken] * num_classes + predicted[taken]
@@ -130,7 +130,7 @@ def confusion_matrix(labels, predicted, num_classes):
 
 
 def draw_reliability(bins, ece):
-    """Accuracy over confidence; the distance to the diagonal is the error of calibration."""
+    """Accuracy over confidence. The distance to the diagonal is the calibration error."""
     figure, (axis, below) = figures.new_figure(
         4.4, 5.0, rows=2, sharex=True, gridspec_kw={"height_ratios": [3, 1]}
     )
@@ -140,7 +140,7 @@ def draw_reliability(bins, ece):
     axis.bar(middle[there], bins["accuracy"][there], 0.94 * width[there], color="C0", label="right")
     axis.plot(bins["confidence"][there], bins["accuracy"][there], "k.", label="mean of a bin")
     axis.plot([0, 1], [0, 1], "--", color="C7", label="calibrated")
-    axis.set_ylabel("share of right predictions")
+    axis.set_ylabel("accuracy")
     axis.set_ylim(0, 1)
     axis.set_title(f"expected calibration error {100 * ece:.1f} %", fontsize=10)
     axis.legend(frameon=False, loc="upper left", fontsize=8)
@@ -154,12 +154,12 @@ def draw_reliability(bins, ece):
 
 
 def draw_confusion(confusion, names):
-    """The confusion matrix, in shares of each true class."""
+    """The confusion matrix, as fractions of each true class."""
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = np.clip(0.28 * len(names), 4.5, 9)
     figure, axis = figures.new_figure(side + 1, side)
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(picture, label="share of the true class", shrink=0.8)
+    figure.colorbar(picture, label="fraction of the true class", shrink=0.8)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if len(names) <= 30:

@@ -1,4 +1,4 @@
-"""What every evaluation is, and what it hands back."""
+"""What an evaluation is, and what it returns."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 @dataclasses.dataclass
 class Report:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-      values: ``{name: number}``; what is a share is in [0, 1].
-      rows: a list of dictionaries with equal keys, the lines of ``NAME.csv``.
-      figures: ``{file name: matplotlib Figure}``.
-      tables: further ``{file name: rows}``.
-      left_out: sentences about parts that were not measured.
-      again: measure anew the next time, because those parts may be there by then.
+        values: ``{name: number}``; fractions are in [0, 1].
+        rows: a list of dictionaries with the same keys, the rows of ``NAME.csv``.
+        figures: ``{file name: matplotlib Figure}``.
+        tables: further ``{file name: rows}``.
+        left_out: sentences about parts that were not measured.
+        again: measure again the next time, because those parts may exist by then.
     """
 
     values: dict
@@ -27,17 +27,17 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One question that a trained network can be asked.
+    """One evaluation of a trained network.
 
     Attributes:
-      run: ``(subject, options, *inputs) -> Report``, where `options` is this evaluation's section
-        of `config.evals`.
-      why_not: ``(subject) -> None``, or a sentence that says why it cannot be asked and what would
-        help.
-      version: raised whenever the numbers get another meaning, so that older files are not taken
-        for what would be measured now.
-      find: ``(subject, options) -> (inputs, digest)``: what the evaluation looks at besides the
-        images of the split, as further arguments of `run`, and a text that changes when they do.
+        run: ``(subject, options, *inputs) -> Report``. `options` is this evaluation's section of
+            `config.evals`.
+        why_not: ``(subject) -> None``, or a sentence that says why it does not apply and what to
+        do.
+        version: raise it when the numbers change their meaning. Older files are then measured
+        again.
+        find: ``(subject, options) -> (inputs, digest)``: further arguments of `run`, besides the
+            images of the split, and a string that changes if they do.
     """
 
     run: Callable

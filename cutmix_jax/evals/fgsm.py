@@ -1,4 +1,4 @@
-"""Adversarial robustness: the fast gradient sign method (Table 11), and PGD as the stronger one."""
+"""Adversarial robustness: the fast gradient sign method (Table 11), and PGD, a stronger attack."""
 
 import jax
 import numpy as np
@@ -43,46 +43,46 @@ def loss_gradient(subject, weights, images, labels):
 
 
 def perturb(images, sign, eps, clip=True):
-    r"""Moves every pixel by `eps` to the side that raises the loss.
+    r"""Moves every pixel by `eps` in the direction that raises the loss.
 
     .. math:: \hat x = \text{clip}_{[0, 1]}(x + \epsilon \, \text{sign} \nabla_x \ell(x, y))
 
     Args:
-      images: float32 ``[b, H, W, C]`` in [0, 1].
-      sign: -1, 0 or 1, of that shape and any dtype.
-      eps: in the scale of the images, so 8/255 rather than 8.
-      clip: keep the result within [0, 1], where images are.
+        images: float32 ``[b, H, W, C]`` in [0, 1].
+        sign: -1, 0 or 1, of the same shape, any dtype.
+        eps: in the scale of the images: 8/255, not 8.
+        clip: clip the result to [0, 1].
 
     Returns:
-      float32 ``[b, H, W, C]``.
+        float32 ``[b, H, W, C]``.
 
     Example:
-      >>> perturb(jnp.array([0.5, 1.0]), jnp.array([-1, 1]), 0.25).tolist()
-      [0.25, 1.0]
+        >>> perturb(jnp.array([0.5, 1.0]), jnp.array([-1, 1]), 0.25).tolist()
+        [0.25, 1.0]
 
     Reference:
-      Goodfellow, Shlens, Szegedy. Explaining and Harnessing Adversarial Examples. ICLR 2015.
+        Goodfellow, Shlens, Szegedy. Explaining and Harnessing Adversarial Examples. ICLR 2015.
     """
     moved = images + eps * sign.astype(images.dtype)
     return jnp.clip(moved, 0, 1) if clip else moved
 
 
 def pgd_step(images, adversarial, gradient, eps, step_size, clip=True):
-    r"""One projected step: along the sign, back into the box of `eps` around the image.
+    r"""One projected step along the sign, projected to the box of `eps` around the image.
 
     .. math:: \hat x \leftarrow \Pi_{[x - \epsilon, x + \epsilon]}
         (\hat x + \eta \, \text{sign} \nabla_x \ell(\hat x, y))
 
     Reference:
-      Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to
-      Adversarial Attacks. ICLR 2018.
+        Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to
+        Adversarial Attacks. ICLR 2018.
     """
     moved = jnp.clip(adversarial + step_size * jnp.sign(gradient), images - eps, images + eps)
     return jnp.clip(moved, 0, 1) if clip else moved
 
 
 def fgsm_errors(subject, options):
-    """``{eps in 1/255: top-1 error}``; one gradient an image serves all sizes."""
+    """``{eps in 1/255: top-1 error}``; one gradient per image serves all sizes."""
 
     def sign(weights, batch):
         gradient = loss_gradient(subject, weights, batch["image"], batch["label"])
@@ -108,8 +108,8 @@ def pgd_errors(subject, options):
     """``{eps in 1/255: top-1 error}``, after `pgd_steps` steps."""
     if not options.pgd_eps:
         return {}
-    # The steps are calls of one program: a loop around convolutions is slow on CPU, and unrolled
-    # it takes long to compile.
+    # Each step is a call of one compiled function. A loop around convolutions is slow on CPU, and
+    # an unrolled one takes long to compile.
 
     def start(weights, batch, eps):
         def noise(index):

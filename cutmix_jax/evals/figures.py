@@ -1,4 +1,4 @@
-"""The look of the evaluations' figures, drawn without a window system."""
+"""The style of the evaluations' figures. They need no window system."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,20 +10,20 @@ TRUE, PREDICTED = "#e31a1c", "#33d17a"  # boxes, as in Figure 4 of the paper: re
 
 
 def new_figure(width=6.4, height=4.0, rows=1, columns=1, dpi=120, **options):
-    """A figure, and its axes (a NumPy array where there are several)."""
+    """A figure and its axes (a NumPy array if there are several)."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def plain(axis):
-    """Takes away what distracts from a curve."""
+    """Removes the top and right spines, and adds a light grid."""
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     return axis
 
 
 def curves(axis, x, lines, xlabel, ylabel):
-    """Draws ``{name: values}`` over `x`, in percent from 0 to at most 100."""
+    """Plots ``{name: values}`` over `x`, in percent."""
     for number, (name, values) in enumerate(lines.items()):
         axis.plot(x, 100 * np.asarray(values), marker="o", ms=3, color=f"C{number}", label=name)
     axis.set_xlabel(xlabel)
@@ -35,7 +35,7 @@ def curves(axis, x, lines, xlabel, ylabel):
 
 
 def show(axis, image, heat=None, title=""):
-    """Draws an image in [0, 1], under a heat map ``[H, W]`` in [0, 1] where there is one."""
+    """Shows an image in [0, 1], with a heat map ``[H, W]`` in [0, 1] on top if there is one."""
     pictures.show_image(axis, image)
     if heat is not None:
         axis.imshow(heat, cmap="jet", vmin=0, vmax=1, alpha=0.5, interpolation="bilinear")

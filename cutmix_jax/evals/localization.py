@@ -1,4 +1,4 @@
-"""Weakly supervised localization (Table 9), with the measures that tune the threshold beside it."""
+"""Weakly supervised localization (Table 9), and MaxBoxAcc, which tunes the threshold."""
 
 import numpy as np
 
@@ -13,18 +13,18 @@ CENTER_SIDES = np.round(np.arange(0.05, 1.001, 0.05), 2)
 
 
 def why_not(subject):
-    """Localization needs boxes to compare with, and maps."""
+    """Localization needs true boxes, and maps."""
     if subject.task.data.boxes is None:
         return (
             f"localization needs the true boxes, and {subject.task.config.dataset} has none: use "
-            "a data set with boxes, such as tiny_imagenet, shapes or caltech_birds2011."
+            "a dataset with boxes, such as tiny_imagenet, shapes or caltech_birds2011."
         )
     return cam.why_not(subject)
 
 
 def run(subject, options, boxes):
     """Localization accuracy by the paper's protocol, over thresholds, MaxBoxAcc and its V2."""
-    # The threshold of the protocol is among those of the curve.
+    # The curve includes the threshold of the protocol.
     sweep = np.unique(np.round([*np.arange(0, 1, options.sweep_step), options.threshold], 6))
     fine = np.arange(0, 1, options.max_box_step)
     height, width, _ = subject.image_shape
@@ -36,8 +36,8 @@ def run(subject, options, boxes):
             "within its crop: localization needs at least one."
         )
 
-    # Where the prediction is right, its map is that of the true class; where it is wrong, it does
-    # not count: so the maps of the true classes are enough.
+    # Maps of the true classes are enough. If the prediction is right, its map is the same one. If
+    # it is wrong, it does not count.
     def look(weights, batch):
         maps, logits = cam.class_maps(subject, weights, batch)
         return {"map": maps, "logits": logits, "label": batch["label"]}
@@ -63,7 +63,7 @@ def run(subject, options, boxes):
 
 
 def keep_boxes(boxes):
-    """Those that are not empty: what lies outside the crop is no object to be found."""
+    """The boxes that are not empty. An object outside the crop cannot be found."""
     boxes = np.asarray(boxes, float).reshape(-1, 4)
     return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
 
@@ -72,17 +72,17 @@ def measure_map(heat, true, sweep, fine):
     """How well one map fits the true boxes.
 
     Args:
-      heat: float ``[H, W]`` in [0, 1].
-      true: float ``[n, 4]``, half-open.
-      sweep: thresholds of the paper's protocol, ``[S]``.
-      fine: thresholds of MaxBoxAcc, ``[T]``.
+        heat: float ``[H, W]`` in [0, 1].
+        true: float ``[n, 4]``, half-open.
+        sweep: thresholds of the paper's protocol, ``[S]``.
+        fine: thresholds of MaxBoxAcc, ``[T]``.
 
     Returns:
-      ``{'iou': [S], 'single': [T], 'multiple': [T]}``: the best overlap with any true box, of the
-      largest region's box, of the largest contour's, and of all contours'.
+        ``{'iou': [S], 'single': [T], 'multiple': [T]}``: the best overlap with any true box, for
+        the box of the largest region, of the largest contour, and of any contour.
     """
     boxes, planes, largest = contour_boxes(heat, fine)
-    # Half-open boxes, as whole pixels, by their inclusive corners.
+    # From half-open boxes to inclusive corners in whole pixels.
     closed = np.concatenate([np.floor(true[:, :2]), np.ceil(true[:, 2:]) - 1], 1)
     best = inclusive_overlaps(boxes, closed).max(1)
     multiple = np.zeros(len(fine))
@@ -95,7 +95,7 @@ def measure_map(heat, true, sweep, fine):
 
 
 def summarize(iou, right, among_5, sweep, threshold):
-    """The paper's accuracies at its threshold, and the same over the sweep."""
+    """The paper's accuracies at its threshold, and over the sweep."""
     hits = iou > IOU
     rows = [
         {
@@ -120,7 +120,7 @@ def summarize(iou, right, among_5, sweep, threshold):
 
 
 def max_box_acc(fits, fine):
-    """MaxBoxAcc and MaxBoxAccV2: the threshold is chosen on the images it is measured on."""
+    """MaxBoxAcc and MaxBoxAccV2. The threshold is chosen on the same images."""
     single = np.stack([fit["single"] for fit in fits])
     multiple = np.stack([fit["multiple"] for fit in fits])
     accuracy = (single >= IOU).mean(0)
@@ -134,7 +134,7 @@ def max_box_acc(fits, fine):
 
 
 def center_baseline(true, height, width):
-    """What a centred box finds that knows nothing of the image; of the best of all sizes."""
+    """Accuracy of a centered box that ignores the image, for the best of all sizes."""
     sides = CENTER_SIDES[:, None] * np.array([height, width])
     low = (np.array([height, width]) - sides) / 2
     boxes = np.concatenate([low, low + sides], 1)
@@ -154,11 +154,11 @@ def draw(rows, values, fits, fine):
         "top-1 Loc": [row["top1_loc_acc"] for row in rows],
         "GT-known Loc": [row["gt_known_loc_acc"] for row in rows],
     }
-    figures.curves(axis, sweep, lines, "threshold, share of the maximum", "accuracy (%)")
+    figures.curves(axis, sweep, lines, "threshold, fraction of the maximum", "accuracy (%)")
     accuracy = (np.stack([fit["single"] for fit in fits]) >= IOU).mean(0)
     axis.plot(fine, 100 * accuracy, color="C2", linewidth=1, label="BoxAcc")
     baseline = 100 * values["center_box_gt_known_loc_acc"]
-    axis.axhline(baseline, color="C7", linestyle="--", linewidth=1, label="best centred box")
+    axis.axhline(baseline, color="C7", linestyle="--", linewidth=1, label="best centered box")
     axis.axvline(values["threshold"], color="C7", linestyle=":", linewidth=1)
     axis.set_ylim(0, 102)
     axis.legend(frameon=False)

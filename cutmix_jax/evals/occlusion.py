@@ -1,4 +1,4 @@
-"""Occlusion of the centre or of all but the centre (Figure 5a)."""
+"""Occlusion of the center, or of everything but the center (Figure 5a)."""
 
 import numpy as np
 from jax import numpy as jnp
@@ -12,7 +12,7 @@ FILLS = ("mean", "black")
 
 
 def run(subject, options):
-    """Top-1 error over the side of a centred hole, and of a centred window."""
+    """Top-1 error over the side of a centered square that is hidden, or the only part visible."""
     height, width, _ = subject.image_shape
     fill = fill_value(subject.task.config, options.fill)
     sides = hole_sides(height, options.steps, options.step)
@@ -36,23 +36,23 @@ def run(subject, options):
         "boundary_mean_top1_error": float(np.mean(boundary)),
     }
     figure, axis = figures.new_figure()
-    lines = {"centre occluded": center, "boundary occluded": boundary}
-    figures.curves(axis, sides, lines, "side of the centred square (pixels)", "top-1 error (%)")
+    lines = {"center occluded": center, "boundary occluded": boundary}
+    figures.curves(axis, sides, lines, "side of the centered square (pixels)", "top-1 error (%)")
     axis.set_ylim(0, 102)
     return Report(values, rows, {"occlusion.png": figure})
 
 
 def hole_sides(height, steps, step=None):
-    """Rising sides in pixels, from 0 to the image's: in so many steps, or of so many pixels."""
+    """Sides in pixels, from 0 to the image's: in `steps` steps, or in steps of `step` pixels."""
     if step is None:
         return sorted({round(height * k / steps) for k in range(steps + 1)})
     return [*range(0, height, step), height]
 
 
 def center_box(side, height, width):
-    """int32 ``[2, 2]``, the half-open ``((top, bottom), (left, right))`` of a centred square.
+    """int32 ``[2, 2]``, the half-open ``((top, bottom), (left, right))`` of a centered square.
 
-    Where the image is not square, the box has its ratio and `side` is of its height.
+    If the image is not square, the box has its aspect ratio, and `side` is its height.
     """
     tall, wide = side, round(side * width / height)
     top, left = (height - tall) // 2, (width - wide) // 2
@@ -68,30 +68,30 @@ def inside_box(box, height, width):
 
 
 def occlude(images, box, inside, fill):
-    r"""Fills the centre, or all but the centre.
+    r"""Fills the center, or everything but the center.
 
     Args:
-      images: float32 ``[b, H, W, C]`` in [0, 1].
-      box: int32 ``[2, 2]`` as from `center_box`.
-      inside: whether the box itself is filled, or what lies around it.
-      fill: float ``[C]`` or a scalar, in [0, 1].
+        images: float32 ``[b, H, W, C]`` in [0, 1].
+        box: int32 ``[2, 2]`` as from `center_box`.
+        inside: whether the box is filled, or everything around it.
+        fill: float ``[C]`` or a scalar, in [0, 1].
 
     Returns:
-      float32 ``[b, H, W, C]``.
+        float32 ``[b, H, W, C]``.
 
     Example:
-      >>> occlude(jnp.ones((1, 4, 4, 1)), center_box(2, 4, 4), True, 0.0)[0, :, :, 0]
-      Array([[1., 1., 1., 1.],
-             [1., 0., 0., 1.],
-             [1., 0., 0., 1.],
-             [1., 1., 1., 1.]], dtype=float32)
+        >>> occlude(jnp.ones((1, 4, 4, 1)), center_box(2, 4, 4), True, 0.0)[0, :, :, 0]
+        Array([[1., 1., 1., 1.],
+               [1., 0., 0., 1.],
+               [1., 0., 0., 1.],
+               [1., 1., 1., 1.]], dtype=float32)
     """
     covered = inside_box(box, *images.shape[1:3]) == inside
     return jnp.where(covered, jnp.asarray(fill, images.dtype), images)
 
 
 def fill_value(config, name):
-    """Zero as the network sees it, which is the mean colour; or black."""
+    """The mean color, which the network sees as zero, or black."""
     if name not in FILLS:
         raise UserError(
             f"config.evals.occlusion.fill is {name!r}, and one of {', '.join(map(repr, FILLS))} "

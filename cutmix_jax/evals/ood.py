@@ -1,4 +1,4 @@
-"""Images of other kinds, told apart by the highest probability (Table 12)."""
+"""Out-of-distribution detection by the highest probability (Table 12)."""
 
 import dataclasses
 import itertools
@@ -23,13 +23,13 @@ MEASURES = ("tnr_at_tpr95", "auroc", "aupr_in", "aupr_out", "detection_accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """A set of images that the network was not made for.
+    """A set of out-of-distribution images.
 
     Attributes:
-      name: what the report calls it.
-      count: how many images there are.
-      record: ``(i) -> bytes`` of an image as it is stored; None for noise.
-      read: ``(i) -> uint8 [H, W, C]`` of the network's shape; None for noise.
+        name: its name in the report.
+        count: the number of images.
+        record: ``(i) -> bytes``, an image as it is stored; None for noise.
+        read: ``(i) -> uint8 [H, W, C]`` in the network's shape; None for noise.
     """
 
     name: str
@@ -39,19 +39,20 @@ class Foreign:
 
 
 def find_sets(subject, options):
-    """The sets of the options, and sentences about those that cannot be used.
+    """Opens the sets that the options name.
 
     Returns:
-      ``((sets, left_out, again), digest)``, where `again` says that a set was missing.
+        ``((sets, left_out, again), digest)``. `left_out` has a sentence for each set that cannot be
+        used. `again` is true if a set was missing.
 
     Raises:
-      UserError: no set is left, or one is missing and `options.skip_missing` is not set.
+        UserError: no set is left, or one is missing and `options.skip_missing` is not set.
     """
     limit = options.limit or min(10_000, subject.examples)
     sets, left_out, again = [], [], False
     for name in options.sets:
         if split_name(name)[0] == subject.task.config.dataset:
-            left_out.append(f"{name}: the network was made for it.")
+            left_out.append(f"{name}: the network was trained on it.")
             continue
         try:
             sets.append(open_foreign(name, subject, limit, options.seed))
@@ -63,7 +64,7 @@ def find_sets(subject, options):
     if not sets:
         raise UserError(
             f"None of the sets {', '.join(options.sets)} can be used ({' '.join(left_out)}): name "
-            "others by config.evals.ood.sets."
+            "others with config.evals.ood.sets."
         )
 
     names = (f"{foreign.name} {foreign.count}".encode() for foreign in sets)
@@ -73,7 +74,7 @@ def find_sets(subject, options):
 
 
 def run(subject, options, sets, left_out=(), again=False):
-    """How well the highest probability tells each of the sets apart, and on average."""
+    """How well the highest probability separates each of the sets, and the mean over the sets."""
 
     def score(weights, batch):
         return jax.nn.softmax(subject.logits(weights, batch["image"])).max(-1)
@@ -101,14 +102,14 @@ def open_foreign(name, subject, limit, seed=0):
     """Opens the set that `name` describes, at most `limit` images of it.
 
     Args:
-      name: 'uniform', 'gaussian', 'digits', the name of a TFDS set or 'folder:PATH'; behind a
-        further colon 'resize' (the default) or 'crop'.
-      subject: whose images have the shape that is wanted.
-      limit: the most images, chosen by `seed` where there are more.
-      seed: also of the random crops.
+        name: 'uniform', 'gaussian', 'digits', the name of a TFDS dataset or 'folder:PATH'; then,
+            after a colon, 'resize' (the default) or 'crop'.
+        subject: its images have the shape to use.
+        limit: the largest number of images. If there are more, `seed` chooses some.
+        seed: of this choice and of random crops.
 
     Raises:
-      UserError: there is no such set.
+        UserError: the set does not exist.
     """
     if name in NOISE:
         return Foreign(name, limit)
@@ -124,7 +125,7 @@ def open_foreign(name, subject, limit, seed=0):
 
 
 def open_images(source, subject):
-    """``(count, record, read)``: how many images a set has, and each as stored and as pixels."""
+    """``(count, record, read)``: the number of images, and each image as stored and as pixels."""
     config, channels = subject.task.config, subject.image_shape[-1]
     if source == "digits":
         arrays, _ = resident.digits()
@@ -138,7 +139,7 @@ def open_images(source, subject):
             "folder:PATH was expected."
         )
     else:
-        # Folders hold one set; prepared sets lie side by side.
+        # A folder holds one dataset. Prepared datasets are next to each other.
         root = None if config.dataset == "folder" else config.data_dir
         split = find_set(source, root, None).splits["test"]
     return split.count, split.read, lambda i: records.decode_record(split, i, channels)[0]
@@ -159,13 +160,13 @@ def open_files(path):
     if not files:
         raise UserError(
             f"config.evals.ood.sets names the folder {path!r}, "
-            f"{'which holds no image' if folder.is_dir() else 'which is not there'}: expected "
+            f"{'which contains no image' if folder.is_dir() else 'which does not exist'}: expected "
             f"files ending in {', '.join(image_files.SUFFIXES)}, at any depth."
         )
     return records.Split(
         count=len(files),
         read=lambda i: image_files.read(files[i]),
-        labels=np.zeros(len(files), np.int32),  # of no class here
+        labels=np.zeros(len(files), np.int32),  # they have no class here
         name=files.__getitem__,
     )
 
@@ -173,9 +174,9 @@ def open_files(path):
 def fit(image, shape, variant, seed):
     """uint8 `shape` from an image of any size.
 
-    'resize' gives up the ratio of the sides, as the published sets do; 'crop' takes a random part,
-    of an image that is enlarged first where it is too small. Gray images are repeated over the
-    channels, and colours become gray where the network knows gray alone.
+    'resize' ignores the aspect ratio, as the published sets do. 'crop' takes a random part, and
+    enlarges images that are too small first. Gray images are repeated over the channels. Color
+    images become gray if the network takes gray images.
     """
     from PIL import Image
 
@@ -198,7 +199,7 @@ def reader(foreign):
 
 
 def noise_loader(subject, foreign, seed):
-    """Makes images of noise on the device, each a function of its number alone.
+    """Makes noise images on the device. Each is a function of its index.
 
     'uniform': every value is U[0, 1]; 'gaussian': N(0.5, 1), clipped to [0, 1].
     """
@@ -213,45 +214,45 @@ def noise_loader(subject, foreign, seed):
 
 
 def separation(inside, outside):
-    r"""How well a score tells what is inside (positive, higher) from what is outside.
+    r"""How well a score separates images inside (positive, higher) and outside the distribution.
 
     .. math:: \text{TNR@TPR95} = P(s_{out} < t), \quad t = \max \{t : P(s_{in} \ge t) \ge 0.95\}
         \qquad \text{detection accuracy} = \max_t \tfrac12
         (P(s_{in} \ge t) + P(s_{out} < t))
 
-    AUROC counts ties as a half; the two AUPR are average precisions, with the inside and with
-    the outside as what is looked for.
+    AUROC counts ties as one half. The two AUPR are average precisions, with the inside and with the
+    outside as positives.
 
     Args:
-      inside: float ``[n]``.
-      outside: float ``[m]``.
+        inside: float ``[n]``.
+        outside: float ``[m]``.
 
     Returns:
-      ``{'tnr_at_tpr95', 'auroc', 'aupr_in', 'aupr_out', 'detection_accuracy'}``.
+        ``{'tnr_at_tpr95', 'auroc', 'aupr_in', 'aupr_out', 'detection_accuracy'}``.
 
     Raises:
-      UserError: one of them is empty, or a score is not finite.
+        UserError: one of them is empty, or a score is not finite.
 
     Example:
-      >>> found = separation(np.array([0.9, 0.8, 0.4]), np.array([0.1, 0.4]))
-      >>> round(found['auroc'], 3), round(found['detection_accuracy'], 3)
-      (0.917, 0.833)
+        >>> found = separation(np.array([0.9, 0.8, 0.4]), np.array([0.1, 0.4]))
+        >>> round(found['auroc'], 3), round(found['detection_accuracy'], 3)
+        (0.917, 0.833)
 
     Reference:
-      Hendrycks, Gimpel. A Baseline for Detecting Misclassified and Out-of-Distribution Examples in
-      Neural Networks. ICLR 2017; Liang, Li, Srikant. ODIN. ICLR 2018.
+        Hendrycks, Gimpel. A Baseline for Detecting Misclassified and Out-of-Distribution Examples
+        in Neural Networks. ICLR 2017; Liang, Li, Srikant. ODIN. ICLR 2018.
     """
     inside, outside = np.asarray(inside, float), np.asarray(outside, float)
     for name, scores in (("inside", inside), ("outside", outside)):
         if not scores.size:
             raise UserError(
-                f"There are no scores {name} the distribution: give one image of each kind at "
-                "least."
+                f"There are no scores {name} the distribution: give at least one image of each "
+                "kind."
             )
         if not np.isfinite(scores).all():
             raise UserError(
-                f"A score {name} the distribution is not finite: the network's outputs overflow; "
-                "evaluate another checkpoint."
+                f"A score {name} the distribution is not finite: the network's outputs overflow. "
+                "Evaluate another checkpoint."
             )
     labels = np.concatenate([np.ones(len(inside)), np.zeros(len(outside))])
     scores = np.concatenate([inside, outside])
@@ -269,7 +270,7 @@ def separation(inside, outside):
 
 
 def draw(inside, scores):
-    """Histograms of the scores, one panel a set."""
+    """Histograms of the scores, one panel per set."""
     columns = 2 if len(scores) == 4 else min(3, len(scores))
     lines = -(-len(scores) // columns)
     figure, axes = figures.new_figure(3.2 * columns, 2.5 * lines, lines, columns, squeeze=False)
@@ -277,7 +278,7 @@ def draw(inside, scores):
     for axis in axes.ravel()[len(scores) :]:
         axis.set_axis_off()
     for axis, (name, outside) in zip(axes.ravel(), scores.items(), strict=False):
-        for label, part, color in (("own", inside, "C0"), ("other", outside, "C3")):
+        for label, part, color in (("in", inside, "C0"), ("out", outside, "C3")):
             weights = np.full(len(part), 100 / len(part))
             axis.hist(part, bins, weights=weights, color=color, alpha=0.55, label=label)
         axis.set_title(name if len(name) < 30 else "…" + name[-29:], fontsize=9, parse_math=False)

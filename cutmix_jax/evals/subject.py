@@ -1,4 +1,4 @@
-"""What an evaluation asks questions of: a trained network over a split, on all devices."""
+"""What an evaluation works on: a trained network over a split, on all devices."""
 
 import dataclasses
 import functools
@@ -19,19 +19,19 @@ from cutmix_jax.parallel import AXIS
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A network with its weights, and the images it is asked about.
+    """A network with its weights, and the images to evaluate it on.
 
-    Functions that an evaluation measures with have the form ``f(weights, batch, *extras)`` and are
-    written for one device's shard: ``batch`` holds ``image`` (float32 ``[b, H, W, C]`` in [0, 1]),
-    ``label`` and ``index`` (int32 ``[b]``), and what comes back has a leading axis of `b`. Images
-    are normalised in `logits` and nowhere else, so that what is done to them is done to pixels.
+    Evaluations measure with functions ``f(weights, batch, *extras)`` of one device's shard.
+    ``batch`` has ``image`` (float32 ``[b, H, W, C]`` in [0, 1]), ``label`` and ``index`` (int32
+    ``[b]``). Results have a leading axis of `b`. Only `logits` normalizes images, so an evaluation
+    changes pixels.
 
     Attributes:
-      task: a `train.Task`.
-      weights: ``{'params', 'batch_stats'}``, replicated over the devices.
-      arrays: of `split`, replicated over the devices; empty where the data is streamed.
-      split: 'test' or 'held_out'.
-      quiet: show no progress.
+        task: a `train.Task`.
+        weights: ``{'params', 'batch_stats'}``, replicated over the devices.
+        arrays: the split's arrays, replicated over the devices; empty if the data is streamed.
+        split: 'test' or 'held_out'.
+        quiet: show no progress.
     """
 
     task: Any
@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def examples(self):
-        """How many images the split has."""
+        """The number of images in the split."""
         return self.task.data.examples[self.split]
 
     @property
@@ -51,12 +51,12 @@ class Subject:
         return self.task.data.image_shape
 
     def logits(self, weights, images, tap=None):
-        """float32 ``[b, K]`` of images in [0, 1], with the averages of BatchNorm."""
+        """float32 ``[b, K]`` of images in [0, 1], with BatchNorm's running statistics."""
         inputs = train.normalize(self.task.config, images)
         return self.task.model.apply(weights, inputs, train=False, tap=tap)
 
     def features(self, weights, images):
-        """The map ``[b, h, w, d]`` that is pooled for the head, and the logits."""
+        """The feature map ``[b, h, w, d]`` that is pooled for the head, and the logits."""
         caught = {}
 
         def catch(name, x):
@@ -67,15 +67,15 @@ class Subject:
         return caught[self.task.model.feature_names[-1]].astype(jnp.float32), logits
 
     def batches(self, order=None):
-        """Batches of the split, on their way to the devices; `order` gives other positions."""
+        """Batches of the split for the devices; `order` gives other indices."""
         return self.task.data.eval_batches(self.split, order)
 
     def pair_batches(self, pairs):
-        """Batches of ``(first, second)`` images, at the positions ``[n, 2]``."""
+        """Batches of ``(first, second)`` images, at the indices ``[n, 2]``."""
         return zip(self.batches(pairs[:, 0]), self.batches(pairs[:, 1]), strict=True)
 
     def foreign_batches(self, count, load=None):
-        """Batches of `count` images that are not of the split; `load(index)` reads some of them."""
+        """Batches of `count` images from elsewhere; `load(index)` reads some of them."""
         shards = Shards(self.task.mapping.local_devices, jax.process_index(), jax.process_count())
         positions, masks = batches.eval_positions(count, self.task.data.batch_size, shards)
         for index, mask in zip(positions.astype(np.int32), masks, strict=True):
@@ -86,16 +86,16 @@ class Subject:
             yield xs
 
     def load(self, arrays, xs):
-        """One device's images of the split, as uint8, with labels and positions."""
+        """One device's images of the split, as uint8, with labels and indices."""
         return {**self.task.data.load_eval(arrays, xs), "index": xs["index"]}
 
     def compile(self, f, load=None):
-        """Compiles `f` for all devices: ``call(xs, *extras)`` gives it for the whole batch.
+        """Compiles `f` for all devices: ``call(xs, *extras)`` gives its result for the batch.
 
         Args:
-          f: as the class says; `extras` come to every device whole (see `own`).
-          load: ``(arrays, xs) -> batch`` where the images are not simply the split's; what is
-            uint8 in it is scaled to [0, 1].
+            f: a function as described in the class. Every device gets all of `extras` (see `own`).
+            load: ``(arrays, xs) -> batch``, if the images are not those of the split. uint8 arrays
+                are scaled to [0, 1].
         """
         mapping = self.task.mapping
         load = load or self.load
@@ -109,24 +109,24 @@ class Subject:
 
         def call(xs, *extras):
             result = mapped((self.weights, extras), self.arrays, xs)
-            # Several CPU devices abort where a second call is under way.
+            # Several CPU devices abort if a second call is in flight.
             return jax.block_until_ready(result) if mapping.must_wait else result
 
         return call
 
     def each_batch(self, measure, host_batches, count, words=""):
-        """Yields ``(index [n], what measure(xs) gave, as NumPy)`` for every batch, in order.
+        """Yields ``(index [n], result of measure(xs), as NumPy)`` for every batch, in order.
 
-        Padding is taken off the leading axis of every array.
+        Padding is removed from the leading axis of every array.
 
         Args:
-          measure: from a sharded batch to a pytree of what compiled functions returned.
-          host_batches: from `batches`, `pair_batches` or `foreign_batches`.
-          count: how many examples they hold.
-          words: for the progress bar.
+            measure: maps a sharded batch to a pytree of results of compiled functions.
+            host_batches: from `batches`, `pair_batches` or `foreign_batches`.
+            count: the number of examples in them.
+            words: for the progress bar.
         """
         mapping = self.task.mapping
-        # The devices of other processes hold parts of the batch that are not known here.
+        # Parts of the batch are on devices of other processes and are not known here.
         places = self.compile(
             lambda weights, batch: (batch["index"], batch["mask"]),
             lambda arrays, xs: xs[0] if isinstance(xs, tuple) else xs,
@@ -138,26 +138,26 @@ class Subject:
                 yield index[mask], jax.tree.map(operator.itemgetter(mask), result)
 
     def collect(self, measure, host_batches, count, words=""):
-        """What `measure` gives for every example, joined: a pytree of NumPy ``[count, ...]``."""
+        """The results of `measure` for all examples: a pytree of NumPy arrays ``[count, ...]``."""
         parts = [part for _, part in self.each_batch(measure, host_batches, count, words)]
         joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
         sizes = {len(leaf) for leaf in jax.tree.leaves(joined)}
         if sizes - {count}:
-            raise RuntimeError(f"{sizes} examples came back, and {count} were sent")
+            raise RuntimeError(f"{sizes} examples came back, but {count} were sent")
         return joined
 
     def map_examples(self, f, settings=None, order=None, words=""):
-        """``f(weights, batch)`` for every example of the split, each exactly once, in its order.
+        """``f(weights, batch)`` for every example of the split, exactly once, in order.
 
         Args:
-          f: as the class says.
-          settings: None, or a list of extra arguments (pytrees of numbers); then the result is a
-            list, one of ``f(weights, batch, setting)`` each, and every batch is loaded once.
-          order: int ``[n]``, positions to go through instead of 0, 1, 2, ...
-          words: for the progress bar.
+            f: a function as described in the class.
+            settings: None, or a list of extra arguments (pytrees of numbers). The result is then a
+                list of ``f(weights, batch, setting)``, and every batch is loaded once.
+            order: int ``[n]``, indices to use instead of 0, 1, 2, ...
+            words: for the progress bar.
 
         Returns:
-          A pytree of NumPy arrays ``[N, ...]``, or a list of them.
+            A pytree of NumPy arrays ``[N, ...]``, or a list of them.
         """
         call = self.compile(f)
         count = self.examples if order is None else len(order)
@@ -169,18 +169,18 @@ class Subject:
         )
 
     def place(self, settings):
-        """Extra arguments as arrays on all devices, so that one program serves all of them."""
+        """Extra arguments as arrays on all devices: one compiled function serves all of them."""
         return [self.task.mapping.replicate(jax.tree.map(np.asarray, s)) for s in settings]
 
     def images(self, order):
-        """``{'image', 'label'}`` at some positions: float32 images in [0, 1], on the host."""
+        """``{'image', 'label'}`` at some indices: float32 images in [0, 1], on the host."""
         return self.map_examples(
             lambda weights, batch: {key: batch[key] for key in ("image", "label")},
             order=np.asarray(order),
         )
 
     def progress(self, count, words):
-        """A bar on a terminal."""
+        """A progress bar on a terminal."""
         shown = jax.process_index() == 0 and not self.quiet and sys.stderr.isatty()
         return tqdm.tqdm(
             total=count, desc=words, unit=" images", leave=False, disable=not shown, file=sys.stderr
@@ -191,7 +191,7 @@ def create_subject(task, weights, split="test", quiet=False):
     """A `Subject`, with the arrays of its split on all devices.
 
     Raises:
-      UserError: there is no such split.
+        UserError: the split does not exist.
     """
     splits = sorted(task.data.examples.keys() - {"train"})
     if split not in splits:
@@ -204,24 +204,24 @@ def create_subject(task, weights, split="test", quiet=False):
 
 
 def predictions(logits):
-    """int32 ``[b]``: the class of the highest logit, or -1, no class, where none is a number.
+    """int32 ``[b]``: the class of the highest logit, or -1 if all logits are NaN.
 
     Example:
-      >>> predictions(jnp.array([[0.1, 0.7, jnp.nan], [jnp.nan, jnp.nan, jnp.nan]])).tolist()
-      [1, -1]
+        >>> predictions(jnp.array([[0.1, 0.7, jnp.nan], [jnp.nan, jnp.nan, jnp.nan]])).tolist()
+        [1, -1]
     """
     return jnp.nanargmax(logits, -1)
 
 
 def scale(x):
-    """Images in [0, 1] from uint8; anything else as it is."""
+    """Images in [0, 1] from uint8; anything else unchanged."""
     if x is None or x.dtype != jnp.uint8:
         return x
     return x.astype(jnp.float32) / 255
 
 
 def own(tree, like):
-    """This device's part of what `compile` gave for the whole batch; `like` has as many rows."""
+    """This device's part of a result for the whole batch; `like` has as many rows as the part."""
     size = like.shape[0]
     start = lax.axis_index(AXIS) * size
     return jax.tree.map(

@@ -1,14 +1,14 @@
-"""CutMix and its relatives: exact, under jit, on anything with a batch axis.
+"""CutMix and related mixes, inside jit, for anything with a batch axis.
 
-A `Plan` says what will be mixed; it is drawn from a key and a shape, without touching a pixel.
-`apply` mixes images, masks and feature maps by it, `mix_labels` their labels:
+A `Plan` says what will be mixed. It is sampled from a key and a shape, without touching a pixel.
+`apply` mixes images, masks and feature maps by it, and `mix_labels` mixes their labels::
 
     plan = mix.sample_cutmix(key, batch_size=64, sides=(32, 32))
     images = mix.apply(plan, images)
     labels = mix.mix_labels(plan, labels, num_classes=10)
 
-`cutmix(key, images, labels, num_classes=10)` does all of it in one call, `create_mix` makes
-any mix of the paper by its name, and `chain` and `random_choice` combine mixes.
+`cutmix(key, images, labels, num_classes=10)` does all of this in one call. `create_mix` makes any
+mix of the paper by its name. `chain` and `random_choice` combine mixes.
 """
 
 from cutmix_jax.mix.calls import cutmix, cutout, mixup

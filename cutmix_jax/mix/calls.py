@@ -1,4 +1,4 @@
-"""Each mix in one call: draw the plan, mix the images, mix the labels."""
+"""Each mix in one call: sample the plan, mix the images, mix the labels."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from cutmix_jax.mix.sample import (
 
 
 def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste="mask", **options):
-    r"""Mixes a batch by CutMix: draws the plan, pastes the box, mixes the labels.
+    r"""Mixes a batch by CutMix: samples the plan, pastes the box, mixes the labels.
 
     .. math::
         \tilde x = M \odot x + (1 - M) \odot x_{partner}, \qquad
@@ -29,14 +29,14 @@ def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste=
         labels: class ids, integers `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
         num_classes: K, for class ids.
         spatial_axes: the axes of `images` that the box lies on.
-        paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. A new batch is returned, which the
-            mask writes in one pass; the window pays where the batch may be overwritten.
-        **options: what `sample_cutmix` takes: `alpha=1.0`, `prob=1.0`, `scope='batch'`, ...;
-            numbers among them may be traced.
+        paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. The mask writes the new batch in
+            one pass. The window is faster if the batch may be overwritten.
+        **options: options of `sample_cutmix`: `alpha=1.0`, `prob=1.0`, `scope='batch'`, ...
+            Numbers may be traced.
 
     Returns:
-        `(images, labels, plan)`: mixed images of the given dtype, labels float32 `[B, K]`, and the
-        `Plan`, by which anything else of the batch can be mixed too.
+        `(images, labels, plan)`: mixed images of the same dtype, labels float32 `[B, K]`, and the
+        `Plan`, which mixes anything else in the batch.
 
     Raises:
         ValueError: while tracing, if shapes, dtypes or options do not fit.
@@ -61,7 +61,7 @@ def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste=
 
 
 def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **options):
-    r"""Mixes a batch by Mixup: draws the plan, blends the images, mixes the labels.
+    r"""Mixes a batch by Mixup: samples the plan, blends the images, mixes the labels.
 
     .. math::
         \tilde x = \lambda x + (1 - \lambda) x_{partner}, \qquad
@@ -72,8 +72,8 @@ def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **optio
         images: `[B, H, W, C]`, floating or uint8; other layouts by `spatial_axes`.
         labels: class ids, integers `[B]`, with `num_classes`; or rows of weights, `[B, K]`.
         num_classes: K, for class ids.
-        spatial_axes: the axes of `images` that its sides lie on.
-        **options: what `sample_mixup` takes; numbers among them may be traced.
+        spatial_axes: the spatial axes of `images`.
+        **options: options of `sample_mixup`; numbers may be traced.
 
     Returns:
         `(images, labels, plan)`, as `cutmix` does.
@@ -98,7 +98,7 @@ def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **optio
 
 
 def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
-    r"""Fills a box in each image, by Cutout; labels stay as they are.
+    r"""Fills a box in each image, by Cutout. Labels do not change.
 
     .. math:: \tilde x_i[p] = \text{fill if } p \in \text{box}_i \text{ else } x_i[p]
 
@@ -106,9 +106,9 @@ def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
         key: a JAX random key.
         images: `[B, H, W, C]`, any dtype; other layouts by `spatial_axes`.
         spatial_axes: the axes of `images` that the box lies on.
-        paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. A new batch is returned, which the
-            mask writes in one pass; the window pays where the batch may be overwritten.
-        **options: what `sample_cutout` takes; numbers among them may be traced.
+        paste: `'mask'`, `'window'` or `'auto'`, as for `apply`. The mask writes the new batch in
+            one pass. The window is faster if the batch may be overwritten.
+        **options: options of `sample_cutout`; numbers may be traced.
 
     Returns:
         `(images, plan)`.
@@ -135,11 +135,11 @@ def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
 
 
 def _mix(sampler, key, images, labels, num_classes, spatial_axes, paste, options):
-    """Checks what is known here and not inside of jit, and goes there."""
+    """Checks what is only known outside of jit, then calls the jitted function."""
     if not hasattr(images, "shape"):
         raise ValueError(
-            f"images must be one array with the batch first, but they are a"
-            f" {type(images).__name__}; stack them, or draw a plan and apply() it to each array."
+            f"images must be one array with the batch first, but got a {type(images).__name__}."
+            f" Stack them, or sample a plan and apply() it to each array."
         )
     images = check.array("images", images)
     numbers = checked_numbers(**{k: v for k, v in options.items() if k in NUMBERS})

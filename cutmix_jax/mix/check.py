@@ -10,12 +10,12 @@ import numpy as np
 
 
 def is_concrete(value):
-    """Whether `value` is known now, and not only when the compiled program runs."""
+    """Whether `value` is known now, and not only when the compiled step runs."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def array(what, value):
-    """Returns an array as it is, and a list as NumPy's, which is known inside of jit too."""
+    """Returns an array unchanged, and a list as a NumPy array, which is known inside of jit too."""
     if isinstance(value, jax.Array):
         return value
     try:
@@ -30,7 +30,7 @@ def array(what, value):
 
 
 def known(value):
-    """Returns an array as NumPy's; None if it is traced, or partly on other processes' devices."""
+    """Returns a NumPy array, or None if it is traced or partly on devices of other processes."""
     if not is_concrete(value):
         return None
     if isinstance(value, jax.Array) and not (
@@ -48,26 +48,26 @@ def whole(name, value, low):
         number = None
     if number is None or number != value or number < low:
         raise ValueError(
-            f"{name} must be a whole number of at least {low}, known while tracing, but it is"
+            f"{name} must be a whole number of at least {low}, known while tracing, but got"
             f" {value}."
         )
     return number
 
 
 def number(name, value, low, high, *, above=False):
-    """Returns `value` as a float32 scalar, so that all kinds of numbers share one trace."""
+    """Returns `value` as a float32 scalar: all types of numbers share one trace."""
     if jnp.shape(value) != ():
         raise ValueError(f"{name} must be one number, but its shape is {jnp.shape(value)}.")
     known = float(value) if is_concrete(value) else None
     if known is not None and not (low < known <= high if above else low <= known <= high):
         bounds = f"above {low}" if above else f"at least {low}"
         bounds += "" if high == math.inf else f" and at most {high}"
-        raise ValueError(f"{name} must be {bounds}, but it is {value}.")
+        raise ValueError(f"{name} must be {bounds}, but got {value}.")
     return jnp.asarray(value, jnp.float32)
 
 
 def choice(what, value, table):
-    """Returns `table[value]`, or raises naming what there is to choose from."""
+    """Returns `table[value]`, or raises an error that lists the choices."""
     if value in table:
         return table[value] if isinstance(table, dict) else value
     close = difflib.get_close_matches(str(value), [str(known) for known in table], n=1)
@@ -80,11 +80,11 @@ def sides(sides):
     """Returns the sides as a tuple of ints, or raises."""
     if not np.iterable(sides) or not (sides := tuple(sides)):
         raise ValueError(
-            f"sides must be one number per spatial axis, as in (32, 32), but they are {sides}."
+            f"sides must be one number per spatial axis, as in (32, 32), but got {sides}."
         )
     sides = tuple(whole("each of the sides", side, 1) for side in sides)
     if math.prod(sides) >= 2**31:
-        raise ValueError(f"sides {sides} make more pixels than fit into 32 bits.")
+        raise ValueError(f"sides {sides} have more pixels than fit into 32 bits.")
     return sides
 
 
@@ -95,7 +95,7 @@ def size(size):
     values = known(array("size", size)) if is_concrete(size) else None
     if values is None or values.ndim > 1:
         raise ValueError(
-            f"size must be one number or one per side, known while tracing, but it is {size}."
+            f"size must be one number or one per side, known while tracing, but got {size}."
         )
     return tuple(values.tolist()) if values.ndim else values.tolist()
 
@@ -107,7 +107,7 @@ def axis_numbers(spatial_axes):
         return tuple(operator.index(axis) for axis in axes)
     except TypeError:
         raise ValueError(
-            f"spatial_axes must be whole numbers, as in (1, 2), but they are {spatial_axes}."
+            f"spatial_axes must be whole numbers, as in (1, 2), but got {spatial_axes}."
         ) from None
 
 
@@ -116,7 +116,7 @@ def axes(found, shape, spatial_axes):
     axes = tuple(a % len(shape) for a in spatial_axes if -len(shape) <= a < len(shape))
     if not 0 < len(axes) == len(set(axes)) == len(spatial_axes) or 0 in axes:
         raise ValueError(
-            f"{found} has no axes {tuple(spatial_axes)} after the batch axis; expected"
-            f" [B, H, W, C], or spatial_axes that name where its sides are."
+            f"{found} has no axes {tuple(spatial_axes)} after the batch axis. Expected"
+            f" [B, H, W, C]; for other layouts, set spatial_axes."
         )
     return axes

@@ -8,7 +8,7 @@ from cutmix_jax.mix.pixels import partners, precise
 
 
 def mix_labels(plan, labels, num_classes=None):
-    r"""Mixes labels by the plan's weights; never smooths them.
+    r"""Mixes labels by the plan's weights. Never smooths them.
 
     .. math:: \tilde y_i = \lambda_i y_i + (1 - \lambda_i) y_{partner_i}
 
@@ -16,15 +16,14 @@ def mix_labels(plan, labels, num_classes=None):
         plan: a `Plan` for batches of this size.
         labels: class ids, any integers `[B]`, with `num_classes`; or one row per example,
             `[B, K]`: soft (floating) or multi-hot (floating, bool, or integers 0 and 1).
-        num_classes: K, the number of classes that ids are below.
+        num_classes: K, the number of classes, for ids.
 
     Returns:
         float32 `[B, K]`.
 
     Raises:
-        ValueError: if the labels are neither, do not match the plan's batch (both while tracing),
-            or ids are outside the classes, or integer rows not 0 or 1 (both where the values are
-            known, that is outside jit).
+        ValueError: while tracing, if the labels have another form or another batch size than the
+            plan. Outside jit, also if ids are out of range or integer rows are not 0 or 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -48,7 +47,7 @@ def mix_values(plan, values):
         values: a pytree of arrays `[B, ...]`: example weights, regression targets, embeddings.
 
     Returns:
-        A pytree like `values`; floating and complex dtypes stay, others become float32.
+        A pytree like `values`. Floating and complex dtypes stay, others become float32.
 
     Raises:
         ValueError: while tracing, if the batch is not the plan's.
@@ -82,8 +81,8 @@ def mix_losses(plan, loss_fn, labels):
     .. math::
         \tilde\ell_i = \lambda_i \, \ell(y_i)_i + (1 - \lambda_i) \, \ell(y_{partner_i})_i
 
-    For losses that are linear in the label, as cross-entropy is, this equals the loss for
-    `mix_labels`; for those that are not, or that take class ids alone, it is the form to use.
+    For losses that are linear in the label, such as cross-entropy, this equals the loss for
+    `mix_labels`. Use it for other losses, and for losses that take class ids only.
 
     Args:
         plan: a `Plan` for batches of this size.
@@ -118,7 +117,7 @@ def mix_losses(plan, loss_fn, labels):
 
 
 def weighted(lam, own, other):
-    """Returns lam own + (1 - lam) other, and what has no weight stays out even where it is NaN."""
+    """Returns lam own + (1 - lam) other. A value with weight 0 may be NaN."""
     own, other = (x.astype(precise(x.dtype)) for x in (own, other))
     first, second = lam.astype(own.dtype), (1 - lam).astype(other.dtype)
     return jnp.where(lam > 0, first * own, 0) + jnp.where(lam < 1, second * other, 0)

@@ -13,8 +13,8 @@ from jax.sharding import AxisType
 
 from cutmix_jax.mix import check
 
-# Window sides of `paste='window'`, as quarters of the image's sides. Each is a branch to compile;
-# with eight of them the copy that the finer fit saves is smaller than what the branches cost.
+# Window sizes of `paste='window'`, as quarters of the image. Each is a branch to compile. With
+# eight of them, the branches cost more than the smaller copy saves.
 WINDOW_QUARTERS = (1, 2, 3, 4)
 
 
@@ -26,20 +26,20 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
             x_{partner_i}[p] \text{ or fill} & p \in \text{box}_i \\
             r_i \, x_i[p] + (1 - r_i) \, x_{partner_i}[p] & \text{otherwise} \end{cases}
 
-    In and outside the box pixels are selected and never multiplied, so dtypes stay as they are,
-    uint8 is exact, and NaN outside the pasted region of the partner stays out. Only where a plan
-    blends (Mixup) pixels are multiplied: in float32, then rounded once to their own dtype.
+    Pixels are selected and never multiplied. So dtypes stay, uint8 is exact, and NaN outside the
+    pasted region of the partner does not spread. Only plans that blend (Mixup) multiply: in
+    float32, then rounded once to the array's dtype.
 
     Args:
         plan: a `Plan` for batches of this size.
-        tree: a pytree of arrays, each with the batch first: `[B, ...]`, any dtype. An array whose
-            sides are a fraction of `plan.sides` (a segmentation mask at a lower resolution) takes,
-            in each of its cells, what the image has at the cell's centre.
-        spatial_axes: the axes that the plan's sides lie on, `(1, 2)` for `[B, H, W, C]`. Negative
-            axes count from the end: `(-2, -1)` fits `[B, C, H, W]` and `[B, H, W]` alike.
-        paste: `'window'` touches no more than a window around the box (plans that only paste, one
-            box per batch), `'mask'` selects over the whole image, `'auto'` takes the window where
-            it can. Both give the same bits.
+        tree: a pytree of arrays, each with the batch first: `[B, ...]`, any dtype. Arrays may have
+            a lower resolution than the image, such as segmentation masks. Each of their cells then
+            takes what the image has at the cell's center.
+        spatial_axes: the spatial axes, `(1, 2)` for `[B, H, W, C]`. Negative axes count from the
+            end: `(-2, -1)` fits both `[B, C, H, W]` and `[B, H, W]`.
+        paste: `'window'` touches only a window around the box. It needs a plan that only pastes,
+            with one box per batch. `'mask'` selects over the whole image. `'auto'` takes the window
+            if it can. Both give the same bits.
 
     Returns:
         A pytree like `tree`.
@@ -67,7 +67,7 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
     check.choice("paste", paste, {"auto", "window", "mask"})
     obstacle = _obstacle_to_window(plan)
     if paste == "window" and obstacle:
-        raise ValueError(f"paste='window' needs {obstacle}; use paste='mask' or 'auto'.")
+        raise ValueError(f"paste='window' needs {obstacle}. Use paste='mask' or 'auto'.")
     paste = _mask if paste == "mask" or obstacle else _window
     spatial_axes = check.axis_numbers(spatial_axes)
 
@@ -81,14 +81,14 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
 
 
 def apply_at(plans, layer, tree, **options):
-    """Applies, in turn, those of the plans that are for this layer.
+    """Applies those of the plans that are for this layer, one after the other.
 
     A model whose forward pass calls `tap(name, x) -> x` at its feature maps mixes them by
     `tap=partial(mix.apply_at, plans)`.
 
     Args:
         plans: a tuple of `Plan`, as `Mix.sample` returns it.
-        layer: the name of the feature map, one of `LAYERS`; others have no plans.
+        layer: the name of the feature map, one of `LAYERS`. Others have no plans.
         tree: a pytree of arrays, each with the batch first.
         **options: `spatial_axes` and `paste` of `apply`.
 
@@ -102,8 +102,8 @@ def apply_at(plans, layer, tree, **options):
         >>> import jax, jax.numpy as jnp
         >>> from cutmix_jax import mix
         >>> sides = {'image': (8, 8), 'layer1': (4, 4)}
-        >>> recipe = mix.create_mix('manifold_mixup', layers='layer1', partner='reverse')
-        >>> plans = recipe.sample(jax.random.key(0), 2, sides)
+        >>> mixup = mix.create_mix('manifold_mixup', layers='layer1', partner='reverse')
+        >>> plans = mixup.sample(jax.random.key(0), 2, sides)
         >>> features = jnp.stack([jnp.zeros((4, 4, 16)), jnp.ones((4, 4, 16))])
         >>> bool((mix.apply_at(plans, 'image', features) == features).all())
         True
@@ -117,10 +117,10 @@ def apply_at(plans, layer, tree, **options):
 
 
 def _apply_if_any(plan, tree, **options):
-    """`apply`; on a CPU, at a feature map, nothing is computed by a plan that changes nothing.
+    """`apply`, but on a CPU a plan that changes nothing at a feature map computes nothing.
 
-    The partners' gradients are scattered there, and slowly, at every map that may be chosen. An
-    accelerator would have to wait for the answer.
+    Scattering the partners' gradients is slow there, and happens at every map that may be chosen.
+    An accelerator would have to wait for the condition.
     """
     if plan.layer == "image" or plan.across is not None or jax.default_backend() != "cpu":
         return apply(plan, tree, **options)
@@ -138,13 +138,13 @@ def partners(plan, x):
 
 
 def _explicit_sharding(x):
-    """Returns how `x` is laid over explicit mesh axes, which gathers have to be told, or None."""
+    """Returns the sharding of `x` over explicit mesh axes, which gathers need, or None."""
     sharding = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def _obstacle_to_window(plan):
-    """Says what a plan lacks for `paste='window'`, or nothing."""
+    """Says why a plan cannot use `paste='window'`, or returns None."""
     if plan.box.shape[0] != 1:
         return f"one box for the whole batch, but the plan has {plan.box.shape[0]}"
     if plan.ratio is not None:
@@ -156,7 +156,7 @@ def _obstacle_to_window(plan):
     return None
 
 
-# Compiled as one where it is called outside of jit: one pass over the images instead of several.
+# Outside of jit this compiles to one pass over the images instead of several.
 @partial(jax.jit, inline=True, static_argnames=("axes", "paste"))
 def _apply_to(plan, x, axes, paste):
     box = _box_on(plan, tuple(x.shape[axis] for axis in axes))
@@ -166,9 +166,9 @@ def _apply_to(plan, x, axes, paste):
         plan = replace(plan, fill=plan.fill.reshape(ones + plan.fill.shape))
     last, sharding = max(axes), _explicit_sharding(x)
     if jax.default_backend() == "cpu" and not (sharding and any(sharding.spec[last + 1 :])):
-        # XLA's CPU backend selects along the last axis. If that holds three channels, it spends
-        # its time on indices, for uint8 two to five times as much; so the last spatial axis is
-        # merged with what is behind it. A TPU would have to move the data for that.
+        # XLA's CPU backend selects along the last axis. With three channels most of the time goes
+        # into indices: for uint8, two to five times as much. So the last spatial axis is merged
+        # with the axes after it. A TPU would have to move the data for that.
         channels = math.prod(shape[last + 1 :])
         box *= np.array([[[channels if axis == last else 1 for axis in axes]]], np.int32)
         x = x.reshape(*shape[:last], shape[last] * channels)
@@ -180,13 +180,13 @@ def _apply_to(plan, x, axes, paste):
 
 
 def check_fill(fill, x):
-    """Returns the fill as an array; raises if `x`, where that is known, cannot hold it."""
+    """Returns the fill as an array, or raises if it is known that `x` cannot hold it."""
     fill = check.array("fill", fill)
     ends = zip(fill.shape[::-1], x.shape[::-1], strict=False)
     if fill.ndim > len(x.shape) or not all(side in (1, of) for side, of in ends):
         raise ValueError(
-            f"fill of shape {fill.shape} does not broadcast to an array of shape {x.shape};"
-            f" expected one number, or one per channel: [C] for [B, H, W, C], [C, 1, 1] for"
+            f"fill of shape {fill.shape} does not broadcast to an array of shape {x.shape}."
+            f" Expected one number, or one per channel: [C] for [B, H, W, C], [C, 1, 1] for"
             f" [B, C, H, W]."
         )
     values = check.known(fill)
@@ -195,7 +195,7 @@ def check_fill(fill, x):
         values = np.round(values)
         if not ((low <= values) & (values <= high)).all():
             raise ValueError(
-                f"fill={fill} does not fit into an array of {x.dtype}; expected {low} to {high}."
+                f"fill={fill} does not fit into an array of {x.dtype}. Expected {low} to {high}."
             )
     return jnp.asarray(fill)
 
@@ -210,29 +210,29 @@ def _checked_axes(plan, x, spatial_axes):
     axes = check.axes(found, x.shape, spatial_axes)
     if len(axes) != len(plan.sides):
         raise ValueError(
-            f"spatial_axes={spatial_axes} names {len(axes)} axes, but the plan was drawn for the"
+            f"spatial_axes={spatial_axes} names {len(axes)} axes, but the plan was sampled for the"
             f" {len(plan.sides)} sides {plan.sides}."
         )
     if x.shape[0] != plan.partner.shape[0]:
         raise ValueError(
-            f"{found} has a batch of {x.shape[0]}, but the plan was drawn for a batch of"
+            f"{found} has a batch of {x.shape[0]}, but the plan was sampled for a batch of"
             f" {plan.partner.shape[0]}."
         )
     sides = tuple(x.shape[axis] for axis in axes)
-    # One scale for all axes, up to rounding, tells a smaller mask from a wrong choice of axes.
+    # A smaller mask has one scale for all axes, up to rounding. A wrong choice of axes does not.
     scales = [
         ((side - 1) / of, (side + 1) / of) for side, of in zip(sides, plan.sides, strict=True)
     ]
     if max(low for low, _ in scales) >= min(high for _, high in scales):
         raise ValueError(
-            f"{found} has sides {sides} on spatial_axes={spatial_axes}, but the plan was drawn for"
-            f" sides {plan.sides}; draw it for this shape, or name the spatial axes."
+            f"{found} has sides {sides} on spatial_axes={spatial_axes}, but the plan was sampled"
+            f" for sides {plan.sides}. Sample it for this shape, or set spatial_axes."
         )
     return axes
 
 
 def _box_on(plan, sides):
-    """Returns the box in the cells of an array with other sides, by the cells' centres."""
+    """Returns the box in the cells of an array of another resolution, by the cells' centers."""
     box = plan.box.astype(jnp.int32)
     if sides == plan.sides:
         return box
@@ -249,7 +249,7 @@ def _per_example(values, ndim):
 
 
 def _inside(box, shape, axes):
-    """Returns bool, which pixels of `shape` lie in their box; broadcasts against `shape`."""
+    """Returns a bool array, true inside each box. It broadcasts against `shape`."""
     inside = True
     for i, axis in enumerate(axes):
         line = [side if a == axis else 1 for a, side in enumerate(shape)]
@@ -260,7 +260,7 @@ def _inside(box, shape, axes):
 
 
 def _pasted(plan, x):
-    """Returns what the box shows: the partner's pixels, or the fill."""
+    """Returns what is pasted into the box: the partner's pixels, or the fill."""
     if plan.fill is None:
         return partners(plan, x)
     fill = jnp.asarray(plan.fill)
@@ -270,13 +270,13 @@ def _pasted(plan, x):
 
 
 def _blended(plan, x):
-    """Returns what is outside the box: the own pixels, or their blend with the partner's."""
+    """Returns what is outside the box: the image, or its blend with the partner."""
     if plan.ratio is None:
         return x
     if not jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype != jnp.uint8:
         raise ValueError(
             f"an array of dtype {x.dtype} and shape {x.shape} cannot be blended: class ids have no"
-            f" mean; give it as one-hot floats, or use a mix that only pastes."
+            f" mean. Give it as one-hot floats, or use a mix that only pastes."
         )
     ratio = _per_example(plan.ratio, x.ndim)
     dtype = precise(x.dtype)
@@ -287,7 +287,7 @@ def _blended(plan, x):
 
 
 def precise(dtype):
-    """Returns the dtype to compute in: float32, or the own one if that is as fine."""
+    """Returns the dtype to compute in: float32, or a finer one."""
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     return dtype if inexact and jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
@@ -298,7 +298,7 @@ def _mask(plan, x, axes, box):
 
 
 def _window(plan, x, axes, box):
-    """Selects in the smallest window of the list that holds the box; the rest is not read."""
+    """Selects in the smallest window that holds the box. The rest of the image is not read."""
 
     def paste_in(quarters):
         shape = list(x.shape)

@@ -1,4 +1,4 @@
-"""The plan of a mix: what it holds, what share it keeps, and selecting between plans."""
+"""The plan of a mix: its fields, the area it keeps, and selecting between plans."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from jax import lax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    r"""What will be mixed with what: a small pytree, drawn before any pixel is touched.
+    r"""What will be mixed with what: a small pytree, sampled before any pixel is touched.
 
     .. math::
         \tilde x_i[p] = \begin{cases}
@@ -24,13 +24,13 @@ class Plan:
         partner: int32 `[B]`, the example that is pasted into, or blended with, this one.
         box: int32 `[1 or B, 2, n]`, the half-open (low, high) corners of the pasted region in
             pixels, for n spatial axes; low = high: nothing is pasted.
-        ratio: the own share r outside the box, float32 `[1 or B]`; `None` in plans that only
-            paste: nothing is multiplied there.
-        lam: float32 `[1 or B]`, the weight of the own label.
-        fill: `None`, or the value that takes the place of the partner's pixels in the box.
-        sides: the sides of the image that the box is measured in, in pixels (static).
-        layer: the feature map that the plan is for, `'image'` unless said otherwise (static).
-        across: `None`, or the name of the mapped axis over whose devices partners count (static).
+        ratio: float32 `[1 or B]`, the weight r of the image itself outside the box; `None` in plans
+            that only paste.
+        lam: float32 `[1 or B]`, the weight of the image's own label.
+        fill: `None`, or the value that replaces the partner's pixels in the box.
+        sides: height and width of the image that the box is measured in (static).
+        layer: the feature map that the plan is for, `'image'` by default (static).
+        across: `None`, or the name of the mapped axis, if partners come from all devices (static).
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,10 +55,10 @@ class Plan:
 
 
 def kept_share(box, sides):
-    """Returns the share of pixels outside each box: float32 `[1 or B]`, rounded once.
+    """Returns the fraction of pixels outside each box: float32 `[1 or B]`, rounded once.
 
-    XLA turns the division by a constant into a multiplication by its reciprocal, off by one unit
-    in the last place for every fourth area of a 224 x 224 image; so the divisor is counted too.
+    XLA turns the division by a constant into a multiplication by its reciprocal. For every fourth
+    area of a 224 x 224 image this is off by one unit in the last place. So the divisor is computed.
     """
     box = box.astype(jnp.int32)
     pasted = jnp.prod(box[:, 1] - box[:, 0], axis=-1)
@@ -68,7 +68,7 @@ def kept_share(box, sides):
 
 
 def share(plan):
-    r"""Returns the share of each mixed image that is its own.
+    r"""Returns the fraction of each mixed image that comes from the image itself.
 
     .. math:: \text{share}_i = r_i \, (1 - |\text{box}_i| / \textstyle\prod_k \text{side}_k)
 
@@ -76,8 +76,8 @@ def share(plan):
         plan: a `Plan`.
 
     Returns:
-        float32 `[1 or B]`, rounded once. CutMix weighs the own label by just this share; the
-        function is there for plans that weigh labels otherwise, such as Cutout.
+        float32 `[1 or B]`, rounded once. CutMix weighs labels by exactly this. The function is
+        useful for plans that do not, such as Cutout.
 
     Example:
         >>> import jax
@@ -91,7 +91,7 @@ def share(plan):
 
 
 def switched(plan, on):
-    """Returns the plan where `on` (bool `[1 or B]`) holds, and one that does nothing elsewhere."""
+    """Returns the plan where `on` (bool `[1 or B]`) is true, and an empty plan elsewhere."""
     return replace(
         plan,
         box=jnp.where(on[:, None, None], plan.box, 0),
@@ -100,23 +100,23 @@ def switched(plan, on):
     )
 
 
-def select(chosen, drawn):
-    """Returns one plan, which for each image is that of the mix that was chosen for it.
+def select(chosen, sampled):
+    """Returns one plan: for each image, that of the mix that was chosen for it.
 
     Args:
-        chosen: int32 `[1 or B]`, indices of `drawn`.
-        drawn: what each mix has drawn: tuples of plans.
+        chosen: int32 `[1 or B]`, indices of `sampled`.
+        sampled: what each mix has sampled: tuples of plans.
     """
-    plans = [plan for plans in drawn for plan in plans]
+    plans = [plan for plans in sampled for plan in plans]
     kinds = {(plan.layer, plan.across) for plan in plans}
     if (
         len(kinds) > 1
-        or any(len(plans) != 1 for plans in drawn)
+        or any(len(plans) != 1 for plans in sampled)
         or any(plan.fill is not None for plan in plans)
     ):
         raise ValueError(
             "random_choice() per device or image needs mixes that have one plan each, at the same"
-            " layer, with partners from the same devices, and without a fill; use scope='batch'."
+            " layer, with partners from the same devices, and without a fill. Use scope='batch'."
         )
     result, *others = plans
     for i, plan in enumerate(others, 1):
@@ -135,5 +135,5 @@ def select(chosen, drawn):
 
 
 def on_device(key, axis_name):
-    """Returns the key, another one on each device if there is an axis of them."""
+    """Returns the key, or a different one on each device if there is an axis of them."""
     return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))

@@ -1,4 +1,4 @@
-"""Mixes by name, with their parameters, and what combines them."""
+"""Mixes by name, with their parameters, and combinations of mixes."""
 
 import inspect
 import math
@@ -13,17 +13,17 @@ from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import on_device, select, switched
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
-# The feature maps that a mix may be applied at, in the order of the forward pass. The paper counts
-# them from 0, the image; 'stem' is what follows the first convolution.
+# The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
+# 0, the image. 'stem' is the map after the first convolution.
 LAYERS = ("image", "stem", "layer1", "layer2", "layer3", "layer4")
 
-# schedule=: the factor on prob, from the share of training that is done.
+# schedule=: the factor on prob, from the fraction of training that is done.
 SCHEDULES = {"constant": lambda progress: 1.0, "linear": lambda progress: progress}
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A mix with its parameters, ready to draw plans; made by `create_mix`.
+    """A mix with its parameters, ready to sample plans. Made by `create_mix`.
 
     Attributes:
         name: as given to `create_mix`.
@@ -44,13 +44,13 @@ class Mix:
         Args:
             key: a JAX random key, the same on every device.
             batch_size: B, of this device's shard.
-            sides: the image's sides in pixels, `(H, W)`; or, for mixes at feature maps, a mapping
-                from each of `layers` to the sides of its map.
-            progress: the share of training that is done, in [0, 1]; may be traced.
+            sides: height and width of the image, `(H, W)`; or, for mixes at feature maps, a mapping
+                from each of `layers` to the height and width of its map.
+            progress: the fraction of training that is done, in [0, 1]; may be traced.
             axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
 
         Returns:
-            A tuple of `Plan`; empty for `'none'`. Each says in `plan.layer` where it belongs.
+            A tuple of `Plan`, empty for `'none'`. `plan.layer` names the feature map of each.
 
         Raises:
             ValueError: while tracing, if `sides` lacks a layer.
@@ -66,7 +66,7 @@ class Mix:
         return ()
 
     def describe(self):
-        """Returns the recipe in words.
+        """Returns the mix in words.
 
         Example:
             >>> from cutmix_jax import mix
@@ -78,7 +78,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class OneMix(Mix):
-    """One sampler with its options, at the image or at a layer drawn anew for each batch."""
+    """One sampler with its options, at the image or at a layer sampled for each batch."""
 
     sampler: Callable | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -179,15 +179,15 @@ def _in_order(plans):
 
 
 def _sides_at(layer, sides, mix):
-    """Returns the sides of a layer's map from what `Mix.sample` was given."""
+    """Returns height and width of a layer's map, from the `sides` of `Mix.sample`."""
     if isinstance(sides, Mapping):
         return check.choice(
             f"mix '{mix.name}' needs the sides of {mix.layers}: layer", layer, sides
         )
     if layer != "image":
         raise ValueError(
-            f"mix '{mix.name}' mixes at {mix.layers}, so sides must be a mapping from their names"
-            f" to the sides of their maps, but it is {sides}."
+            f"mix '{mix.name}' mixes at {mix.layers}, so sides must map their names to the height"
+            f" and width of their maps, but got {sides}."
         )
     return sides
 
@@ -204,12 +204,12 @@ def _box_words(options):
         size = "size " + " x ".join(f"{s:g}" + (" of the side" if s < 1 else "") for s in sizes)
     if placement == "gaussian":
         placement += f", sigma {options['sigma']:g} of the side"
-    return f"one '{options['box']}' box per {options['scope']} ({size}; centre {placement})"
+    return f"one '{options['box']}' box per {options['scope']} ({size}; center {placement})"
 
 
 LABEL_WORDS = {
-    "share": "labels weighed by the pixels kept",
-    "one_hot": "the label of the larger share alone",
+    "share": "labels weighed by area",
+    "one_hot": "only the label of the larger area",
     "complete": "both labels by one half",
 }
 
@@ -222,7 +222,7 @@ def _partner_words(options):
 def _cutmix_words(options):
     labels = LABEL_WORDS[options["label"]]
     if not options["correct_lam"]:
-        labels += ", as drawn before clipping"
+        labels += ", as sampled before clipping"
     return f"CutMix: {_box_words(options)}, {_partner_words(options)}; {labels}"
 
 
@@ -243,7 +243,7 @@ WORDS = {
     sample_cutout: _cutout_words,
 }
 
-# What a recipe changes of its sampler's defaults, by the names of the paper.
+# What each mix of the paper changes of its sampler's defaults.
 RECIPES = {
     "cutmix": (sample_cutmix, {}),
     "center_gaussian_cutmix": (sample_cutmix, {"placement": "gaussian"}),
@@ -259,7 +259,7 @@ RECIPES = {
 
 
 def parameters_of(name):
-    """Returns the parameters of a recipe with their defaults."""
+    """Returns the parameters of a mix with their defaults."""
     sampler, changes = RECIPES[name]
     signature = inspect.signature(sampler).parameters.values()
     options = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
@@ -268,20 +268,21 @@ def parameters_of(name):
 
 
 def create_mix(name, **parameters):
-    """Returns the mix of that name, in the words of the paper.
+    """Returns the mix of that name.
 
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`; at feature maps `'manifold_mixup'`, `'feature_cutmix'`. `chain` and
-            `random_choice` combine them.
-        **parameters: what differs from the defaults of the mix: options of its sampler
-            (`sample_cutmix`, `sample_mixup`, `sample_cutout`), and for all of them
+            `'cutout'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`. `chain` and
+            `random_choice` combine mixes.
+        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`) that
+            differ from the defaults of the mix, and for all of them
 
-            * `schedule`: `'linear'` multiplies prob by the share of training that is done,
+            * `schedule`: `'linear'` multiplies prob by the fraction of training that is done,
               `'constant'` does not;
-            * `until`: the share of training after which nothing is mixed;
-            * `layers`: where, as names or numbers in `LAYERS`; one of several is drawn per batch.
+            * `until`: the fraction of training after which nothing is mixed;
+            * `layers`: feature maps, as names or numbers in `LAYERS`. If there are several, one is
+              sampled per batch.
 
     Returns:
         A `Mix`.
@@ -292,8 +293,8 @@ def create_mix(name, **parameters):
     Example:
         >>> from cutmix_jax import mix
         >>> print(mix.create_mix('cutmix', alpha=0.2, box='paper').describe())
-        CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); centre uniform), partner by
-        permutation; labels weighed by the pixels kept
+        CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); center uniform), partner by
+        permutation; labels weighed by area
     """
     if name == "none" and not parameters:
         return Mix("none")
@@ -319,10 +320,10 @@ def create_mix(name, **parameters):
 
 
 def chain(*mixes):
-    """Returns the mix that applies all of these, one after the other.
+    """Returns the mix that applies several mixes, one after the other.
 
     Args:
-        *mixes: what `create_mix`, `chain` and `random_choice` return.
+        *mixes: mixes from `create_mix`, `chain` and `random_choice`.
 
     Returns:
         A `Mix`.
@@ -340,16 +341,16 @@ def chain(*mixes):
 
 
 def random_choice(*mixes, weights=None, scope="batch"):
-    r"""Returns the mix that applies one of these at random.
+    r"""Returns the mix that applies one of several mixes, chosen at random.
 
     .. math:: P(i) = \text{weights}_i / \textstyle\sum_k \text{weights}_k
 
     Args:
-        *mixes: what `create_mix`, `chain` and `random_choice` return.
+        *mixes: mixes from `create_mix`, `chain` and `random_choice`.
         weights: one number per mix, at least 0; None: all are equally likely. May be traced.
-        scope: `'batch'`: one choice for the batch, the same on every device; `'device'`: one per
-            device; `'image'`: one per image. The last two make one plan, applied in one pass,
-            from mixes that have one plan each, at the same layer and without a `fill`.
+        scope: `'batch'`: one choice per batch, the same on every device. `'device'`: one per
+            device. `'image'`: one per image. The last two make one plan, applied in one pass. Each
+            mix must then have one plan, at the same layer and without a `fill`.
 
     Returns:
         A `Mix`.
@@ -397,7 +398,7 @@ def _layer_names(layers):
 
 
 def _draw_once(mix):
-    """Draws abstractly, so that wrong values raise here and not in the first step."""
+    """Samples abstractly: wrong values raise here and not in the first step."""
     size = mix.options.get("size")
     sides = (1024,) * (len(size) if isinstance(size, tuple) else 2)
     everywhere = dict.fromkeys(mix.layers, sides)

@@ -1,4 +1,4 @@
-"""Drawing plans: how large the box is, where it lies, and whom an example is mixed with."""
+"""Sampling plans: size and position of the box, and the partner of each example."""
 
 import math
 from dataclasses import replace
@@ -16,22 +16,22 @@ from cutmix_jax.mix.plan import Plan, kept_share, on_device, switched
 def symmetric_beta(size, side, alpha):
     r"""Returns Beta(alpha, alpha) from two uniform numbers in closed form.
 
-    With E = -log(1 - size), t = (exp(E / alpha) - 1) cos^2(2 pi side) gives the deviation from one
-    half, sqrt(t / (1 + t)) / 2, to the side that the cosine's sign says. Rejection, as in
-    `jax.random.beta`, is a loop that takes five times as long to compile.
+    With E = -log(1 - size) and t = (exp(E / alpha) - 1) cos^2(2 pi side), the deviation from one
+    half is sqrt(t / (1 + t)) / 2. The sign of the cosine gives its direction. Rejection sampling,
+    as in `jax.random.beta`, is a loop that takes five times as long to compile.
 
     Reference: Devroye, "Random variate generation in one line of code", 1996.
     """
     cosine = jnp.cos(2 * jnp.pi * side)
     odds = jnp.expm1(-jnp.log1p(-size) / alpha)
-    t = jnp.where(jnp.isinf(odds), 1.0, odds) * cosine**2  # infinity by itself would be NaN
+    t = jnp.where(jnp.isinf(odds), 1.0, odds) * cosine**2  # infinity would give NaN
     smaller = jnp.where(jnp.isinf(odds), 0.0, 0.5 / ((1 + t) * (1 + jnp.sqrt(t / (1 + t)))))
     return jnp.where(cosine < 0, smaller, 1 - smaller)
 
 
-# box=: a side in whole pixels from its real length, and the box's centre from a real point.
+# box=: how a real length becomes whole pixels, and how the center is rounded.
 BOXES = {
-    "exact": (lambda length: jnp.floor(length + 0.5), lambda centre: centre),
+    "exact": (lambda length: jnp.floor(length + 0.5), lambda center: center),
     "paper": (lambda length: 2 * jnp.floor(length / 2), jnp.floor),
 }
 
@@ -46,11 +46,11 @@ def _gaussian(where, length, side, sigma):
 
 
 def _inside(where, length, side, sigma):
-    # Half a pixel below the whole corner, where all rounding rules take it down to the corner.
+    # Half a pixel below the corner: every rounding rule then rounds it down to the corner.
     return jnp.floor((side - length + 1) * where) + length / 2
 
 
-# placement=: where the centre of the box falls, from a uniform number per side.
+# placement=: the center of the box, from a uniform number per side.
 PLACEMENTS = {"uniform": _uniform, "gaussian": _gaussian, "inside": _inside}
 
 
@@ -65,20 +65,20 @@ def boxes_at(where, lengths, sides, *, rule, placement, sigma):
 
 
 def box_lengths(size, sides):
-    """Returns the box's sides in pixels, from pixels or, below 1, shares of the image's sides."""
+    """Returns height and width of the box in pixels. Sizes below 1 are fractions of the image's."""
     sizes = size if isinstance(size, tuple) else (size,) * len(sides)
     lengths = [s * side if s < 1 else s for s, side in zip(sizes, sides, strict=False)]
     if len(sizes) != len(sides) or any(
         not 0 < length <= side for length, side in zip(lengths, sides, strict=True)
     ):
         raise ValueError(
-            f"size={size!r} is no box in an image of sides {sides}; expected pixels, or a share"
-            f" between 0 and 1 of the image's side, for all sides or for each of them."
+            f"size={size!r} does not fit into an image of sides {sides}. Expected pixels, or a"
+            f" fraction between 0 and 1 of the image's side, for all sides or for each of them."
         )
     return jnp.asarray(lengths, jnp.float32)
 
 
-# label=: the weight of the own label from the share that is kept.
+# label=: the weight of the image's own label, from the fraction that is kept.
 LABELS = {
     "share": lambda kept: kept,
     "one_hot": lambda kept: jnp.where(kept >= 0.5, 1.0, 0.0),
@@ -87,16 +87,16 @@ LABELS = {
 
 
 def _permutation(key, size):
-    """Sorts random words whose lowest bits are the index: one sort of one operand is fast on CPU.
+    """Sorts random words whose lowest bits are the index: sorting one operand is fast on CPU.
 
-    Words that are equal but for the index fall in either order with the same probability, as all
-    indices are flipped by one random word. Larger batches have too many of them.
+    Words may be equal except for the index. One random word flips all indices, so both orders are
+    equally likely. Larger batches have too many equal words.
     """
     if size > 1024 or size == 0:
         return jax.random.permutation(key, size)
     words = jax.random.bits(key, (size,), jnp.uint32)
     low = jnp.uint32((1 << (size - 1).bit_length()) - 1)
-    flip = words[0]  # whose lowest bits are free
+    flip = words[0]  # its lowest bits are unused
     words = (words & ~low) | ((lax.iota(jnp.uint32, size) ^ flip) & low)
     return (lax.sort(words, is_stable=False) ^ flip) & low
 
@@ -111,15 +111,15 @@ def _rotate(key, size):
 
 def _matching(key, size):
     order = _permutation(key, size)
-    neighbour = jnp.minimum(jnp.arange(size) ^ 1, size - 1)  # the odd one out has itself
-    return jnp.zeros(size, order.dtype).at[order].set(order[neighbour])
+    neighbor = jnp.minimum(jnp.arange(size) ^ 1, size - 1)  # the odd one out is its own partner
+    return jnp.zeros(size, order.dtype).at[order].set(order[neighbor])
 
 
 PARTNERS = {"permutation": _permutation, "reverse": _reverse, "rotate": _rotate}
-# With scope 'pair' two examples share a box, so partners are mutual.
+# With scope 'pair' two examples share a box, so they are each other's partners.
 MUTUAL_PARTNERS = {"permutation": _matching, "reverse": _reverse}
 
-# scope=: the draw that each example has, from its partner.
+# scope=: the index of each example's random numbers, from its own and its partner's index.
 SCOPES = {
     "batch": None,
     "device": None,
@@ -129,17 +129,15 @@ SCOPES = {
 
 
 def assign(key, count, batch_size, *, scope, partner, axis_name, across_devices):
-    """Returns each example's partner, and uniform numbers, `[1 or B, count]`."""
+    """Returns each example's partner, and uniform numbers `[1 or B, count]`."""
     draw_of = check.choice("scope", scope, SCOPES)
     table = MUTUAL_PARTNERS if scope == "pair" else PARTNERS
     draw_partners = check.choice(f"scope='{scope}': partner", partner, table)
     if across_devices and axis_name is None:
-        raise ValueError(
-            "across_devices=True needs axis_name, the axis that devices are mapped by."
-        )
+        raise ValueError("across_devices=True needs axis_name, the name of the axis over devices.")
     draw_key, partner_key = jax.random.split(key)
     size, own = batch_size, jnp.arange(batch_size, dtype=jnp.int32)
-    if across_devices:  # one drawing for all, of which each device takes its part
+    if across_devices:  # sampled once for all; each device takes its part
         size *= lax.axis_size(axis_name)
         own += batch_size * lax.axis_index(axis_name)
     else:
@@ -148,8 +146,9 @@ def assign(key, count, batch_size, *, scope, partner, axis_name, across_devices)
         draw_key = on_device(draw_key, axis_name)
     partners = draw_partners(partner_key, size).astype(jnp.int32)
     partners = partners[own] if across_devices else partners
-    # All numbers by one call, as each call is a loop on CPU; not by one with the partners' words,
-    # as under vmap keys of kind rbg ignore all but the first: devices would draw the same partners.
+    # One call for all numbers, because each call is a loop on CPU. The partners have their own
+    # call: under vmap, keys of kind rbg ignore all but the first, and all devices would sample the
+    # same.
     numbers = jax.random.uniform(draw_key, (1 if draw_of is None else size, count), jnp.float32)
     return partners, numbers if draw_of is None else numbers[draw_of(own, partners)]
 
@@ -163,7 +162,7 @@ NUMBERS = {
     "max_ratio": {"low": 0, "high": 1},
 }
 
-# What is static in drawing a plan.
+# The static options of sampling a plan.
 BATCH_OPTIONS = ("batch_size", "sides", "scope", "partner", "axis_name", "across_devices")
 BOX_OPTIONS = (*BATCH_OPTIONS, "size", "box", "placement", "label", "correct_lam")
 
@@ -197,47 +196,47 @@ def sample_cutmix(
     axis_name=None,
     across_devices=False,
 ):
-    r"""Draws a CutMix plan: a box of the partner is pasted, labels are weighed by its area.
+    r"""Samples a CutMix plan: a box of the partner is pasted, labels are weighed by its area.
 
     .. math::
         \lambda_0 \sim \text{Beta}(\alpha, \alpha), \quad
         \text{length}_k = \text{side}_k \, (1 - \lambda_0)^{1/n}, \quad
         \lambda = 1 - |\text{box}| / \textstyle\prod_k \text{side}_k
 
-    The centre is uniform in the image, and what sticks out is clipped, so the mean of
+    The center is uniform in the image, and the box is clipped at the border. So the mean of
     :math:`\lambda` is 163/240 = 0.68 for alpha = 1, and not 0.5.
 
     Args:
         key: a JAX random key.
         batch_size: B, of this device.
-        sides: the image's n sides in pixels, such as `(H, W)`; n = 1 for series, 3 for volumes.
+        sides: the spatial shape of the image, such as `(H, W)`; 1 side for series, 3 for volumes.
         alpha: parameter of the Beta distribution, above 0; may be traced.
         prob: the probability to mix at all, in [0, 1]; may be traced.
-        size: instead of a drawn size, that of every box: pixels, or below 1 a share of the
-            image's side; one number, or one per side.
+        size: a fixed size of the box instead of a sampled one: pixels, or below 1 a fraction of
+            the image's side; one number, or one per side.
         min_ratio: lower bound of a box's length over the image's side, in [0, 1]; may be traced.
         max_ratio: upper bound of the same; may be traced.
         box: `'exact'` rounds lengths to whole pixels; `'paper'` repeats the authors' code, where
-            lengths are even and the centre is a whole pixel.
-        placement: `'uniform'`: the centre is uniform in the image; `'gaussian'`: normal around the
-            image's centre; both are clipped at the border. `'inside'`: the whole box is inside.
+            lengths are even and the center is a whole pixel.
+        placement: `'uniform'`: the center is uniform in the image; `'gaussian'`: normal around the
+            image's center; both are clipped at the border. `'inside'`: the whole box is inside.
         sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
-        label: the own label's weight: `'share'`, of pixels kept; `'one_hot'`, 1 for the larger
-            share and 0 for the other; `'complete'`, one half for both.
-        correct_lam: `False` weighs labels by the share before rounding and clipping.
-        scope: `'batch'`: one draw for the whole batch, the same on every device, as in the paper;
+        label: the weight of the image's own label: `'share'`, the fraction of pixels kept;
+            `'one_hot'`, 1 if that is the larger part, else 0; `'complete'`, one half for both.
+        correct_lam: `False` weighs labels by the area before rounding and clipping.
+        scope: `'batch'`: one box for the whole batch, the same on every device, as in the paper;
             `'device'`: one per device; `'pair'`: one for two images, which are each other's
             partners; `'image'`: one per image.
         partner: `'permutation'`, random as in the paper, with one fixed point on average;
-            `'reverse'`, the batch backwards; `'rotate'`, by a random number of places, without
-            fixed points.
+            `'reverse'`, the batch reversed; `'rotate'`, the batch rotated by a random number,
+            without fixed points.
         axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
-        across_devices: whether partners come from all devices' batches. `apply` then gathers them,
-            which costs as much memory and traffic as the whole batch on every device.
+        across_devices: whether partners come from the batches of all devices. `apply` then gathers
+            the whole batch on every device.
 
     Returns:
-        A `Plan`, whose `lam` is exactly the share of pixels that an example keeps, unless `label`
-        or `correct_lam` say otherwise.
+        A `Plan`. Its `lam` is exactly the fraction of pixels that an example keeps, unless `label`
+        or `correct_lam` change it.
 
     Raises:
         ValueError: while tracing, if an argument is out of its range.
@@ -276,8 +275,8 @@ def sample_cutmix(
     )
 
 
-# Compiled as one where it is called outside of jit, where each of its forty small operations would
-# be compiled alone; inside of jit it makes no difference.
+# Outside of jit, each of the forty small operations would be compiled by itself. Inside of jit this
+# makes no difference.
 @partial(jax.jit, inline=True, static_argnames=BOX_OPTIONS)
 def _draw_cutmix(
     key, numbers, *, batch_size, sides, size, box, placement, label, correct_lam, **whom
@@ -317,7 +316,7 @@ def sample_mixup(
     axis_name=None,
     across_devices=False,
 ):
-    r"""Draws a Mixup plan: images and labels are averages of two.
+    r"""Samples a Mixup plan: images and labels are averages of two.
 
     .. math::
         \lambda \sim \text{Beta}(\alpha, \alpha), \quad
@@ -327,7 +326,7 @@ def sample_mixup(
     Args:
         key: a JAX random key.
         batch_size: B, of this device.
-        sides: the image's sides in pixels, such as `(H, W)`.
+        sides: the spatial shape of the image, such as `(H, W)`.
         alpha: parameter of the Beta distribution, above 0; may be traced.
         prob: the probability to mix at all, in [0, 1]; may be traced.
         scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
@@ -392,29 +391,29 @@ def sample_cutout(
     scope="image",
     axis_name=None,
 ):
-    r"""Draws a Cutout plan: a box of each image is filled with a value, labels stay.
+    r"""Samples a Cutout plan: a box of each image is filled with a value, labels do not change.
 
     .. math::
         \tilde x_i[p] = \text{fill if } p \in \text{box}_i \text{ else } x_i[p], \qquad
         \tilde y_i = y_i
 
-    The centre is uniform in the image, and what sticks out is clipped: of a box of half the
-    image's side, 19 % of the image is removed in the mean, and not 25 %.
+    The center is uniform in the image, and the box is clipped at the border. A box of half the
+    image's side removes 19 % of the image on average, and not 25 %.
 
     Args:
         key: a JAX random key.
         batch_size: B, of this device.
-        sides: the image's sides in pixels, such as `(H, W)`.
-        size: the box's side in pixels, or below 1 as a share of the image's side; one number, or
-            one per side.
-        fill: what the box is filled with: a number; or an array or list that broadcasts against
-            the images, such as one number per channel for `[B, H, W, C]`. 0 is the mean color of
+        sides: the spatial shape of the image, such as `(H, W)`.
+        size: the box's side in pixels, or below 1 as a fraction of the image's side; one number,
+            or one per side.
+        fill: the value in the box: a number, or an array or list that broadcasts against the
+            images, such as one number per channel for `[B, H, W, C]`. 0 is the mean color of
             normalized images.
         prob: the probability to cut at all, in [0, 1]; may be traced.
         box: `'exact'` or `'paper'`, as for `sample_cutmix`.
         placement: `'uniform'`, `'gaussian'` or `'inside'`, as for `sample_cutmix`.
         sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
-        scope: `'image'`: one draw per image; or `'batch'`, `'device'`.
+        scope: `'image'`: one box per image; or `'batch'`, `'device'`.
         axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
 
     Returns:
@@ -449,7 +448,7 @@ def sample_cutout(
         placement=placement,
         sigma=sigma,
         scope=check.choice("scope", scope, ("image", "batch", "device")),
-        partner="reverse",  # needs no drawing, and is not used
+        partner="reverse",  # not used, and needs no random numbers
         axis_name=axis_name,
     )
     own = jnp.arange(len(plan.partner), dtype=jnp.int32)

@@ -1,9 +1,9 @@
-"""The paper's results as data, and the command that trains each row.
+"""The paper's results as data, and the config that trains each row.
 
-`tables.json` has every row of the paper's tables, of the authors' README and of public reruns;
-those that can be trained here name their config. `networks.json` has the exact number of
-parameters of their networks, and the floating-point operations of one image's forward pass, as
-XLA counts them (a multiply-add is two). Reading them takes nothing but Python.
+`tables.json` has every row of the paper's tables, of the authors' README and of public reruns.
+Rows that can be trained here name their config. `networks.json` has the exact number of parameters
+of their networks, and the floating-point operations of one image's forward pass, as XLA counts them
+(a multiply-add is two). Reading them needs only Python.
 """
 
 import json
@@ -13,11 +13,10 @@ from cutmix_jax.recipes import read_method
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
-# By the config file of a row, and the data that its argument names: the kind of its recipes,
-# classes, training images, and how a run of it is laid out: whether over all chips, and which
-# share of their peak it is taken to reach.
-# ImageNet: what the 16,600 images/s that others publish for ResNet-50 on 8 A100 come to.
-# CIFAR: a batch of 64 fits one chip, whose time then goes to many small layers; a guess.
+# By the config file of a row, and the data in its argument: the kind of its settings, classes,
+# training images, the chips it uses, and the assumed fraction of their peak.
+# ImageNet: from the published 16,600 images/s of ResNet-50 on 8 A100.
+# CIFAR: a guess. A batch of 64 fits on one chip, and most of the time goes into many small layers.
 DATA_SETS = {
     "imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
     "cifar": ("cifar", 100, 50_000, "one chip", 0.05),
@@ -25,11 +24,11 @@ DATA_SETS = {
     "wsol,cub": ("imagenet", 200, 5_994, "one chip", 0.16),
     "wsol,imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
 }
-EPOCHS = {"wsol,cub": 600, "wsol,imagenet": 20}  # where they are not 300
+EPOCHS = {"wsol,cub": 600, "wsol,imagenet": 20}  # if not 300
 LOCALIZATION = {"cub_loc_acc": "CUB-200-2011", "imagenet_loc_acc": "ImageNet"}
-# Chips, and the peak of each in bfloat16, operations a second, as the makers give it.
+# Chips, and the peak of each in bfloat16 operations per second, from the makers.
 MACHINES = {"a100": (8, 312e12), "tpu_v4": (4, 275e12)}
-BACKWARD = 3  # a training step's operations over those of the forward pass
+BACKWARD = 3  # operations of a training step over those of the forward pass
 
 
 def read_tables():
@@ -62,11 +61,10 @@ def list_recipes():
 
     Returns:
         Dictionaries with `table`, `row`, `config`, `params` (exactly, of our network),
-        `top1_error`, `top5_error` and `loc_acc` (the paper's, in percent; None where it prints
-        none),
-        `from_original_paper` (whether the paper copied these from another), `epochs`, `flops`
-        (forward, one image), and an estimate of the time for each machine of `MACHINES`, such
-        as `a100_chips` and `a100_hours`.
+        `top1_error`, `top5_error` and `loc_acc` (the paper's, in percent, or None),
+        `from_original_paper` (whether the paper copied these), `epochs`, `flops` (forward, one
+        image), and an estimate of the time for each machine in `MACHINES`, such as `a100_chips` and
+        `a100_hours`.
 
     Example:
         >>> row = list_recipes()[-1]
@@ -103,7 +101,7 @@ def list_recipes():
 
 
 def data_name(config):
-    """The key of `DATA_SETS` that a row's config stands for.
+    """The key of `DATA_SETS` for a row's config.
 
     Example:
         >>> data_name('configs/wsol.py:resnet50,cutmix,cub')
@@ -114,7 +112,7 @@ def data_name(config):
 
 
 def _trainable():
-    """(row, the key of its number, the config that trains it)."""
+    """Yields (row, the key of its number, the config that trains it)."""
     for row in read_tables():
         if "config" in row:
             yield row, "top1_err", row["config"]
@@ -134,7 +132,7 @@ def estimate(forward_flops, data_set):
 
 
 def format_recipes(listed):
-    """Returns what `list_recipes` returns as text of at most 100 columns."""
+    """Formats the rows of `list_recipes` as text of at most 100 columns."""
     lines, table = [], None
     for row in listed:
         if row["table"] != table:
@@ -164,12 +162,12 @@ def format_recipes(listed):
             "Table 9: localization accuracy in percent; give --config.init_from=WORKDIR.",
             *lines,
             "",
-            "* The paper copies this number from the original one, which trained otherwise.",
+            "* The paper copies this number from the original paper, which trained differently.",
             "",
-            "Chips x hours are an estimate, not a measurement: three forward passes' operations",
-            f"for each training image; on ImageNet at {imagenet} of the bfloat16 peak of all chips",
-            "(a v4-8 has 4), which is what published ResNet-50 throughput with large batches",
-            f"comes to; on CIFAR at a guessed {cifar} of the peak of one chip, since layers and",
-            "batches are small. Light networks wait for each layer, and take longer.",
+            "Chips x hours are an estimate, not a measurement: the operations of three forward",
+            f"passes per training image. ImageNet: at {imagenet} of the bfloat16 peak of all chips",
+            "(a v4-8 has 4), from published throughput of ResNet-50 with large batches. CIFAR: at",
+            f"a guessed {cifar} of the peak of one chip, because layers and batches are small.",
+            "Small networks wait for each layer and take longer.",
         ]
     )

@@ -13,21 +13,21 @@ from cutmix_jax.paths import place
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one sentence."""
+    """Reports mistakes in one sentence."""
 
     def error(self, message):
         fail(f"{message} (see --help).", 2)
 
 
 def figures_of(sections):
-    """All figures, those of parts included."""
+    """All figures, including those of parts."""
     for section in sections:
         yield from section.figures
         yield from figures_of(section.parts)
 
 
 def words(text):
-    """Text that Markdown shows as it is, on one line and in one cell."""
+    """Text that Markdown shows literally, on one line and in one cell."""
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
 
 

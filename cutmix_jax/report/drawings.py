@@ -14,13 +14,13 @@ from cutmix_jax.report.runs import (
     method,
     own_words,
     table_cell,
-    tell_conditions,
     to_number,
+    with_conditions,
 )
 
 
 def png(draw):
-    """What `draw(file)` writes."""
+    """The bytes that `draw(file)` writes."""
     file = io.BytesIO()
     draw(file)
     return file.getvalue()
@@ -40,29 +40,29 @@ def errors(methods):
 
 
 def overlay(methods, evaluation, plots):
-    """Curves of one evaluation, a line for each method (its first seed that was evaluated).
+    """Curves of one evaluation, one line per method (its first seed that was evaluated).
 
-    Those that were made under different options say so.
+    Legends name options that differ.
 
     Args:
-      methods: ``{name: {seed: run}}``.
-      evaluation: its name.
-      plots: a list of ``(title, x column, y column, label of x, {column: value} of its rows)``.
+        methods: ``{name: {seed: run}}``.
+        evaluation: its name.
+        plots: a list of ``(title, x column, y column, x label, {column: value} of its rows)``.
     """
-    asked, told = {}, {}
+    evaluated, words = {}, {}
     for name, seeds in methods.items():
         run = next((run for run in seeds.values() if evaluation in run.evals), None)
         if run and run.evals[evaluation]["rows"]:
-            asked[name] = run
-            told[name] = conditions(run, evaluation)
-    if not asked:
+            evaluated[name] = run
+            words[name] = conditions(run, evaluation)
+    if not evaluated:
         return None
     figure, axes = figures.new_figure(width=4.2 * len(plots), columns=len(plots), squeeze=False)
-    colors = pictures.line_colors(len(asked))
+    colors = pictures.line_colors(len(evaluated))
     for axis, (title, x, y, xlabel, where) in zip(axes[0], plots, strict=True):
-        for color, (name, run) in zip(colors, asked.items(), strict=True):
+        for color, (name, run) in zip(colors, evaluated.items(), strict=True):
             points = table_points(run, evaluation, x, y, where)
-            label = tell_conditions(name, told[name], told.values())
+            label = with_conditions(name, words[name], words.values())
             axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=color, label=label)
         axis.set_title(title)
         axis.set_xlabel(xlabel)
@@ -74,7 +74,7 @@ def overlay(methods, evaluation, plots):
 
 
 def table_points(run, evaluation, x, y, where):
-    """``[(x, y in %)]`` of those lines of an evaluation's table that have the values `where`."""
+    """``[(x, y in %)]`` of the rows of an evaluation's table that have the values `where`."""
     path = run.folder / "evals" / f"{evaluation}.csv"
     points = []
     for row in run.evals[evaluation]["rows"]:
@@ -90,8 +90,8 @@ def over_parameter(methods, curve):
     Means over the seeds, with the sample deviation.
 
     Args:
-      methods: ``{name: {seed: run}}``.
-      curve: one of `PARAMETERS`.
+        methods: ``{name: {seed: run}}``.
+        curve: one of `PARAMETERS`.
     """
     lines = parameter_lines(methods, curve)
     if not lines:
@@ -120,11 +120,11 @@ def over_parameter(methods, curve):
 
 
 def parameter_lines(methods, curve):
-    """The points of `over_parameter`: a line for all runs that share the rest of their mix.
+    """The points of `over_parameter`: one line for runs that share the rest of their mix.
 
     Returns:
-      ``{the rest in words: {value: [error of each seed in %]}}``, by rising value; what has one
-      value alone is left out.
+        ``{the rest in words: {value: [error of each seed in %]}}``, by rising value. Lines with a
+        single value are left out.
     """
     lines = {}
     for seeds in methods.values():
@@ -142,20 +142,20 @@ def last_errors(seeds):
 
 
 def alpha_of(config):
-    """The alpha of CutMix alone, of a flat config; None of any other method."""
+    """The alpha of a flat config whose method is CutMix; None for other methods."""
     if method(config) == "cutmix":
         return float(config.get("mix.alpha", parameters_of("cutmix")["alpha"]))
     return None
 
 
 def layer_of(config):
-    """The index of the one layer at which CutMix alone is fixed, or None.
+    """The index of the one layer that CutMix mixes, or None for several layers or other methods.
 
     Example:
-      >>> layer_of({'mix.name': 'feature_cutmix', 'mix.layers': [2]})
-      2
-      >>> layer_of({'mix.name': 'cutmix'})
-      0
+        >>> layer_of({'mix.name': 'feature_cutmix', 'mix.layers': [2]})
+        2
+        >>> layer_of({'mix.name': 'cutmix'})
+        0
     """
     name = method(config)
     if name not in ("cutmix", "feature_cutmix"):
@@ -166,13 +166,19 @@ def layer_of(config):
     return LAYERS.index(layers[0]) if layers[0] in LAYERS else layers[0]
 
 
-# Figures of the paper that are curves of an evaluation: what `overlay` takes.
+# Figures of the paper that plot an evaluation: arguments of `overlay`.
 CURVES = {
     "Figure 5a: occlusion": SimpleNamespace(
         name="occlusion",
         plots=[
-            ("centre hidden", "side", "center_top1_error", "side of the square (px)", {}),
-            ("boundary hidden", "side", "boundary_top1_error", "side of what is left (px)", {}),
+            ("center occluded", "side", "center_top1_error", "side of the square (px)", {}),
+            (
+                "boundary occluded",
+                "side",
+                "boundary_top1_error",
+                "side of the visible square (px)",
+                {},
+            ),
         ],
     ),
     "Figure 5b: in-between images": SimpleNamespace(
@@ -188,8 +194,8 @@ CURVES = {
     ),
 }
 
-# Those that are curves over a parameter of CutMix, by the name of the paper's rows: what
-# `over_parameter` takes, and what it needs.
+# Figures over a parameter of CutMix, by the name of the paper's rows: arguments of
+# `over_parameter`, and the runs that they need.
 PARAMETERS = {
     "figure-3-left": SimpleNamespace(
         name="alpha",
@@ -198,7 +204,7 @@ PARAMETERS = {
         scale="log",
         tick="{:g}".format,
         label="alpha",
-        needs="CutMix of two alphas or more, as of the recipes cutmix_alpha0.5 and cutmix_alpha2",
+        needs="CutMix with two or more alphas, such as cutmix_alpha0.5 and cutmix_alpha2",
     ),
     "figure-3-right": SimpleNamespace(
         name="layer",
@@ -207,7 +213,7 @@ PARAMETERS = {
         scale="linear",
         tick=lambda layer: f"{layer}\n{LAYERS[layer]}",
         label="layer at which Feature CutMix is fixed",
-        needs="Feature CutMix fixed at two layers or more, as of the recipes "
-        "feature_cutmix_layer0 to feature_cutmix_layer4",
+        needs="Feature CutMix at two or more fixed layers, such as feature_cutmix_layer0 and "
+        "feature_cutmix_layer4",
     ),
 }

@@ -1,4 +1,4 @@
-"""What workdirs hold: results, curves, evaluations; which of them belong together."""
+"""Reads workdirs: results, curves, evaluations. Groups runs that can be compared."""
 
 import csv
 import dataclasses
@@ -11,14 +11,14 @@ from cutmix_jax import UserError
 from cutmix_jax.config import FREE_KEYS, flatten
 from cutmix_jax.paths import place
 
-# The keys that make the method; runs that differ in nothing else (and their seed) are compared.
+# The keys of the method. Runs that differ only in these and in their seed are compared.
 REGULARIZERS = {
     "stochastic_depth": "stochastic_depth",
     "shake_drop": "shake_drop",
     "drop_block.rate": "drop_block",
     "label_smoothing": "label_smoothing",
 }
-# What is read of every run that has ended, and of every epoch.
+# What is read from every finished run, and from every epoch.
 RESULT_KEYS = {
     "config.seed": Real,
     "config.model": str,
@@ -42,7 +42,7 @@ METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir; `results` is None where it is unfinished, or holds converted weights."""
+    """A workdir. `results` is None if the run is unfinished or holds converted weights."""
 
     folder: pathlib.Path
     results: dict | None
@@ -51,7 +51,7 @@ class Run:
 
     @functools.cached_property
     def config(self):
-        """Its config as {dotted key: value}; empty where it is not known."""
+        """Its config as {dotted key: value}; empty if unknown."""
         return flatten((self.results or {}).get("config", {}))
 
     @property
@@ -61,7 +61,7 @@ class Run:
             return "finished"
         if self.history:
             return f"unfinished, {self.history[-1]['epoch']} epochs done"
-        return "weights without a training of ours"
+        return "converted weights"
 
     def pictures(self):
         """The PNG files of its workdir and its evaluations."""
@@ -72,15 +72,15 @@ def read_runs(paths):
     """Reads the runs in folders.
 
     Args:
-      paths: workdirs, or folders with workdirs in them.
+        paths: workdirs, or folders that contain workdirs.
 
     Raises:
-      UserError: there is no run in one of them, or a file of a run cannot be read.
+        UserError: one of them contains no run, or a file of a run cannot be read.
     """
     found = {}
     for path in (place(path, "RUNS") for path in paths):
         if not path.is_dir():
-            raise UserError(f"{str(path)!r} is no folder: give workdirs, or folders of them.")
+            raise UserError(f"{str(path)!r} is not a folder: give workdirs, or folders of them.")
         marks = ("results.json", "metrics.jsonl", "evals/*.json")
         folders = {
             (mark.parent.parent if mark.parent.name == "evals" else mark.parent).resolve()
@@ -89,8 +89,8 @@ def read_runs(paths):
         }
         if not folders:
             raise UserError(
-                f"There is no run in {str(path)!r}: give a workdir of main.py, or a folder of "
-                "such workdirs."
+                f"{str(path)!r} contains no run: give a workdir of main.py, or a folder of such "
+                "workdirs."
             )
         found |= dict.fromkeys(sorted(folders))
     return [read_run(folder) for folder in found]
@@ -114,68 +114,68 @@ def read_run(folder):
 
 
 def read_rows(path):
-    """The lines of an evaluation's table; none where it is not there."""
+    """The rows of an evaluation's table; none if the file does not exist."""
     if not path.is_file():
         return []
     try:
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise damaged(path, f"is no table ({error})") from error
+        raise damaged(path, f"is not a table ({error})") from error
 
 
 def parse(path, text, keys=None):
-    """A JSON object with these dotted keys, or the name of the file that holds none.
+    """A JSON object with these dotted keys, or an error that names the file.
 
     Args:
-      path: of the file.
-      text: of it.
-      keys: ``{key: kind of its value}``; those of `MAY_LACK` are checked where they are there.
+        path: of the file.
+        text: of the file.
+        keys: ``{key: type of its value}``; those in `MAY_LACK` may be missing.
     """
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise damaged(path, f"is no JSON ({error})") from error
+        raise damaged(path, f"is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise damaged(path, "holds no JSON object")
+        raise damaged(path, "is not a JSON object")
     flat = flatten(value)
     for key, kind in (keys or {}).items():
         if key in flat and not isinstance(flat[key], kind):
-            raise damaged(path, f"has {flat[key]!r} for {key!r}, which is no {WORDS[kind]}")
+            raise damaged(path, f"has {flat[key]!r} for {key!r}, which is not a {WORDS[kind]}")
         if key not in flat and key not in MAY_LACK:
-            raise damaged(path, f"says nothing of {key!r}, as main.py does")
+            raise damaged(path, f"lacks {key!r}, which main.py writes")
     return value
 
 
 def table_cell(run, evaluation, row, column):
-    """What a line of an evaluation's table has in a column, or the name of the damaged file."""
+    """A row's value in a column, or an error that names the damaged file."""
     if row.get(column) is None:
         path = run.folder / "evals" / f"{evaluation}.csv"
-        raise damaged(path, f"has a line without {column!r}, as no evaluation writes it")
+        raise damaged(path, f"has a row without {column!r}, which evaluations write")
     return row[column]
 
 
 def to_number(path, name, value):
-    """A float, or the name of the file that has something else for `name`."""
+    """A float, or an error that names the file."""
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise damaged(path, f"has {value!r} for {name!r}, which is no number") from error
+        raise damaged(path, f"has {value!r} for {name!r}, which is not a number") from error
 
 
 def damaged(path, what):
-    """What is told of a file that the report cannot use."""
+    """The error for a file that the report cannot use."""
     return UserError(f"{str(path)!r} {what}: remove it, or leave its run out.")
 
 
 def method(config):
-    """The words of a flat config's method.
+    """The method of a flat config, as in MODEL,METHOD.
 
     Example:
-      >>> method({'mix.name': 'cutmix', 'shake_drop': 0.5})
-      'cutmix+shake_drop'
-      >>> method({'mix.name': 'none'})
-      'baseline'
+        >>> method({'mix.name': 'cutmix', 'shake_drop': 0.5})
+        'cutmix+shake_drop'
+        >>> method({'mix.name': 'none'})
+        'baseline'
     """
     words = [name for name in [config.get("mix.name", "none")] if name != "none"]
     words += [word for key, word in REGULARIZERS.items() if config.get(key)]
@@ -183,9 +183,9 @@ def method(config):
 
 
 def mixes_alike(config, other):
-    """Whether two flat configs have the same words for a method, and the same mix.
+    """Whether two flat configs have the same method and the same mix.
 
-    Probabilities and rates are left out: they go with the network.
+    Probabilities and rates are not compared, since they depend on the network.
     """
     ours, theirs = (
         {k: v for k, v in flat.items() if k.startswith("mix.") and not k.endswith("prob")}
@@ -195,7 +195,7 @@ def mixes_alike(config, other):
 
 
 def regime(config):
-    """All of a flat config but method and seed, to compare by."""
+    """Everything in a flat config but method and seed, to compare by."""
     left_out = (*METHOD_SECTIONS, *FREE_KEYS, "seed", "evals")
     return tuple(
         (key, str(value))
@@ -215,67 +215,66 @@ def details(config):
     )
 
 
-def tell_apart(config, variants):
-    """The words of a flat config's method, with those details that not all variants share.
+def full_method(config, variants):
+    """The method of a flat config, with the details that not all variants share.
 
     Args:
-      config: one of them.
-      variants: the details of all of this method, by which they are told apart.
+        config: one of the variants.
+        variants: the details of all variants of this method.
     """
     own = own_words(details(config), variants)
     return f"{method(config)} ({own})" if own else method(config)
 
 
 def own_words(words, variants):
-    """Those of the words that not all variants share, joined.
+    """The words that not all variants share, joined.
 
     Example:
-      >>> own_words(('clip=True', 'seed=1'), [('clip=True', 'seed=1'), ('clip=True', 'seed=2')])
-      'seed=1'
+        >>> own_words(('clip=True', 'seed=1'), [('clip=True', 'seed=1'), ('clip=True', 'seed=2')])
+        'seed=1'
     """
     shared = set.intersection(*map(set, variants))
     return ", ".join(word for word in words if word not in shared)
 
 
 def conditions(run, evaluation):
-    """What an evaluation of a run was made under, in words: its options and its split.
+    """The conditions of an evaluation in words: its options and its split.
 
-    Sets of images are those that were measured, of all that were asked for. Older files do not tell
-    the options.
+    Only datasets that were measured are listed. Older files do not have the options.
     """
     values = run.evals[evaluation]["values"]
-    told = {
+    known = {
         key.removeprefix("options."): value
         for key, value in values.items()
         if key.startswith("options.")
     }
-    words = () if told else ("options that its file does not tell",)
-    told |= {key: values[key] for key in ("split", "sets") if key in values}
-    return words + tuple(f"{key}={value}" for key, value in sorted(told.items()))
+    words = () if known else ("unknown options",)
+    known |= {key: values[key] for key in ("split", "sets") if key in values}
+    return words + tuple(f"{key}={value}" for key, value in sorted(known.items()))
 
 
-def tell_conditions(name, words, variants):
-    """A name, with what `conditions` says of it and not of all variants.
+def with_conditions(name, words, variants):
+    """A name, with those of its `conditions` that not all variants share.
 
     Example:
-      >>> tell_conditions('cutmix', ('clip=True',), [('clip=True',), ('clip=False',)])
-      'cutmix, evaluated with clip=True'
+        >>> with_conditions('cutmix', ('clip=True',), [('clip=True',), ('clip=False',)])
+        'cutmix, evaluated with clip=True'
     """
     own = own_words(words, variants)
     return f"{name}, evaluated with {own}" if own else name
 
 
 def group(runs):
-    """The finished runs by what they have in common.
+    """Groups the finished runs that can be compared.
 
     Returns:
-      A list of ``{name of the method: {seed: run}}``. Two methods of the same words are told apart
-      by their parameters.
+        A list of ``{name of the method: {seed: run}}``. Methods that differ only in parameters have
+        the parameters in their names.
     """
     groups = {}
     for run in runs:
         if run.results and run.config:
-            images = run.results["train_examples"]  # a copy of a data set may hold a part of it
+            images = run.results["train_examples"]  # a copy of a dataset may have fewer
             groups.setdefault((images, regime(run.config)), []).append(run)
     named = []
     for members in groups.values():
@@ -284,7 +283,7 @@ def group(runs):
             variants.setdefault(method(run.config), set()).add(details(run.config))
         methods = {}
         for run in members:
-            name = tell_apart(run.config, variants[method(run.config)])
+            name = full_method(run.config, variants[method(run.config)])
             methods.setdefault(name, {}).setdefault(run.config["seed"], run)
         order = sorted(methods, key=lambda name: (name != "baseline", name))
         named.append({name: methods[name] for name in order})
@@ -292,7 +291,7 @@ def group(runs):
 
 
 def describe(run):
-    """What a run trained on, for how long: what no number may be read without."""
+    """Network, data and length of a run, which belong next to every number."""
     if not run.config:
         return run.state
     config, results = run.config, run.results

@@ -1,4 +1,4 @@
-"""What the page says, as plain structures that both templates fill in."""
+"""The contents of the page, as plain structures that both templates render."""
 
 import dataclasses
 
@@ -10,19 +10,19 @@ from cutmix_jax.report.runs import (
     conditions,
     describe,
     details,
+    full_method,
     group,
     method,
     mixes_alike,
     regime,
     table_cell,
-    tell_apart,
-    tell_conditions,
     to_number,
+    with_conditions,
 )
 
 TITLES = {
-    "1": "Table 1: classification, localization and detection in short",
-    "2": "Table 2: what the methods do",
+    "1": "Table 1: classification, localization and detection, overview",
+    "2": "Table 2: comparison of the methods",
     "3": "Table 3: ImageNet, ResNet-50",
     "4": "Table 4: ImageNet, deeper networks",
     "5": "Table 5: CIFAR-100, PyramidNet-200",
@@ -46,7 +46,7 @@ RERUNS = {
     "10": ("issue-13",),
 }
 HIDDEN = ("table", "row", "config", "configs", "source", "dataset", "model", "params_m", "note")
-# Of which evaluation, and which of its values, in percent.
+# The evaluation, and those of its values that are shown, in percent.
 MEASURED = {
     "9": (
         "localization",
@@ -54,7 +54,7 @@ MEASURED = {
             "top1_loc_acc": "top-1 loc acc",
             "gt_known_loc_acc": "GT-known loc acc",
             "max_box_acc_v2": "MaxBoxAccV2",
-            "center_box_gt_known_loc_acc": "centre box, GT-known",
+            "center_box_gt_known_loc_acc": "center box, GT-known",
         },
     ),
     "11": (
@@ -74,7 +74,7 @@ MEASURED = {
         },
     ),
 }
-# The table whose rows train the networks that a further one measures.
+# The table whose rows train the networks that another table measures.
 TRAINED_FOR = {"11": "3", "12": "5"}
 NOT_RUN = "not run"
 SMALL = "scaled down"
@@ -91,7 +91,7 @@ class Table:
 
 @dataclasses.dataclass
 class Figure:
-    """A picture; `name` is its file's."""
+    """A figure; `name` is the name of its file."""
 
     name: str
     caption: str
@@ -99,14 +99,14 @@ class Figure:
 
     @property
     def is_wide(self):
-        """Whether it wants the whole width of the page."""
+        """Whether it needs the whole width of the page."""
         width, height = (int.from_bytes(self.png[at : at + 4], "big") for at in (16, 20))
         return width > 1.8 * height
 
 
 @dataclasses.dataclass
 class Section:
-    """A heading and what stands below it; `folded` ones are opened by the reader."""
+    """A heading with its contents. Readers can open `folded` ones."""
 
     title: str
     texts: list = dataclasses.field(default_factory=list)
@@ -142,7 +142,7 @@ def paper_errors(rows):
 
 
 def compare(methods, rows, number):
-    """The runs that differ in nothing but method and seed."""
+    """The section of runs that differ only in method and seed."""
     results = {
         (name, seed): run.results for name, seeds in methods.items() for seed, run in seeds.items()
     }
@@ -154,13 +154,13 @@ def compare(methods, rows, number):
     for row in cells:
         error = known.get(method(first[row[0]].config))
         row.append("–" if error is None else f"{error:.2f}")
-    head = ["method", *head[1:], "the paper's, PyramidNet-200 in full"]
+    head = ["method", *head[1:], "paper, PyramidNet-200 in full"]
     one = next(iter(first.values()))
     section = Section(
         describe(one),
         [
             "Top-1 error in %, mean ± sample deviation over seeds; gain over the baseline of the "
-            "same seed (pairs). The last column is there for the order of the methods alone."
+            "same seed (pairs). Compare only the order of the methods with the last column."
         ],
         [Table(head, cells)],
     )
@@ -197,14 +197,14 @@ def compare(methods, rows, number):
 
 
 def paper_table(name, rows, runs):
-    """A table of the paper, and what we have beside it."""
+    """A table of the paper, next to our runs."""
     if name in ("figure-3-left", "figure-3-right") or "config" in rows[name][-1]:
         table = trained(rows[name], runs)
     else:
         table = printed(rows[name])
     section = Section(TITLES[name], tables=[table], folded=name in ("A1", "A2", "2"))
     if any(row.get("from_original_paper") for row in rows[name]):
-        section.texts.append("* copied by the paper from the original one.")
+        section.texts.append("* The paper copies this number from the original paper.")
     for source in RERUNS.get(name, ()):
         table = printed(rows[source])
         table.title = f"From the authors: {rows[source][0]['source']}"
@@ -214,24 +214,24 @@ def paper_table(name, rows, runs):
     elif name in ("1", "10", "A1"):
         section.texts.append(f"Ours: {NOT_RUN}.")
     elif name == "A2":
-        section.texts.append("Ours: the sets of each run are told below.")
+        section.texts.append("Ours: see the datasets of each run below.")
     return section
 
 
 def label(row):
-    """A row's name; starred where the paper copied it."""
+    """A row's name, with a star if the paper copied it."""
     return row["row"] + " *" * bool(row.get("from_original_paper"))
 
 
 def text(value):
-    """A cell."""
+    """The text of a cell."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None else str(value)
 
 
 def printed(rows):
-    """The paper's rows as they are."""
+    """The paper's rows, unchanged."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     keys = [k for k in keys if k not in HIDDEN and k != "from_original_paper" and "delta" not in k]
     head = ["row", *(key.replace("_", " ") for key in keys)]
@@ -239,7 +239,7 @@ def printed(rows):
 
 
 def trained(rows, runs):
-    """Rows with a config: the paper's errors, ours by the same config, ours scaled down."""
+    """Rows with a config: errors of the paper, of runs of this config, and of smaller runs."""
     cells = []
     for row in rows:
         flat = flatten(to_plain(read_config(row["config"])))
@@ -267,47 +267,47 @@ def trained(rows, runs):
 
 
 def is_full(run, name):
-    """Whether a run is one of the config `name`, on all images of its data set."""
+    """Whether a run has the config `name` and trained on all images of its dataset."""
     if not run.config or run.results["train_examples"] != paper.DATA_SETS[paper.data_name(name)][2]:
         return False
     config = to_plain(read_config(name))
-    # Where the head starts anew, every run names the weights that it starts from.
+    # With a new head, every run names the weights that it starts from.
     free = ("seed", "init_from") if config["new_head"] else ("seed",)
     return not any(key not in free for key, *_ in differences(config, run.results["config"]))
 
 
 def kind(run):
-    """What runs have in common that differ in their seeds alone."""
+    """A key that is equal for runs that differ only in their seeds."""
     return method(run.config), details(run.config), describe(run), regime(run.config)
 
 
 def errors(runs):
-    """The last and the best error of runs that differ in their seeds."""
-    told = []
+    """The last and the best error of runs that differ only in their seeds."""
+    cells = []
     for key in ("top1_error_last", "top1_error_best"):
         values = {run.config["seed"]: run.results[key] for run in runs}
-        told.append(sweep.percent(sweep.moments(values)))
-    return f"{' / '.join(told)}, {len(values)} seed{'s' * (len(values) != 1)}"
+        cells.append(sweep.percent(sweep.moments(values)))
+    return f"{' / '.join(cells)}, {len(values)} seed{'s' * (len(values) != 1)}"
 
 
 def measured(evaluation, columns, runs, rows):
-    """What an evaluation found on each run, in percent; and on each set of others.
+    """Results of an evaluation for each run, in percent, and for each out-of-distribution dataset.
 
-    Seeds share a row where they were asked the same, under the same options; rows say in what these
-    differ.
+    Seeds share a row if they were evaluated under the same options. Otherwise rows name the options
+    that differ.
 
     Args:
-      evaluation: its name.
-      columns: ``{name of a value: head of its column}``.
-      runs: all of them.
-      rows: of the paper, whose configs train the networks that it asked the same.
+        evaluation: its name.
+        columns: ``{name of a value: head of its column}``.
+        runs: all runs.
+        rows: of the paper, whose configs train the networks that the paper evaluated.
     """
-    asked = [run for run in runs if evaluation in run.evals]
-    if not asked:
+    evaluated = [run for run in runs if evaluation in run.evals]
+    if not evaluated:
         return [Table(["ours"], [[f"{NOT_RUN}: --mode evaluate --evals {evaluation}"]])]
     configs = [c for row in rows for c in row.get("configs", {"": row.get("config")}).values() if c]
     grouped, variants = {}, {}
-    for run in asked:
+    for run in evaluated:
         images = text(run.evals[evaluation]["values"].get("examples"))
         key = (*kind(run), images, conditions(run, evaluation))
         grouped.setdefault(key, []).append(run)
@@ -321,11 +321,11 @@ def measured(evaluation, columns, runs, rows):
         }
         return sweep.percent(sweep.moments(values)) if values else "–"
 
-    head = ["ours, in %", *columns.values(), "images", "of what"]
+    head = ["ours, in %", *columns.values(), "images", "run"]
     cells, names = [], []
-    for (name, _, words, _, images, told), members in grouped.items():
-        apart = tell_apart(members[0].config, variants[name, words])
-        names.append(tell_conditions(apart, told, [key[-1] for key in grouped]))
+    for (name, _, words, _, images, made), members in grouped.items():
+        apart = full_method(members[0].config, variants[name, words])
+        names.append(with_conditions(apart, made, [key[-1] for key in grouped]))
         full = any(is_full(members[0], config) for config in configs)
         cells.append(
             [
@@ -338,9 +338,11 @@ def measured(evaluation, columns, runs, rows):
     tables = [Table(head, cells)]
     if evaluation == "ood":
         sets = dict.fromkeys(
-            table_cell(run, "ood", row, "set") for run in asked for row in run.evals["ood"]["rows"]
+            table_cell(run, "ood", row, "set")
+            for run in evaluated
+            for row in run.evals["ood"]["rows"]
         )
-        head = ["AUROC by set, in %", *sets]
+        head = ["AUROC by dataset, in %", *sets]
         cells = [
             [name, *(cell(members, f"{other}_auroc") for other in sets)]
             for name, members in zip(names, grouped.values(), strict=True)
@@ -350,11 +352,11 @@ def measured(evaluation, columns, runs, rows):
 
 
 def page(run, number):
-    """One run, with all its numbers and pictures."""
+    """One run, with all its numbers and figures."""
     section = Section(f"{run.folder.name}: {run.state}", [describe(run)], folded=True)
     if run.results:
-        told = {key: value for key, value in run.results.items() if not isinstance(value, dict)}
-        section.tables.append(Table(["result", "value"], [[k, short(v)] for k, v in told.items()]))
+        flat = {key: value for key, value in run.results.items() if not isinstance(value, dict)}
+        section.tables.append(Table(["result", "value"], [[k, short(v)] for k, v in flat.items()]))
         config = [[key, short(value)] for key, value in run.config.items() if "evals" not in key]
         section.tables.append(Table(["config", "value"], config))
     for name, found in run.evals.items():
@@ -366,15 +368,15 @@ def page(run, number):
 
 
 def short(value):
-    """A number with as many digits as are read."""
+    """A number with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else text(value)
 
 
 def headline(runs):
-    """What the page is made of, and how to read it."""
+    """What the page shows, and how to read it."""
     finished = [run for run in runs if run.results]
     return (
         f"{len(runs)} runs, {len(finished)} of them finished. "
-        "Each number of ours stands beside the data, network and epochs it comes from; "
-        f"what is '{SMALL}' cannot be compared with the paper's numbers, only among itself."
+        "Each of our numbers is next to the data, network and epochs it comes from. "
+        f"Do not compare runs that are '{SMALL}' with the paper's numbers, only with each other."
     )

@@ -62,14 +62,15 @@ def options(tfds_dir, images):
 
 
 def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
-    def missing(encoded, workers, tensors):
-        raise ImportError("No module named 'torchvision'")
+    def missing(*arguments):
+        raise ImportError("No module named 'torch'")
 
     def tensorflow_pass(encoded):
         assert Image.open(io.BytesIO(encoded[0])).format == "JPEG"
         return lambda: time.sleep(0.01)
 
-    monkeypatch.setattr(bench, "torchvision_pass", missing)
+    for name in ("torchvision_pass", "timm_pass", "dali_pass"):
+        monkeypatch.setattr(bench, name, missing)
     monkeypatch.setattr(bench, "tensorflow_pass", tensorflow_pass)
     data, split = bench.open_photographs(options(tfds_dir, 64))
     assert data.image_shape == (224, 224, 3)
@@ -79,9 +80,10 @@ def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
     beside, rest = rows[:2], rows[2:]
     assert [row.peer for row in beside] == ["tf.data"] * 2
     assert all(len(row.ratios) == 2 for row in beside)
-    lacking, rest = rest[:4], rest[4:]
+    lacking, rest = rest[:7], rest[7:]
     assert all("requirements-peers.txt" in row.note for row in lacking)
-    assert all(row.peer.startswith("torchvision by ") for row in lacking)
+    names = [row.peer.replace(",", "").split()[0] for row in lacking]
+    assert names == ["torchvision"] * 4 + ["timm"] * 2 + ["DALI"]
     rates, fed = rest[:3], rest[3:]
     assert {row.unit for row in rates} == {"images a CPU second"}
     assert np.median(rates[1].ours) > np.median(rates[0].ours)  # copies are smaller
@@ -92,14 +94,18 @@ def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", ["torchvision", "tensorflow"])
+@pytest.mark.parametrize("package", ["torchvision", "timm", "nvidia.dali", "tensorflow"])
 def test_the_peers_read_the_photographs(tfds_dir, package):
     """In a process of their own: PyTorch and TensorFlow do not bear each other in any order."""
-    if importlib.util.find_spec(package) is None:
+    names = package.partition(".")[0], package
+    if not all(map(importlib.util.find_spec, names)):  # the parent first
         pytest.skip(f"{package} is not installed")
-    calls = "tensorflow_pass(encoded)()"
-    if package == "torchvision":
-        calls = "[torchvision_pass(encoded, 0, tensors)() for tensors in (False, True)]"
+    calls = {
+        "torchvision": "[torchvision_pass(encoded, 0, tensors)() for tensors in (False, True)]",
+        "timm": "timm_pass(encoded, 0)()",
+        "nvidia.dali": "dali_pass(encoded)()",
+        "tensorflow": "tensorflow_pass(encoded)()",
+    }[package]
     code = (
         "from benchmarks.input import *; import argparse; "
         f"options = argparse.Namespace(dataset='imagenet_photos', data_dir={str(tfds_dir)!r}, "
@@ -115,3 +121,20 @@ def test_counted_calls_tell_the_time_of_the_processor():
     bench.counted(lambda: sum(range(10**6)), spent)()
     assert spent[0] < 0.1
     assert spent[1] > 0.002
+
+
+def test_records_are_repeated_with_their_names(tfds_dir):
+    """There are 256 of them."""
+    data, split = bench.open_photographs(options(tfds_dir, 320))
+    assert split.name(256) == split.name(0)
+    assert sum(1 for _ in data.train_batches(0)) == 5
+
+
+def test_what_is_left_to_one_process(tfds_dir, monkeypatch):
+    monkeypatch.setattr(bench.timing, "cores", lambda: 1)
+    data, _ = bench.open_photographs(options(tfds_dir, 64))
+    alone, ends, helped, higher = bench.lock_rows(data, options(tfds_dir, 64))
+    assert alone.what == "all but decoding and resizing, in this process, CPU time"
+    assert helped.what == "this process, while 1 others decode, CPU time"
+    for cost, rate in ((alone, ends), (helped, higher)):
+        assert np.allclose(np.array(cost.ours) * rate.ours, 1000)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.data import find_set, open_data, prepared, records, resident
+from cutmix_jax.data import find_set, open_data, prepared, records
 
 
 def refused(match, **config):
@@ -31,6 +31,7 @@ def refused(match, **config):
         ({"held_out": -5}, "held_out is -5"),
         ({"image_size": 0}, "image_size is 0"),
         ({"resident_limit_mib": -1}, "resident_limit_mib is -1"),
+        ({"reader_processes": -1}, "reader_processes is -1"),
         ({"source": "disk"}, "source is 'disk', and one of 'auto', 'resident', 'streaming'"),
         ({"augment": {"pad": -1}}, "augment.pad is -1"),
         ({"augment": {"pad": 17}}, "augment.pad=17 is larger than the images"),
@@ -124,9 +125,7 @@ def test_failed_download_is_one_sentence(tmp_path, failing_builder, capsys):
 
 def test_files_to_be_downloaded_by_hand_are_named(tmp_path, failing_builder):
     failing_builder.MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the archives\n  into DIR."
-    refused(
-        r"as TFDS says \(Put the archives into DIR\.\)", dataset="imagenet2012", data_dir=tmp_path
-    )
+    refused(r"as TFDS says \(Put the archives into DIR\.\)", dataset="mnist", data_dir=tmp_path)
 
 
 def test_network_is_sought_where_the_set_lies(monkeypatch):
@@ -200,7 +199,7 @@ def test_labels_beyond_32_bits_are_no_small_ones(toy_set, source):
 
 def test_unlabelled_split_is_explained():
     with pytest.raises(UserError, match=r"no labels; choose another one by --config\.test_split"):
-        resident.check_labels(np.full(3, -1), 10, "split test of imagenet2012")
+        records.check_labels(np.full(3, -1), 10, "split test of imagenet2012")
 
 
 def test_unknown_split_is_refused(toy_set):

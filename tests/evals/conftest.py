@@ -15,7 +15,7 @@ def _make(kind="pmap", devices=1, **overrides):
     weights = jax.tree.map(np.array, jax.device_get(train.create_state(task).evaluated()))
     images = np.asarray(task.data.arrays["test"]["image"], np.float32) / 255
     plain = evals.create_subject(task, weights, quiet=True)
-    # Untrained logits hardly differ between images: they are centred and spread.
+    # Untrained logits hardly differ between images: they are centered and spread.
     features, _ = jax.jit(plain.features)(weights, images)
     pooled = np.asarray(features).mean((1, 2))
     head = weights["params"]["fc"]

@@ -11,7 +11,7 @@ STEPS = {4: [(0, 1), (1, 0), (0, -1), (-1, 0)]}
 STEPS[8] = [*STEPS[4], (1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
-def regions(mask, neighbours):
+def regions(mask, neighbors):
     """The connected regions of a mask, as lists of pixels, by flooding."""
     left, found = {tuple(p) for p in np.argwhere(mask)}, []
     for start in sorted(left):
@@ -22,7 +22,7 @@ def regions(mask, neighbours):
         while queue:
             y, x = queue.popleft()
             region.append((y, x))
-            for dy, dx in STEPS[neighbours]:
+            for dy, dx in STEPS[neighbors]:
                 if (y + dy, x + dx) in left:
                     left.remove((y + dy, x + dx))
                     queue.append((y + dy, x + dx))

@@ -66,7 +66,7 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
     ("names", "told"),
     [
         ("fgms", r"no evaluation 'fgms' \(the nearest is 'fgsm'\)"),
-        (",", r"--evals names none.*or all"),
+        (",", r"--evals is empty.*or all"),
         ("classification,localization", r"Localization needs the true boxes.*digits has none"),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_each_image_in_pixel_scale(subject, pixels, grad
     np.testing.assert_allclose(found / scale, gradient / scale, atol=1e-5)
 
 
-def test_errors_are_those_of_images_attacked_in_normalised_space(
+def test_errors_are_those_of_images_attacked_in_normalized_space(
     subject, pixels, predict, gradient
 ):
     """There the step is eps / std of each channel."""

@@ -28,7 +28,7 @@ def inclusive_iou(a, b, side):
 
 
 def with_boxes(subject, boxes):
-    """The subject over a data set that has them."""
+    """The subject over a dataset that has them."""
     data = dataclasses.replace(subject.task.data, boxes=lambda split: boxes)
     return dataclasses.replace(subject, task=dataclasses.replace(subject.task, data=data))
 
@@ -157,7 +157,7 @@ def test_a_network_that_tells_nothing_apart_is_right_by_class_0_alone(subject):
     assert report.values["top1_error"] == pytest.approx((labels != 0).mean())
 
 
-def test_the_centred_box_knows_nothing_of_the_image():
+def test_the_centered_box_knows_nothing_of_the_image():
     found = localization.center_baseline([np.array([[2.0, 2, 6, 6]])] * 3, 8, 8)
     assert found["center_box_gt_known_loc_acc"] == 1
     assert 0.35 < found["center_box_side"] < 0.7

@@ -127,7 +127,7 @@ def test_sets_by_name(subject, tmp_path):
     assert images[:, 0, 0, 0].tolist() == [0, 40, 80]
     assert ood.open_foreign(f"folder:{tmp_path}", subject, 2).count == 2
     for name, told in (
-        (f"folder:{tmp_path / 'no'}", "which is not there"),
+        (f"folder:{tmp_path / 'no'}", "which does not exist"),
         ("cifar10:cut", r"names 'cifar10:cut'.*NAME:crop"),
         ("cifr10", "cifr10.*cifar10"),
     ):
@@ -148,7 +148,7 @@ def test_a_set_of_tfds_against_the_digits(subject, tfds_dir, monkeypatch):
     report = measure(subject, options)
     assert [row["set"] for row in report.rows] == ["uniform", "cifar100:crop", "mean"]
     assert [row["examples"] for row in report.rows] == [70, 70, 140]
-    assert "digits: the network was made for it" in report.left_out[0]
+    assert "digits: the network was trained on it" in report.left_out[0]
     mean = np.mean([row["auroc"] for row in report.rows[:2]])
     assert report.values["mean_auroc"] == pytest.approx(mean)
 

@@ -55,7 +55,7 @@ def test_foreign_images_and_pairs(spread):
     np.testing.assert_array_equal(found, pairs)
 
 
-def test_the_network_sees_normalised_images(subject, pixels, predict):
+def test_the_network_sees_normalized_images(subject, pixels, predict):
     found = subject.map_examples(lambda weights, batch: subject.logits(weights, batch["image"]))
     np.testing.assert_allclose(found, predict(pixels[0]), rtol=1e-4, atol=1e-4)
     assert len(set(found.argmax(1))) > 5  # the other tests compare predictions

@@ -1,0 +1,115 @@
+"""Datasets written as array_record files in the layout of TFDS, without TensorFlow."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+
+import tqdm
+
+from cutmix_jax import UserError, first_line
+
+
+@contextlib.contextmanager
+def unfinished(name: str, version: str, root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to, which becomes ``root/NAME/VERSION`` once all of it is written.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=root / name) as folder:
+            written = pathlib.Path(folder, version)
+            written.mkdir()
+            yield written
+            target = root / name / version
+            if not target.exists():  # else another process was faster
+                os.rename(written, target)
+    except OSError as error:
+        raise UserError(
+            f"{name} could not be written to {root} ({first_line(error)}). Free some space, or "
+            "choose another data_dir."
+        ) from error
+
+
+def write_shard(
+    folder: pathlib.Path,
+    name: str,
+    split: str,
+    shard: int,
+    shards: int,
+    examples: Iterable[Mapping],
+) -> tuple[int, int]:
+    """Writes one file of a split; returns how many examples, and their bytes.
+
+    Args:
+      folder: to write to.
+      name: of the dataset.
+      split: whose examples these are.
+      shard: number of the file.
+      shards: how many files the split has.
+      examples: feature -> bytes or an integer.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    path = folder / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+    writer, count, size = ArrayRecordWriter(str(path), "group_size:1"), 0, 0
+    for values in examples:
+        example = tf_example_pb2.Example()
+        for feature, value in values.items():
+            kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
+            getattr(example.features.feature[feature], kind).value.append(value)
+        record = example.SerializeToString()
+        writer.write(record)
+        count, size = count + 1, size + len(record)
+    writer.close()
+    return count, size
+
+
+def write_info(
+    folder: pathlib.Path,
+    name: str,
+    features,
+    splits: Mapping[str, list[tuple[int, int]]],
+    module: str,
+    urls: list[str],
+) -> None:
+    """Writes what TFDS reads before the records.
+
+    Args:
+      folder: to write to, named after the version.
+      name: of the dataset.
+      features: `tfds.features.FeaturesDict`.
+      splits: (examples, bytes) of each file of each split.
+      module: where TFDS builds this dataset.
+      urls: where the data come from.
+    """
+    features.save_config(folder)
+    info = {
+        "name": name,
+        "version": folder.name,
+        "fileFormat": "array_record",
+        "moduleName": module,
+        "location": {"urls": urls},
+        "splits": [
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(sum(size for _, size in shards)),
+                "shardLengths": [str(count) for count, _ in shards],
+            }
+            for split, shards in splits.items()
+        ],
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+
+
+def progress(items, words: str, **options) -> tqdm.tqdm:
+    """A progress bar over items, or up to a number; on a terminal only."""
+    count = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
+    return tqdm.tqdm(**count, desc=words, disable=not sys.stderr.isatty(), leave=False, **options)

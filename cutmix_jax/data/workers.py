@@ -1,0 +1,123 @@
+"""Processes that decode images, where the threads of one would wait for Python's lock.
+
+Each does one task at a time. Pixels come back through memory that both processes see and that has
+no name, so that nothing of it stays behind, however a process ends. A worker ends with its
+connection, also where the process that started it is killed.
+"""
+
+import mmap
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import traceback
+import weakref
+
+import numpy as np
+
+from cutmix_jax import UserError, host
+from cutmix_jax.data.loading import Loader
+
+# Not by `multiprocessing`, which would run the user's script once more in every process.
+START = "import sys; from cutmix_jax.data import workers; workers.serve(*map(int, sys.argv[1:]))"
+
+
+class Workers:
+    """Processes that do what `Loader.fill` does, as many at once as there are threads that ask.
+
+    Args:
+      count: how many.
+      loader: what they do.
+      most: how many images a task has at most.
+    """
+
+    def __init__(self, count: int, loader: Loader, most: int):
+        if os.name != "posix":
+            raise UserError(
+                f"reader_processes={count} needs Linux or macOS: set --config.reader_processes=0"
+            )
+        self._free = queue.SimpleQueue()
+        started = [_start(most * int(np.prod(loader.shape))) for _ in range(count)]
+        weakref.finalize(self, _end, started)
+        payload = pickle.dumps(loader)
+        for process, connection, memory in started:
+            _ask(process, lambda connection=connection: connection.send_bytes(payload))
+            images = np.frombuffer(memory, np.uint8).reshape(most, *loader.shape)
+            self._free.put((process, connection, images))
+
+    def fill(self, name: str, images: np.ndarray, labels: np.ndarray, *task) -> None:
+        """`Loader.fill`, by the next process that is free."""
+        worker = process, connection, made = self._free.get()
+        try:
+            _ask(process, lambda: connection.send((name, *task)))
+            answer = _ask(process, connection.recv)
+            if isinstance(answer, Exception):
+                raise answer
+            images[:], labels[:] = made[: len(images)], answer
+        finally:
+            self._free.put(worker)
+
+
+def _start(size: int):
+    """(process, connection to it, memory of `size` bytes that both see)."""
+    ours, theirs = multiprocessing.Pipe()
+    with theirs, _nameless_file() as file:
+        file.truncate(size)
+        shared = theirs.fileno(), file.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", START, *map(str, shared)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            pass_fds=shared,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the process that started it
+        )
+        return process, ours, mmap.mmap(file.fileno(), size)
+
+
+def _nameless_file():
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("images"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _ask(process: subprocess.Popen, call):
+    try:
+        return call()
+    except (EOFError, OSError) as error:
+        raise UserError(
+            f"A process that decodes images ended with status {process.wait()}: the lines above "
+            "may say why. Where memory ran out, use fewer by --config.reader_processes"
+        ) from error
+
+
+def _end(started) -> None:
+    for process, connection, _ in started:
+        connection.close()
+        process.kill()
+        process.wait()
+
+
+def serve(connection: int, memory: int) -> None:
+    """Answers tasks until the connection ends; the arguments are file descriptors."""
+    host.keep_freed_memory()
+    with multiprocessing.connection.Connection(connection) as tasks:
+        try:
+            loader = pickle.loads(tasks.recv_bytes())
+            images = np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(-1, *loader.shape)
+            labels = np.empty(len(images), np.int64)
+            while True:
+                name, positions, numbers = tasks.recv()
+                count = len(positions)
+                try:
+                    loader.fill(name, images[:count], labels[:count], positions, numbers)
+                    tasks.send(labels[:count])
+                except UserError as error:
+                    tasks.send(error)
+                except Exception:
+                    tasks.send(RuntimeError(traceback.format_exc()))
+        except (EOFError, ConnectionError):
+            return
