@@ -88,7 +88,7 @@ SCHEMA = {
         str,
         "auto",
         _one_of("auto", "pmap", "shard_map"),
-        "How a step is mapped over devices; 'auto' is pmap in one process, shard_map in several.",
+        "Mapping over devices; 'auto' is pmap in one process, shard_map in several.",
     ),
     "steps_per_call": Key(
         int,
@@ -235,7 +235,7 @@ SCHEMA = {
         str,
         "auto",
         _one_of("auto", "resident", "streaming"),
-        "'resident' keeps the dataset in device memory, 'streaming' decodes batch by batch.",
+        "'resident' keeps images in device memory, 'streaming' decodes each batch.",
     ),
     "reader_processes": Key(
         int,
@@ -354,8 +354,7 @@ SCHEMA = {
             ),
             "names of sets, none of them twice,",
         ),
-        "Out-of-distribution datasets: these, TFDS names, or `folder:PATH`; the last two also with "
-        "`:resize` or `:crop`.",
+        "Out-of-distribution datasets, by name or as `folder:PATH`.",
     ),
     "evals.ood.limit": Key(
         int, None, _COUNT, "Images per dataset; None: as many as the split has, at most 10,000."
