@@ -109,7 +109,7 @@ def base_config():
     config.resident_limit_mib = 2048
     config.reader_processes = 0  # that decode images (streaming); 0: threads of this process
     config.image_size = config_dict.placeholder(int)  # None: as stored (resident)
-    config.eval_resize = config_dict.placeholder(int)  # shorter side before the centre crop
+    config.eval_resize = config_dict.placeholder(int)  # shorter side before the center crop
     config.square_resize = config_dict.placeholder(int)  # both sides before crops (streaming)
     config.train_examples = config_dict.placeholder(int)  # a fixed subset; None: all
     config.held_out = 0  # training examples kept back to choose the epoch on

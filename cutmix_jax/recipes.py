@@ -1,6 +1,6 @@
 """What stands behind the colon of `--config FILE:MODEL,METHOD`: the methods of the paper as words.
 
-METHOD joins words by '+', in the order in which mixes are applied. A word is a mix or a regulariser
+METHOD joins words by '+', in the order in which mixes are applied. A word is a mix or a regularizer
 of the tables below, and may carry parameters, each as `_NAMEvalue`:
 
     cutmix    cutmix+shake_drop    cutout+manifold_mixup    mixup_alpha0.5+label_smoothing

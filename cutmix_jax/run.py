@@ -166,7 +166,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     if "weights" not in meta:
         step, weights = int(state.step), state.evaluated()
     elif new := meta["weights"]["new"]:
-        notes = [*notes, f"The {', '.join(new)} of these weights are as initialised, not trained."]
+        notes = [*notes, f"The {', '.join(new)} of these weights are as initialized, not trained."]
     primary = jax.process_index() == 0
     for note in notes if primary else ():
         print(note, file=sys.stderr)
@@ -286,7 +286,7 @@ def check_same_run(task, meta, workdir, data=None):
 
 
 def initialize_from(task, state, path):
-    """Takes over the weights of another run; a head that does not fit stays as initialised.
+    """Takes over the weights of another run; a head that does not fit stays as initialized.
 
     So does one that fits, where the config asks for a new head.
     """
@@ -318,7 +318,7 @@ def initialize_from(task, state, path):
     notes = [*notes, f"Starting from the weights of {path}."]
     if head:
         why = "is not taken" if task.config.new_head else "does not fit"
-        notes.append(f"Its head {why} and is initialised anew: {', '.join(head)}.")
+        notes.append(f"Its head {why} and is initialized anew: {', '.join(head)}.")
     return state, notes
 
 
