@@ -1,6 +1,7 @@
 """One run in its workdir, from the config to the results: what `main.py` and the notebook call."""
 
 import collections
+import concurrent.futures
 import hashlib
 import json
 import platform
@@ -66,6 +67,7 @@ def train(config, workdir, stream=None):
             primary=primary,
             stream=stream,
         )
+        drawn = None
         try:
             for note in notes:
                 reporter.say(note)
@@ -79,7 +81,6 @@ def train(config, workdir, stream=None):
                     reporter.say(describe_results(results, folder))
                     return results
             arrays = task.mapping.replicate(task.data.arrays)
-            drawn = None
             if step < task.total_steps:
                 reporter.say(describe(task, state))
                 programs = programs or train_lib.compile_ahead(task)
@@ -110,6 +111,9 @@ def train(config, workdir, stream=None):
             reporter.say(describe_results(results, folder))
             return results
         finally:
+            # After an error the picture is wanted too, but not waited for while the step compiles.
+            if drawn and programs.done():
+                concurrent.futures.wait([drawn])
             reporter.close()
 
 

@@ -257,6 +257,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
     message = r"error: The .* not finite .*step \d+.*learning rate 1e\+30.*\n"
     assert re.fullmatch(message, done.stderr)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert (tmp_path / "mixed.png").is_file()  # what the model saw
 
 
 def test_a_run_starts_from_the_weights_of_another(finished):
