@@ -143,7 +143,7 @@ LIBRARIES = {
 
 def told(error):
     """Why a peer has no time, in a line."""
-    plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras colours its messages
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras colors its messages
     reason = " ".join(plain.split())[:110]
     if isinstance(error, ImportError):
         return f"not installed ({reason}): pip install -r requirements-peers.txt"

@@ -30,7 +30,7 @@ NETWORKS = {
 
 
 def batch_of(size, side):
-    """Random normalised images and their labels, on the host."""
+    """Random normalized images and their labels, on the host."""
     images = np.random.default_rng(0).normal(size=(size, side, side, 3)).astype(np.float32)
     return images, np.arange(size) % CLASSES
 

@@ -68,7 +68,7 @@ def collectives(program):
     """Bytes that the collectives of an HLO program give to each device, by kind.
 
     Args:
-      program: HLO text, before or after optimisation; an asynchronous collective counts where it
+      program: HLO text, before or after optimization; an asynchronous collective counts where it
         starts.
 
     Returns:

@@ -46,6 +46,9 @@ def use_fast_weight_gradients():
     nothing where the flag is set already, on a version of jaxlib on which it was not tried, and
     where the packages of a GPU or TPU are installed: those read the same variable.
 
+    With it, convolutions by other functions than `models.convolution` must not have windows that
+    lie in the padding of one side alone: XLA reads outside of the map for their gradient.
+
     Returns:
         Whether the flag was added.
 

@@ -1,6 +1,7 @@
 """One run in its workdir, from the config to the results: what `main.py` and the notebook call."""
 
 import collections
+import concurrent.futures
 import hashlib
 import json
 import platform
@@ -66,6 +67,7 @@ def train(config, workdir, stream=None):
             primary=primary,
             stream=stream,
         )
+        drawn = None
         try:
             for note in notes:
                 reporter.say(note)
@@ -79,7 +81,6 @@ def train(config, workdir, stream=None):
                     reporter.say(describe_results(results, folder))
                     return results
             arrays = task.mapping.replicate(task.data.arrays)
-            drawn = None
             if step < task.total_steps:
                 reporter.say(describe(task, state))
                 programs = programs or train_lib.compile_ahead(task)
@@ -110,6 +111,9 @@ def train(config, workdir, stream=None):
             reporter.say(describe_results(results, folder))
             return results
         finally:
+            # After an error the picture is wanted too, but not waited for while the step compiles.
+            if drawn and programs.done():
+                concurrent.futures.wait([drawn])
             reporter.close()
 
 
@@ -164,7 +168,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     if "weights" not in meta:
         step, weights = int(state.step), state.evaluated()
     elif new := meta["weights"]["new"]:
-        notes = [*notes, f"The {', '.join(new)} of these weights are as initialised, not trained."]
+        notes = [*notes, f"The {', '.join(new)} of these weights are as initialized, not trained."]
     primary = jax.process_index() == 0
     for note in notes if primary else ():
         print(note, file=sys.stderr)
@@ -289,7 +293,7 @@ def check_same_run(task, meta, workdir, data=None):
 
 
 def initialize_from(task, state, path):
-    """Takes over the weights of another run; a head that does not fit stays as initialised.
+    """Takes over the weights of another run; a head that does not fit stays as initialized.
 
     So does one that fits, where the config asks for a new head.
     """
@@ -314,7 +318,7 @@ def initialize_from(task, state, path):
     notes = [*notes, f"Starting from the weights of {path}."]
     if head:
         why = "is not taken" if task.config.new_head else "does not fit"
-        notes.append(f"Its head {why} and is initialised anew: {', '.join(head)}.")
+        notes.append(f"Its head {why} and is initialized anew: {', '.join(head)}.")
     return state, notes
 
 

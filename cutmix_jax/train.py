@@ -181,7 +181,7 @@ def create_state(task):
 
 
 def normalize(config, images):
-    """Centres and scales images in [0, 1] per channel."""
+    """Centers and scales images in [0, 1] per channel."""
     mean, std = (jnp.asarray(config.normalize[name], jnp.float32) for name in ("mean", "std"))
     return (images - mean) / std
 
@@ -190,7 +190,7 @@ def prepare(task, step, arrays, xs):
     """Turns one device's `xs` into a batch that is ready for the model.
 
     Returns:
-      ``{'image', 'target', 'label', 'plans'}``: normalised float images and rows of label weights,
+      ``{'image', 'target', 'label', 'plans'}``: normalized float images and rows of label weights,
       both mixed; the class ids before mixing; and the plans, of which those for feature maps are
       yet to be applied in the model.
     """

@@ -26,10 +26,9 @@ def test_places_of_mutants_exist(file, right, wrong, test):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_caught(name, tmp_path):
     file, right, wrong, test = MUTANTS[name]
-    for folder in ("cutmix_jax/mix", "tests"):
+    for folder in ("cutmix_jax", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    for single in ("cutmix_jax/__init__.py", "pyproject.toml"):
-        shutil.copy(ROOT / single, tmp_path / single)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     source = tmp_path / "cutmix_jax" / "mix" / file
     source.write_text(source.read_text().replace(right, wrong))
     options = ["-n0", "-q", "-x", "-p", "no:cacheprovider"]

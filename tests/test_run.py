@@ -257,6 +257,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
     message = r"error: The .* not finite .*step \d+.*learning rate 1e\+30.*\n"
     assert re.fullmatch(message, done.stderr)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert (tmp_path / "mixed.png").is_file()  # what the model saw
 
 
 def test_a_run_starts_from_the_weights_of_another(finished):
@@ -270,7 +271,7 @@ def test_a_run_starts_from_the_weights_of_another(finished):
     other = dataclasses.replace(task, model=create_model("resnet8", 7))
     fresh = train.create_state(other)
     state, notes = run.initialize_from(other, fresh, config.init_from)
-    assert "head does not fit and is initialised anew" in notes[-1]
+    assert "head does not fit and is initialized anew" in notes[-1]
     np.testing.assert_array_equal(state.params["fc"]["kernel"], fresh.params["fc"]["kernel"])
     assert not np.array_equal(state.params["conv1"]["kernel"], fresh.params["conv1"]["kernel"])
 

@@ -1,4 +1,4 @@
-"""Augmentation on the device: pad-and-crop and flip of uint8, colour jitter and lighting of float.
+"""Augmentation on the device: pad-and-crop and flip of uint8, color jitter and lighting of float.
 
 Every function takes one key an image. Keys from `example_keys` follow the example, not its place
 in the batch, so that an image is altered in the same way on any number of devices.
@@ -7,7 +7,7 @@ in the batch, so that an image is altered in the same way on any number of devic
 import jax
 import jax.numpy as jnp
 
-# Eigenvalues and eigenvectors (rows R, G, B) of ImageNet's colours, in [0, 1] units.
+# Eigenvalues and eigenvectors (rows R, G, B) of ImageNet's colors, in [0, 1] units.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009),
@@ -124,7 +124,7 @@ def jitter_draws(keys: jax.Array, strength: float, dtype=jnp.float32):
 
 
 def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
-    """AlexNet's PCA noise: every pixel of an image is shifted along the axes of ImageNet's colours.
+    """AlexNet's PCA noise: every pixel of an image is shifted along the axes of ImageNet's colors.
 
     Channel `c` gets `sum_j V[c, j] a_j e_j` with `a_j ~ N(0, std)`.
 

@@ -94,7 +94,7 @@ def from_corners(corners, size, name: str) -> np.ndarray:
 
 
 def of_record(data: bytes, key: str, name: str) -> np.ndarray:
-    """float32 [n, 4] of a serialised `tf.train.Example`, in shares of the image."""
+    """float32 [n, 4] of a serialized `tf.train.Example`, in shares of the image."""
     return checked(records.parse_example(data)[key].float_list.value, name)
 
 

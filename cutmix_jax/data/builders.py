@@ -84,7 +84,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Pictures of coloured, textured shapes, with boxes, masks and captions."""
+    """Pictures of colored, textured shapes, with boxes, masks and captions."""
 
     VERSION = tfds.core.Version(f"{shapes.VERSION}.0.0")
     BUILDER_CONFIGS = (

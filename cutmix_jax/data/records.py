@@ -29,7 +29,7 @@ class Split:
 
     Attributes:
       count: number of records.
-      read: index -> bytes; an encoded image where `labels` is given, else a serialised
+      read: index -> bytes; an encoded image where `labels` is given, else a serialized
         `tf.train.Example` with the features `image` and `label`.
       labels: int32 [count], or None.
       name: index -> what to call the record in an error message.
@@ -148,7 +148,7 @@ def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
 
 
 def parse_example(data: bytes):
-    """The features of a serialised `tf.train.Example`, by name."""
+    """The features of a serialized `tf.train.Example`, by name."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(data).features.feature

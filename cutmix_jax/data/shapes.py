@@ -1,8 +1,8 @@
-"""Shapes: pictures of coloured, textured shapes on cluttered grounds, drawn by NumPy.
+"""Shapes: pictures of colored, textured shapes on cluttered grounds, drawn by NumPy.
 
-Each example is a function of (seed, index) alone. Its class is the form of the object: colour,
+Each example is a function of (seed, index) alone. Its class is the form of the object: color,
 texture, place, size and turn are drawn alike for all classes, so that nothing but the form tells
-the class. The ground holds scraps of every colour, so that colour does not tell the place either.
+the class. The ground holds scraps of every color, so that color does not tell the place either.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ TRAIN_EXAMPLES, TEST_EXAMPLES = 10_000, 2_000
 _NAMES, _RGB = tuple(COLORS), np.array(list(COLORS.values()), np.float32)
 RADIUS = (0.2, 0.38)  # of an object, in sides of the image
 TURN = 20.0  # degrees to either side
-JITTER = 20.0  # of a colour's channels, on [0, 255]
+JITTER = 20.0  # of a color's channels, on [0, 255]
 SCRAPS = (2, 6)
 MUTED, GRAY = 0.5, 150.0  # grounds are mixed with gray: objects stand out, as most do
 GRID = 5  # coarse squares a side of the ground's shading
@@ -183,12 +183,12 @@ def _with_article(words: str) -> str:
 
 @functools.cache
 def _pixels(size: int) -> np.ndarray:
-    """float32 [2, size, size]: y and x of the pixels' centres, in sides of the image."""
+    """float32 [2, size, size]: y and x of the pixels' centers, in sides of the image."""
     return (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
 
 
 def _draw_ground(random, size: int, color: np.ndarray) -> np.ndarray:
-    """float32 [size, size, 3]: uneven shading in one colour, and scraps in all of them."""
+    """float32 [size, size, 3]: uneven shading in one color, and scraps in all of them."""
     shading = random.uniform(-1, 1, (GRID, GRID, 1)).astype(np.float32) * 30
     shading = shading + random.uniform(-1, 1, (GRID, GRID, 3)).astype(np.float32) * 10
     pale = MUTED * color + (1 - MUTED) * GRAY
@@ -248,7 +248,7 @@ def _paint(image: np.ndarray, window, distance: np.ndarray, color) -> np.ndarray
 
 
 def _find_place(random, radius: float, boxes: list):
-    """A centre (y, x), whose object lies within the image and overlaps no other; or None."""
+    """A center (y, x), whose object lies within the image and overlaps no other; or None."""
     for _ in range(TRIES):
         center = random.uniform(radius, 1 - radius, 2)
         low, high = center - radius, center + radius

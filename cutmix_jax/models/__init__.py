@@ -38,7 +38,7 @@ def create_model(
       dtype: of activations, float32 or bfloat16; parameters and logits are float32 always.
       norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
         keeps the statistics of each device's own batch, as in the paper.
-      norm_groups: number of equal parts of a device's batch that are normalised apart ("ghost"
+      norm_groups: number of equal parts of a device's batch that are normalized apart ("ghost"
         BatchNorm): 2 (CIFAR) and 4 (ImageNet) stand for the GPUs of the paper.
       norm_momentum: share of the running statistics that stays in a step (PyTorch's 1 - momentum).
       norm_epsilon: added to the variance.

@@ -37,7 +37,7 @@ def conv_general_dilated(
     .. math:: y_{nhwo} = \sum_{ijc} x_{n, s h + i, s w + j, c} k_{ijco}
 
     It has that function's values and gradients to rounding; only that NaN and inf in one group may
-    spread to its neighbours, as zeros are multiplied by them. Two-dimensional convolutions without
+    spread to its neighbors, as zeros are multiplied by them. Two-dimensional convolutions without
     dilation, channels last, in float32 or float64, are computed otherwise where they are compiled
     for a CPU; anything else is passed on. It has reverse-mode derivatives only.
 
@@ -83,11 +83,25 @@ def conv_general_dilated(
         lhs.ndim == 4
         and lhs.size
         and lhs.dtype == rhs.dtype
-        and lhs.dtype in (jnp.float32, jnp.float64)
         and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
         and not any(value is not None for value in options.values())
     )
     if dilated or not known:
+        return plain(lhs, rhs)
+    if not isinstance(padding, str) and _is_wide(padding, rhs.shape):
+        # XLA's own code for CPUs, which `host.use_fast_weight_gradients` chooses, reads outside of
+        # the map for the gradient of the images then.
+        lhs = lax.pad(lhs, jnp.zeros([], lhs.dtype), _edges(padding))
+        return conv_general_dilated(
+            lhs,
+            rhs,
+            strides,
+            ((0, 0), (0, 0)),
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+        )
+    if lhs.dtype not in (jnp.float32, jnp.float64):
         return plain(lhs, rhs)
     # This raises what is wrong with the shapes in its own words.
     if not jax.eval_shape(plain, lhs, rhs).size:
@@ -102,6 +116,16 @@ def conv_general_dilated(
         precision=precision,
     )
     return by_platform(plain, on_cpu, lhs, rhs)
+
+
+def _is_wide(padding, kernel_shape):
+    """Whether there are windows that lie in the padding alone."""
+    return any(max(pair) >= side for pair, side in zip(padding, kernel_shape, strict=False))
+
+
+def _edges(padding):
+    """`padding` as `lax.pad` takes it, of images `[B, H, W, C]`."""
+    return [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,4 +1,4 @@
-"""What the networks are made of: PyTorch's initialisation and padding, norms, attention, the head.
+"""What the networks are made of: PyTorch's initialization and padding, norms, attention, the head.
 
 `Network` holds the options that all of them have, and makes their convolutions and norms.
 """

@@ -71,7 +71,7 @@ class BottleneckBlock(PyramidBlock):
 
 
 class PyramidNet(Network):
-    """A PyramidNet for images [B, H, W, C], normalised, float; returns float32 logits [B, K].
+    """A PyramidNet for images [B, H, W, C], normalized, float; returns float32 logits [B, K].
 
     Block k of 3n has `round(width + k alpha / 3n)` planes, rounded half to even. Stages 2 and 3
     halve the side. After the last stage come a norm and an activation, whose result is the feature

@@ -98,7 +98,7 @@ class BottleneckBlock(Block):
 
 
 class ResNet(Network):
-    """A residual network for images [B, H, W, C], normalised, float; returns float32 logits [B, K].
+    """A residual network for images [B, H, W, C], normalized, float; returns float32 logits [B, K].
 
     Attributes:
       stage_sizes: blocks in each stage.

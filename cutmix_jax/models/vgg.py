@@ -16,7 +16,7 @@ STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 class VGG(Network):
     """VGG-16 without its fifth pooling, then 'conv6' (3x3, 1024 channels), average and 'fc'.
 
-    For images [B, H, W, C], normalised, float; returns float32 logits [B, K]. Convolutions have
+    For images [B, H, W, C], normalized, float; returns float32 logits [B, K]. Convolutions have
     biases, and there are no norms. At 224x224 the last map is 14x14. Modules carry torchvision's
     names, with `features.0` written `features_0`; feature maps those of the paper of VGG, and are
     taken after the activation, before the pooling.

@@ -37,7 +37,7 @@ def test_each_collective_counts_with_the_bytes_of_its_result():
     assert scale.collectives(traced) == expected
 
 
-def test_the_optimised_program_counts_the_same():
+def test_the_optimized_program_counts_the_same():
     traced = lower(lambda x: lax.psum(x, AXIS), jnp.zeros((jax.device_count() * 5, 3)))
     assert scale.collectives(traced.compile().as_text()) == {"all-reduce": 60}
     silent = lower(lambda x: x.sum() * 2, jnp.zeros(jax.device_count()))

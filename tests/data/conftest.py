@@ -17,9 +17,21 @@ def encode(image, kind="png"):
 
 
 def photograph(seed, height, width):
-    """A smooth colour image, which JPEG keeps well."""
+    """A smooth color image, which JPEG keeps well."""
     noise = np.random.RandomState(seed).randint(0, 256, (6, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def photo_config(folder, **changes):
+    """A config that streams random-resized crops of a folder of photographs."""
+    return {
+        "dataset": "folder",
+        "data_dir": str(folder),
+        "batch_size": 8,
+        "image_size": 16,
+        "augment": {"min_area": 0.08, "flip": True},
+        **changes,
+    }
 
 
 def _example(data, label, boxes=None, box_key="bbox", file_name=None):

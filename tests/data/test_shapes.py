@@ -89,25 +89,25 @@ def data():
         return open_data(CONFIG)
 
 
-def test_neither_colour_nor_place_tells_the_class(data):
-    """A linear classifier on colours, or on boxes, is at chance; there are ten classes."""
+def test_neither_color_nor_place_tells_the_class(data):
+    """A linear classifier on colors, or on boxes, is at chance; there are ten classes."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     labels = {split: data.arrays[split]["label"] for split in ("train", "test")}
     assert np.bincount(labels["train"]).min() > 60
 
-    def colours(split):
+    def colors(split):
         images = data.arrays[split]["image"] // 64
         codes = images[..., 0] * 16 + images[..., 1] * 4 + images[..., 2]
         return np.stack([np.bincount(code.ravel(), minlength=64) for code in codes]) / 1024
 
-    for features in (colours, lambda split: np.concatenate(data.boxes(split))[:, :2] / 32):
+    for features in (colors, lambda split: np.concatenate(data.boxes(split))[:, :2] / 32):
         model = linear_model.LogisticRegression(max_iter=500).fit(
             features("train"), labels["train"]
         )
         assert model.score(features("test"), labels["test"]) < 0.17
 
 
-def test_a_box_in_the_centre_misses_most_objects(data):
+def test_a_box_in_the_center_misses_most_objects(data):
     boxes = np.concatenate(data.boxes("test"))
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     for half in range(4, 17):

@@ -16,16 +16,7 @@ from cutmix_jax import UserError
 from cutmix_jax.config import from_plain
 from cutmix_jax.data import Shards, crops, find_set, open_data, records, streaming
 
-
-def photo_config(photo_folder, **changes):
-    return {
-        "dataset": "folder",
-        "data_dir": str(photo_folder),
-        "batch_size": 8,
-        "image_size": 16,
-        "augment": {"min_area": 0.08, "flip": True},
-        **changes,
-    }
+from .conftest import photo_config
 
 
 def test_folder_is_streamed_with_its_class_names(photo_folder):

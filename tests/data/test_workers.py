@@ -15,19 +15,9 @@ import pytest
 from cutmix_jax import UserError
 from cutmix_jax.data import find_set, open_data, streaming
 
+from .conftest import photo_config
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def photographs(folder, **changes):
-    return {
-        "dataset": "folder",
-        "data_dir": str(folder),
-        "batch_size": 8,
-        "image_size": 16,
-        "augment": {"min_area": 0.08},
-        "reader_processes": 2,
-        **changes,
-    }
 
 
 def batches_of(config):
@@ -63,7 +53,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="n
 def test_batches_are_the_same_for_any_number_of_processes(photo_folder, monkeypatch, together):
     monkeypatch.setattr(streaming, "SENT_TOGETHER", together)
     alone, *others = (
-        batches_of(photographs(photo_folder, reader_processes=count)) for count in (0, 1, 2)
+        batches_of(photo_config(photo_folder, reader_processes=count)) for count in (0, 1, 2)
     )
     assert len(alone) == 6
     for other in others:
@@ -79,7 +69,7 @@ def test_records_are_opened_in_each_process(toy_set, file_format):
 
 
 def test_two_streams_at_once_do_not_mix(photo_folder):
-    data = open_data(photographs(photo_folder))
+    data = open_data(photo_config(photo_folder, reader_processes=2))
     both = list(zip(data.train_batches(0), data.eval_batches("test"), strict=False))
     train, test = next(data.train_batches(0)), next(data.eval_batches("test"))
     jax.tree.map(np.testing.assert_array_equal, both[0], (train, test))
@@ -87,7 +77,7 @@ def test_two_streams_at_once_do_not_mix(photo_folder):
 
 def test_the_first_unreadable_file_is_named(photo_folder, tmp_path):
     root = shutil.copytree(photo_folder, tmp_path / "photos")
-    data = open_data(photographs(root))
+    data = open_data(photo_config(root, reader_processes=2))
     split = find_set("folder", str(root), None).splits["train"]
     order = np.concatenate([xs["index"].ravel() for xs in data.train_batches(0)])
     for place in (13, 12, 22):
@@ -103,7 +93,7 @@ def test_the_first_unreadable_file_is_named(photo_folder, tmp_path):
 
 @needs_proc
 def test_a_process_that_dies_ends_the_run_in_words(photo_folder):
-    data = open_data(photographs(photo_folder, reader_processes=1))
+    data = open_data(photo_config(photo_folder, reader_processes=1))
     before = workers_of(os.getpid())
     batches = data.train_batches(0)
     next(batches)
@@ -116,7 +106,7 @@ def test_a_process_that_dies_ends_the_run_in_words(photo_folder):
 @needs_proc
 def test_processes_last_as_long_as_the_data(photo_folder):
     before = workers_of(os.getpid())
-    data = open_data(photographs(photo_folder))
+    data = open_data(photo_config(photo_folder, reader_processes=2))
     assert workers_of(os.getpid()) == before, "none before the first batch"
     for epoch in range(2):
         list(data.train_batches(epoch))
@@ -130,7 +120,7 @@ def test_processes_last_as_long_as_the_data(photo_folder):
 def test_no_process_outlives_the_one_that_started_it(photo_folder, sent):
     code = (
         "from cutmix_jax.data import open_data\n"
-        f"data = open_data({photographs(photo_folder)!r})\n"
+        f"data = open_data({photo_config(photo_folder, reader_processes=2)!r})\n"
         "for epoch in range(10**9):\n"
         "    list(data.train_batches(epoch))\n"
         "    print(epoch, flush=True)\n"

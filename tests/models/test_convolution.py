@@ -50,8 +50,15 @@ def both(case):
         "dimension_numbers": lax.conv_dimension_numbers(*case["shapes"], LAYOUT),
         "feature_group_count": case["groups"],
     }
-    functions = (conv_general_dilated, lax.conv_general_dilated)
+    functions = (conv_general_dilated, of_padded)
     return [functools.partial(f, **options) for f in functions], operands
+
+
+def of_padded(x, kernel, *, padding, **options):
+    """XLA's convolution of images that were padded before."""
+    if not isinstance(padding, str):
+        x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), "VALID"
+    return lax.conv_general_dilated(x, kernel, padding=padding, **options)
 
 
 def value_and_gradients(function, weights):
@@ -85,6 +92,26 @@ def test_values_and_both_gradients_are_those_of_lax(case):
     weights = weights_of(theirs, operands)
     found, expected = (jax.jit(value_and_gradients(f, weights))(*operands) for f in (ours, theirs))
     assert_close(found, expected, case["dtype"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_windows_in_the_padding_alone(dtype):
+    """XLA's own gradient for CPUs reads outside of the map there."""
+    case = {
+        "shapes": ((2, 8, 2, 8), (2, 2, 8, 32)),
+        "strides": (1, 1),
+        "padding": ((2, 0), (2, 0)),
+        "groups": 1,
+        "dtype": dtype,
+    }
+    (ours, _), (x, kernel) = both(case)
+    g = weights_of(ours, (x, kernel))
+    found = jax.jit(value_and_gradients(ours, g))(x, kernel)[1]
+    gradient = np.zeros((2, 10, 4, 8))
+    for i, j in np.ndindex(2, 2):
+        gradient[:, i : i + 9, j : j + 3] += np.float64(g) @ np.float64(kernel[i, j]).T
+    tolerance = TOLERANCE[dtype] * np.abs(gradient).max()
+    np.testing.assert_allclose(np.float64(found), gradient[:, 2:, 2:], atol=tolerance)
 
 
 def one_case(kernel=(3, 3, 2, 16), groups=4, channels=8, padding=((1, 1), (1, 1))):
