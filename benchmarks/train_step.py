@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import timing, tracing
 from benchmarks.memory import size as size_of
-from cutmix_jax import UserError, models, train
+from cutmix_jax import UserError, models, tasks, train
 from cutmix_jax.config import base_config
 from cutmix_jax.parallel import create_mapping
 
@@ -48,7 +48,7 @@ def create_task(model, size, side, classes=100, devices=None, **keys):
     config.dataset, config.image_size = "digits", side
     config.augment.pad = 0
     config.update_from_flattened_dict(keys)
-    task = train.create_task(config, create_mapping(config.mapping, devices))
+    task = tasks.create_task(config, create_mapping(config.mapping, devices))
     rng = np.random.default_rng(0)
     count = max(1000, 4 * size)
     arrays = {

@@ -74,6 +74,7 @@ _EPS = _each(_between(0, 255), "sizes from 0 to 255 (in units of 1/255; the pape
 
 SCHEMA = {
     # Run
+    "task": Key(str, "classification", None, "What is learned, or 'MODULE:CLASS' of your own."),
     "seed": Key(int, 0, _SEED, "Seed of the weights, the order of examples, augmentation and mix."),
     "epochs": Key(int, 300, _COUNT, "Number of epochs."),
     "batch_size": Key(int, 64, _COUNT, "Examples per step, over all devices together."),
@@ -84,6 +85,7 @@ SCHEMA = {
     "checkpoint_epochs": Key(
         int, 1, _COUNT, "Epochs between checkpoints. The best one is one of those saved."
     ),
+    "eval_every": Key(int, 1, _COUNT, "Epochs between evaluations; the last is always evaluated."),
     "mapping": Key(
         str,
         "auto",
@@ -362,6 +364,8 @@ SCHEMA = {
     "evals.ood.seed": Key(int, 0, _SEED, "Seed of subsets, crops and noise."),
 }
 
+DEFAULTS = {name: key.default for name, key in SCHEMA.items()}
+
 
 def base_config():
     """All keys with their defaults; files in `configs/` set what differs per dataset."""
@@ -461,12 +465,19 @@ def given_paths(config):
 
 
 def differences(ours, theirs):
-    """The keys that matter and differ between two configs, as ``(key, ours, theirs)``."""
+    """The keys that matter and differ between two configs, as ``(key, ours, theirs)``.
+
+    What one of them lacks, such as a key that is newer than a checkpoint, is the default.
+    """
     ours, theirs = flatten(ours), flatten(theirs)
+
+    def value(config, key):
+        return config[key] if key in config else _plain(DEFAULTS.get(key))
+
     return [
-        (key, ours.get(key), theirs.get(key))
+        (key, value(ours, key), value(theirs, key))
         for key in sorted(ours.keys() | theirs.keys())
-        if key.split(".")[0] not in FREE_KEYS and ours.get(key) != theirs.get(key)
+        if key.split(".")[0] not in FREE_KEYS and value(ours, key) != value(theirs, key)
     ]
 
 

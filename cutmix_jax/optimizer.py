@@ -1,5 +1,8 @@
 """The optimizer and its schedule: the gradient to the update."""
 
+import functools
+
+import flax
 import jax
 import optax
 from jax import numpy as jnp
@@ -27,18 +30,41 @@ def create_schedule(config, steps_per_epoch):
     return lambda count: jnp.minimum(rise(count), steps(count))
 
 
-def create_optimizer(config, schedule):
-    """SGD with momentum and coupled weight decay, the head's updates times `head_lr_factor`."""
+def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
+    """SGD with momentum and coupled weight decay.
 
-    def scale_head(updates, params):
+    Args:
+        config: for `momentum`, `nesterov`, `weight_decay` and `head_lr_factor`.
+        schedule: step -> learning rate.
+        heads: modules whose updates are multiplied by `head_lr_factor`.
+        frozen: beginnings of the paths of parameters that stay, such as 'stem' or 'layer1/0'.
+        undecayed: ends of the paths of parameters without weight decay, such as 'bias'.
+    """
+
+    def scale_heads(updates, params):
         del params
-        return updates | {"fc": jax.tree.map(lambda x: config.head_lr_factor * x, updates["fc"])}
+        scaled = {
+            head: jax.tree.map(lambda x: config.head_lr_factor * x, updates[head]) for head in heads
+        }
+        return updates | scaled
 
+    mask = functools.partial(_label, lambda path: not path.endswith(undecayed))
     steps = [
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask if undecayed else None),
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     ]
     if config.head_lr_factor != 1:
         # What SGD gives is proportional to the rate, so this is a rate of its own.
-        steps.append(optax.stateless(scale_head))
-    return optax.chain(*steps)
+        steps.append(optax.stateless(scale_heads))
+    learned = optax.chain(*steps)
+    if not frozen:
+        return learned
+    return optax.multi_transform(  # no momentum is kept of what is frozen
+        {True: learned, False: optax.set_to_zero()},
+        functools.partial(_label, lambda path: not path.startswith(frozen)),
+    )
+
+
+def _label(rule, params):
+    """`rule` of the path of every parameter, such as 'layer1/0/conv1/kernel'."""
+    return flax.traverse_util.path_aware_map(lambda path, _: rule("/".join(path)), params)

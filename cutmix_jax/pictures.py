@@ -94,16 +94,16 @@ def draw_errors(histories, path):
         epochs = [record["epoch"] for record in records]
         for split, style in (("test", "-"), ("held_out", ":")):
             key = f"{split}_top1_error"
-            if key in records[0]:
-                errors = [100 * record[key] for record in records]
+            measured = [record for record in records if key in record]
+            if measured:
                 words = split.replace("_", "-")
                 axis.plot(
-                    epochs,
-                    errors,
+                    [record["epoch"] for record in measured],
+                    [100 * record[key] for record in measured],
                     style,
                     color=color,
                     label=f"{name}, {words}" if len(histories) > 1 else f"{words} error",
-                    marker="." if len(epochs) < 5 else None,
+                    marker="." if len(measured) < 5 else None,
                 )
         if len(histories) == 1:
             weighted = [100 * (1 - record["train_weighted_accuracy"]) for record in records]

@@ -5,7 +5,6 @@ import concurrent.futures
 import hashlib
 import json
 import platform
-import statistics
 import sys
 from functools import partial
 
@@ -13,7 +12,7 @@ import flax
 import jax
 import numpy as np
 
-from cutmix_jax import UserError, metrics
+from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import (
@@ -26,6 +25,9 @@ from cutmix_jax.checkpoint import (
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import start_in_background
 from cutmix_jax.paths import place, whole_file
+from cutmix_jax.reporter import Reporter
+from cutmix_jax.tasks import create_task
+from cutmix_jax.tasks.classification import Classification
 
 
 def train(config, workdir, stream=None):
@@ -46,7 +48,7 @@ def train(config, workdir, stream=None):
       UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
     """
     workdir = place(workdir, "The workdir")
-    task = train_lib.create_task(config)
+    task = create_task(config)
     described = describe_run(task)
     primary = jax.process_index() == 0
     with (
@@ -57,7 +59,7 @@ def train(config, workdir, stream=None):
         programs = checkpoints.latest_step < task.total_steps and train_lib.compile_ahead(task)
         state, progress, notes = open_run(task, checkpoints, described)
         step = int(state.step)
-        reporter = metrics.Reporter(
+        reporter = Reporter(
             folder,
             epochs=config.epochs,
             epoch_steps=task.data.steps_per_epoch,
@@ -67,7 +69,7 @@ def train(config, workdir, stream=None):
             primary=primary,
             stream=stream,
         )
-        drawn = None
+        plotted = None
         try:
             for note in notes:
                 reporter.say(note)
@@ -78,27 +80,27 @@ def train(config, workdir, stream=None):
                 )
                 results = read_json(folder / "results.json")
                 if results:
-                    reporter.say(describe_results(results, folder))
+                    reporter.say(describe_results(task, results, folder))
                     return results
             arrays = task.mapping.replicate(task.data.arrays)
             if step < task.total_steps:
                 reporter.say(describe(task, state))
                 programs = programs or train_lib.compile_ahead(task)
                 if step == 0:
-                    drawn = start_drawing(task, programs, state, arrays, folder, primary)
-            state = train_lib.fit(
-                task,
-                state,
-                arrays,
-                programs,
-                progress,
-                checkpoints,
-                reporter,
-                interruption,
-                described,
+                    plotted = start_plotting(task, programs, state, arrays, folder)
+            session = train_lib.Session(
+                task=task,
+                arrays=arrays,
+                programs=programs,
+                progress=progress,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                interruption=interruption,
+                meta=described,
             )
-            if drawn:
-                drawn.result()
+            state = train_lib.fit(session, state)
+            if plotted:
+                plotted.result()
             if int(state.step) < task.total_steps:
                 reporter.say(
                     f"Interrupted and saved at step {int(state.step)} of {task.total_steps}: "
@@ -107,13 +109,14 @@ def train(config, workdir, stream=None):
                 return None
             results = summarize(task, state, progress)
             if primary:
-                write_results(results, progress.history, folder)
-            reporter.say(describe_results(results, folder))
+                write_json(folder / "results.json", results)
+                task.plot_history(progress.history, folder)
+            reporter.say(describe_results(task, results, folder))
             return results
         finally:
             # After an error the picture is wanted too, but not waited for while the step compiles.
-            if drawn and programs.done():
-                concurrent.futures.wait([drawn])
+            if plotted and programs.done():
+                concurrent.futures.wait([plotted])
             reporter.close()
 
 
@@ -154,7 +157,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
         if config is None:
             config = config_lib.from_plain(checkpoints.read_meta(which)["config"])
             config.update_from_flattened_dict(overrides or {})
-        task = train_lib.create_task(config)
+        task = create_task(config)
         # Converted weights are of no run, and any data may measure them.
         found = checkpoints.restore(
             partial(abstract_saved, task),
@@ -172,6 +175,10 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     primary = jax.process_index() == 0
     for note in notes if primary else ():
         print(note, file=sys.stderr)
+    if names and not isinstance(task, Classification):
+        raise UserError(
+            f"--evals is for classifiers, and config.task is {task.config.task!r}. Leave it out."
+        )
     if names:
         subject = evals_lib.create_subject(task, weights, config.evals.split)
         every = "all" in evals.replace(" ", "").split(",")
@@ -301,7 +308,8 @@ def initialize_from(task, state, path):
     start = {"params": state.params, "batch_stats": state.batch_stats}
     unfit = find_unfit(found["weights"], start)
     given, wanted = flatten(jax.device_get(found["weights"])), flatten(start)
-    head = [name for name in unfit if name in wanted and name.split("/")[1] == "fc"]
+    heads = [name for name in wanted if name.split("/")[1] in task.heads]
+    head = [name for name in unfit if name in heads]
     if unfit != head:
         raise UserError(
             f"config.init_from={path!r} does not fit config.model={task.config.model!r}: "
@@ -309,7 +317,7 @@ def initialize_from(task, state, path):
             "config.model to the network that was saved."
         )
     if task.config.new_head:
-        head = sorted(name for name in wanted if name.split("/")[1] == "fc")
+        head = sorted(heads)
     fitted = {name: wanted[name] if name in head else given[name] for name in wanted}
     weights = flax.traverse_util.unflatten_dict(fitted, sep="/")
     state = state.replace(**weights)
@@ -322,80 +330,28 @@ def initialize_from(task, state, path):
     return state, notes
 
 
-def start_drawing(task, programs, state, arrays, folder, primary):
-    """A future of `draw_start`, which waits until the step is compiled."""
+def start_plotting(task, programs, state, arrays, folder):
+    """A future of the parameter table and the task's first pictures, after the step is compiled."""
     params = jax.device_get(state.params)  # the step takes over what is on the device
 
-    def draw():
+    def plot():
         programs.result()
-        draw_start(task, params, arrays, folder, primary)
+        if jax.process_index() == 0:
+            from clu import parameter_overview
 
-    future = start_in_background(draw)
+            table = parameter_overview.get_parameter_overview(params)
+            (folder / "parameters.txt").write_text(table + "\n")
+        task.plot_start(arrays["train"], folder)
+
+    future = start_in_background(plot)
     if jax.process_count() > 1:  # all of them have to make their calls in the same order
         future.result()
     return future
 
 
-def draw_start(task, params, arrays, folder, primary):
-    """Writes the parameter table, and a sheet of mixed images as the model sees them.
-
-    It shows the first of the first 20 batches whose images are mixed. Where none is, where the mix
-    is at feature maps alone, and with several processes, it shows the very first.
-    """
-    from clu import parameter_overview
-
-    from cutmix_jax import pictures
-
-    if primary:
-        table = parameter_overview.get_parameter_overview(params)
-        (folder / "parameters.txt").write_text(table + "\n")
-    batch = jax.device_get(first_mixed(task, 0, arrays["train"]))
-    if primary:
-        mean, std = (np.asarray(task.config.normalize[name]) for name in ("mean", "std"))
-        pictures.draw_mixed(
-            batch | {"image": batch["image"] * std + mean},
-            task.data.class_names,
-            folder / "mixed.png",
-        )
-
-
-def first_mixed(task, step, arrays, tries=20):
-    """What `train_lib.prepare` makes of the batch that `draw_start` shows, from `step` on.
-
-    The plans of a step do not depend on its images: steps are searched with those of the first,
-    and only the batch that is shown is read besides. A stream would decode all between.
-    """
-    data, mapping = task.data, task.mapping
-    mapped = mapping.map(partial(train_lib.prepare, task))
-
-    def read(at):
-        return mapping.shard(next(iter(data.train_batches(*divmod(at, data.steps_per_epoch)))))
-
-    def prepare(at, xs):
-        return mapped(mapping.replicate(np.int32(at)), arrays, xs)
-
-    xs = read(step)
-    first = prepare(step, xs)
-    # Processes may see other plans, and all have to make the same calls.
-    if "image" not in task.mix.layers or jax.process_count() > 1:
-        return first
-    for at in range(step, min(step + tries, task.total_steps)):
-        batch = first if at == step else prepare(at, xs)
-        if any(map(mixes_images, jax.device_get(batch["plans"]))):
-            return batch if at == step else prepare(at, read(at))
-    return first
-
-
-def mixes_images(plan):
-    """Whether a plan, on the host, changes any image."""
-    pastes = (plan.box[:, 1] > plan.box[:, 0]).all(-1).any()
-    blends = plan.ratio is not None and (plan.ratio != 1).any()
-    return plan.layer == "image" and bool(pastes or blends)
-
-
 def describe(task, state):
-    """The recipe in words, the devices, the data and the parameters."""
-    config, data, drop = task.config, task.data, task.config.drop_block
+    """The config in words, the devices, the data and the parameters."""
+    config, drop = task.config, task.config.drop_block
     drops = ", ".join(map(str, drop_epochs(config)))
     schedule = {
         "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
@@ -418,8 +374,6 @@ def describe(task, state):
         "batch statistics over all devices": config.sync_batch_norm,
         config.dtype: config.dtype != "float32",
     }
-    height, width, channels = data.image_shape
-    examples = ", ".join(f"{n:,} {split.replace('_', '-')}" for split, n in data.examples.items())
     groups = collections.Counter()
     for name, tree in state.params.items():
         groups[name.split("_")[0]] += _count(tree)
@@ -427,10 +381,8 @@ def describe(task, state):
     device = jax.devices()[0]
     return "\n".join(
         [
-            f"model     {config.model}, {data.num_classes} classes",
-            f"data      {config.dataset}: {examples}; {height}x{width}x{channels}, {data.kind}",
-            f"mix       {task.mix.describe()}",
-            f"training  {config.epochs} epochs of {data.steps_per_epoch:,} steps, batch "
+            *(f"{word:<10}{text}" for word, text in task.describe().items()),
+            f"training  {config.epochs} epochs of {task.data.steps_per_epoch:,} steps, batch "
             f"{config.batch_size}, seed {config.seed}",
             f"          SGD, learning rate {config.learning_rate:g} {schedule}, momentum "
             f"{config.momentum:g}{' (Nesterov)' * config.nesterov}, weight decay "
@@ -445,32 +397,13 @@ def describe(task, state):
 
 def summarize(task, state, progress):
     """The results of a finished run, as they go into `results.json`."""
-    config, last = task.config, progress.history[-1]
-    best = metrics.best(progress.history, "test")
-    results = {
-        "config": config_lib.to_plain(config),
+    return {
+        "config": config_lib.to_plain(task.config),
         "params": _count(state.params),
-        "epochs": config.epochs,
+        "epochs": task.config.epochs,
         "train_examples": task.data.examples["train"],
-        "top1_error_last": last["test_top1_error"],
-        "top5_error_last": last["test_top5_error"],
-        "loss_last": last["test_loss"],
-        "top1_error_best": best["test_top1_error"],
-        "top5_error_best": best["test_top5_error"],
-        "best_epoch": best["epoch"],
-        "top1_error_median_10": statistics.median(
-            record["test_top1_error"] for record in progress.history[-10:]
-        ),
-    }
-    if "held_out" in task.data.examples:
-        chosen = metrics.best(progress.history, "held_out")
-        results |= {
-            "top1_error_held_out": chosen["test_top1_error"],
-            "top5_error_held_out": chosen["test_top5_error"],
-            "held_out_epoch": chosen["epoch"],
-        }
-    return results | {
-        "images_per_second": last.get("images_per_second"),
+        **task.summarize(progress.history),
+        "images_per_second": progress.history[-1].get("images_per_second"),
         "seconds": progress.seconds,
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
@@ -478,32 +411,11 @@ def summarize(task, state, progress):
     }
 
 
-def write_results(results, history, folder):
-    """Writes `results.json` and `error.png`."""
-    from cutmix_jax import pictures  # Matplotlib takes a second
-
-    write_json(folder / "results.json", results)
-    pictures.draw_errors({folder.name: history}, folder / "error.png")
-
-
-def describe_results(results, folder):
+def describe_results(task, results, folder):
     """What a finished run found, and where it is."""
-    lines = [
-        f"top-1 error, last epoch       {results['top1_error_last']:7.2%}   top-5 "
-        f"{results['top5_error_last']:.2%}",
-    ]
-    if "held_out_epoch" in results:
-        lines.append(
-            f"top-1 error, held-out choice  {results['top1_error_held_out']:7.2%}   epoch "
-            f"{results['held_out_epoch']}"
-        )
-    lines.append(
-        f"top-1 error, best on test     {results['top1_error_best']:7.2%}   epoch "
-        f"{results['best_epoch']} (chosen on the test split, as the paper does)"
-    )
-    minutes = results["seconds"] / 60
-    lines.append(f"{minutes:.1f} minutes; results.json, mixed.png, error.png in {folder}")
-    return "\n".join(lines)
+    files = ", ".join(("results.json", *task.pictures))
+    minutes = f"{results['seconds'] / 60:.1f} minutes; {files} in {folder}"
+    return "\n".join([*task.describe_results(results), minutes])
 
 
 def write_json(path, value):

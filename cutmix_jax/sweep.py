@@ -91,6 +91,11 @@ def plan_runs(recipes, seeds, overrides, workdir):
     configs, seen = {}, []
     for recipe in recipes:
         configs[recipe] = read_config(recipe, overrides)
+        if configs[recipe].task != "classification":
+            raise UserError(
+                f"A sweep compares the errors of classifiers, and {recipe!r} has config.task="
+                f"{configs[recipe].task!r}. Train it with main.py."
+            )
         name, plain = run_name(recipe, 0), config_lib.to_plain(configs[recipe])
         for other, its_name, its_plain in seen:
             if name == its_name or plain == its_plain:
@@ -296,7 +301,7 @@ def train_all(runs, interruption, after_each):
 
 def check_runs(runs):
     """Builds what each recipe describes, so that the last of them is not refused after days."""
-    from cutmix_jax.train import create_task
+    from cutmix_jax.tasks import create_task
 
     for recipe, run in {run["recipe"]: run for run in runs}.items():
         try:

@@ -1,8 +1,8 @@
-"""Training, from the uint8 batch to the results: state, step, evaluation, loop.
+"""Training, for any task: state, step, evaluation, loop.
 
-Read it from top to bottom: `prepare` turns a batch into what the model sees, `train_step` takes one
-step, `evaluate` measures, and `fit` runs them. What is written for "one device" is mapped over the
-devices by `parallel`, and reduces over the axis `AXIS` itself.
+Read it from top to bottom: `train_step` takes one step, `evaluate` measures, and `fit` runs them.
+What is written for "one device" is mapped over the devices by `parallel`, and reduces over the axis
+`AXIS` itself. What is learned, and from what, is the task's.
 """
 
 import collections
@@ -19,12 +19,10 @@ import optax
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, metrics, mix, models, optimizer, recipes
-from cutmix_jax import config as config_lib
-from cutmix_jax.data import Shards, open_data
-from cutmix_jax.parallel import AXIS, LAG, create_mapping, start_in_background
+from cutmix_jax import UserError, metrics
+from cutmix_jax.parallel import AXIS, LAG, start_in_background
 
-MIXING, DROPPING = 2**31 - 1, 2**31 - 2  # numbers that no epoch has
+DROPPING = 2**31 - 2  # a number that no epoch has
 
 
 @flax.struct.dataclass
@@ -42,212 +40,53 @@ class State:
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """All that training does not change: what a config builds."""
-
-    config: Any
-    data: Any
-    model: Any
-    mix: Any
-    mapping: Any
-    schedule: Any  # step -> learning rate
-    optimizer: Any
-
-    @property
-    def total_steps(self):
-        """Steps of the whole run."""
-        return self.config.epochs * self.data.steps_per_epoch
-
-    @functools.cached_property
-    def start(self):
-        """The program that makes the first state from a key, traced, and the sides of its maps."""
-        return trace_start(self)
-
-    @property
-    def sides(self):
-        """The height and width of every feature map that the model names, the image's first."""
-        return self.start[1]
-
-
-def create_task(config, mapping=None):
-    """Builds what `config` describes, or says what is wrong with it.
-
-    Args:
-      config: from a file in `configs/`.
-      mapping: a `parallel.Mapping`; by default over all devices, as `config.mapping` says.
-
-    Raises:
-      UserError: a value, the data, or their combination cannot be used.
-    """
-    config_lib.check_config(config)
-    mixing = recipes.create_mix(config.mix)
-    mapping = mapping or create_mapping(config.mapping)
-    devices = mapping.local_devices * jax.process_count()
-    if config.batch_size % (shares := devices * config.accumulate * config.norm.groups):
-        raise UserError(
-            f"config.batch_size is {config.batch_size}, which {devices} devices with "
-            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
-            f"cannot share: make it a multiple of {shares}."
-        )
-    shards = Shards(mapping.local_devices, jax.process_index(), jax.process_count())
-    data = open_data(config, shards)
-    channels = data.image_shape[-1]
-    if len(config.normalize.mean) not in (1, channels):
-        raise UserError(
-            f"config.normalize has {len(config.normalize.mean)} values, and the images of "
-            f"{config.dataset!r} have {channels} channels: give one value per channel."
-        )
-    models.check_image_size(config.model, data.image_shape, config.last_stride)
-    schedule = optimizer.create_schedule(config, data.steps_per_epoch)
-    task = Task(
-        config=config,
-        data=data,
-        model=models.from_config(config, data.num_classes, norm_axis=AXIS),
-        mix=mixing,
-        mapping=mapping,
-        schedule=schedule,
-        optimizer=optimizer.create_optimizer(config, schedule),
+def first_state(task, key):
+    """The state before the first step; traced."""
+    variables = task.init(key)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    weights = {"params": params, "batch_stats": batch_stats}
+    return State(
+        step=jnp.zeros([], jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=task.optimizer.init(params),
+        # A copy: the step donates its state, and no buffer may be given twice.
+        ema=jax.tree.map(jnp.copy, weights) if task.config.ema else None,
     )
-    check_mix(task)
-    return task
-
-
-def check_mix(task):
-    """Refuses to mix where there is no such feature map, across parts of a batch, or too large."""
-    config, mixing, sides = task.config, task.mix, task.sides
-    missing = [layer for layer in mixing.layers if layer not in sides]
-    if missing:
-        raise UserError(
-            f"config.mix mixes at {missing[0]!r}, which {config.model} does not have: set "
-            f"config.mix.layers to some of {', '.join(sides)}."
-        )
-    if config.accumulate > 1 and set(mixing.layers) - {"image"}:
-        raise UserError(
-            "config.accumulate divides the batch, and partners at feature maps may be in another "
-            "part of it: set config.accumulate=1, or mix at the image (config.mix.layers)."
-        )
-
-    def sample(key):
-        return mixing.sample(key, config.batch_size, sides, progress=0.0, axis_name=AXIS)
-
-    try:
-        jax.eval_shape(jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2))
-    except ValueError as error:
-        raise UserError(f"config.mix does not suit images of {sides['image']}: {error}") from None
-
-
-def trace_start(task):
-    """Traces the network once, for the first state and for the sides of its feature maps.
-
-    Returns:
-      ``(program, sides)``: a `jax.stages.Traced` of a key, and ``{name: (height, width)}``.
-    """
-    sides = {}
-
-    def tap(name, x):
-        sides[name] = x.shape[1:3]
-        return x
-
-    def init(key):
-        images = jnp.zeros((1, *task.data.image_shape), jnp.float32)
-        variables = task.model.init(key, images, train=False, tap=tap)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        weights = {"params": params, "batch_stats": batch_stats}
-        return State(
-            step=jnp.zeros([], jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=task.optimizer.init(params),
-            # A copy: the step donates its state, and no buffer may be given twice.
-            ema=jax.tree.map(jnp.copy, weights) if task.config.ema else None,
-        )
-
-    return jax.jit(init).trace(jax.random.key(0)), sides
 
 
 def abstract_state(task):
     """Shapes and dtypes of the train state."""
-    program, _ = task.start
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.out_info)
+    return jax.eval_shape(functools.partial(first_state, task), jax.random.key(0))
 
 
 def create_state(task):
     """The state before the first step: a function of the config alone."""
-    program, _ = task.start
+    key = jax.random.key(task.config.seed)
+    program = jax.jit(functools.partial(first_state, task)).lower(key)
     # It runs once, and optimizing it for a CPU takes three times as long as compiling it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return program.lower().compile(options)(jax.random.key(task.config.seed))
-
-
-def normalize(config, images):
-    """Centers and scales images in [0, 1] per channel."""
-    mean, std = (jnp.asarray(config.normalize[name], jnp.float32) for name in ("mean", "std"))
-    return (images - mean) / std
-
-
-def prepare(task, step, arrays, xs):
-    """Turns one device's `xs` into a batch that is ready for the model.
-
-    Returns:
-      ``{'image', 'target', 'label', 'plans'}``: normalized float images and rows of label weights,
-      both mixed; the class ids before mixing; and the plans, of which those for feature maps are
-      yet to be applied in the model.
-    """
-    config, data = task.config, task.data
-    batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
-    size = batch["label"].shape[0]
-    # Apart from the keys of augmentation, which are folded from the same seed by epoch.
-    stream = jax.random.fold_in(jax.random.key(xs["seed"]), MIXING)
-    mix_key, color_key = jax.random.split(jax.random.fold_in(stream, step))
-    images = batch["image"].astype(jnp.float32) / 255
-    if data.color:
-        # Keys go by the place in the whole batch, so that no number of devices changes them.
-        places = lax.axis_index(AXIS) * size + jnp.arange(size)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(color_key, places)
-        images = jax.vmap(lambda key, image: data.color(key, image[None])[0])(keys, images)
-    progress = step / task.total_steps
-    plans = task.mix.sample(mix_key, size, task.sides, progress=progress, axis_name=AXIS)
-    images = mix.apply_at(plans, "image", normalize(config, images))
-    targets = jax.nn.one_hot(batch["label"], data.num_classes)
-    for plan in plans:
-        targets = mix.mix_labels(plan, targets)
-    return {"image": images, "target": targets, "label": batch["label"], "plans": plans}
+    return program.compile(options)(key)
 
 
 def train_step(task, state, arrays, xs):
     """Takes one step on one device's shard, and returns the new state and the counters."""
     config = task.config
-    batch = prepare(task, state.step, arrays, xs)
-
-    def mix_features(name, x):
-        return x if name == "image" else mix.apply_at(batch["plans"], name, x)
-
+    batch = task.load(arrays, xs, state.step)
     # What the network drops is drawn from seed, step, device and part of its batch.
     place = (DROPPING, state.step, lax.axis_index(AXIS))
     drop_key = functools.reduce(jax.random.fold_in, place, jax.random.key(xs["seed"]))
 
-    def loss_fn(params, batch_stats, images, targets, drop_keys):
-        logits, updates = task.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            tap=mix_features,
-            progress=state.step / task.total_steps,
-            rngs={"drop": drop_keys[0]},
-            mutable=["batch_stats"],
-        )
-        smooth = optax.smooth_labels(targets, config.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, smooth)
-        return loss.mean(), (updates.get("batch_stats", {}), loss, logits)
+    def loss_fn(params, batch_stats, batch, drop_keys):
+        weights = {"params": params, "batch_stats": batch_stats}
+        return task.loss(weights, batch, state.step, drop_keys[0])
 
     def accumulate(batch_stats, part):
-        grads, (batch_stats, loss, logits) = jax.grad(loss_fn, has_aux=True)(
-            state.params, batch_stats, *part
-        )
-        return batch_stats, (grads, metrics.train_counters(loss, logits, part[1]))
+        gradient = jax.grad(loss_fn, has_aux=True)
+        grads, (batch_stats, counters) = gradient(state.params, batch_stats, *part)
+        return batch_stats, (grads, counters)
 
-    whole = (batch["image"], batch["target"], jax.random.split(drop_key, config.accumulate))
+    whole = (batch, jax.random.split(drop_key, config.accumulate))
     if config.accumulate == 1:
         batch_stats, (grads, counters) = accumulate(state.batch_stats, whole)
     else:
@@ -280,11 +119,9 @@ def train_steps(task, state, arrays, xs):
 
 
 def eval_step(task, weights, arrays, xs):
-    """Counts loss and errors on one device's shard."""
-    batch = task.data.load_eval(arrays, xs)
-    images = normalize(task.config, batch["image"].astype(jnp.float32) / 255)
-    logits = task.model.apply(weights, images, train=False)
-    return lax.psum(metrics.eval_counters(logits, batch["label"], batch["mask"]), AXIS)
+    """What is counted on all devices, and what is known of every example."""
+    counters, outputs = task.measure(weights, arrays, xs)
+    return lax.psum(counters, AXIS), lax.all_gather(outputs, AXIS, tiled=True)
 
 
 def map_steps(task):
@@ -310,19 +147,20 @@ def compile_ahead(task):
 
 
 def evaluate(task, mapped_eval_step, weights, arrays):
-    """The mean loss and errors of every split but the training one.
-
-    Returns:
-      ``{'SPLIT_loss': ..., 'SPLIT_top1_error': ..., 'SPLIT_top5_error': ...}``.
-    """
+    """The measures of every split but the training one, as ``{'SPLIT_NAME': number}``."""
     result = {}
     for split in sorted(task.data.examples.keys() - {"train"}):
-        totals, batches = metrics.Totals(), task.mapping.prefetch(task.data.eval_batches(split))
-        for counters in task.mapping.fetch(
+        totals, outputs = metrics.Totals(), []
+        batches = task.mapping.prefetch(task.data.eval_batches(split))
+        for counters, output in task.mapping.fetch(
             mapped_eval_step(weights, arrays[split], xs) for xs in batches
         ):
             totals.add(counters)
-        result |= {f"{split}_{name}": value for name, value in totals.means().items()}
+            mask = output.pop("mask", None)
+            outputs.append(jax.tree.map(lambda x, mask=mask: x[mask], output))
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        measures = totals.means() | task.score(split, joined)
+        result |= {f"{split}_{name}": value for name, value in measures.items()}
     return result
 
 
@@ -344,7 +182,7 @@ def group(batches, size):
 
 @dataclasses.dataclass
 class Progress:
-    """What is known of a run beside its state; kept in each checkpoint's `meta`."""
+    """What is known of a run besides its state; kept in each checkpoint's `meta`."""
 
     history: list = dataclasses.field(default_factory=list)  # one record an epoch
     partial: dict = dataclasses.field(default_factory=dict)  # counters of the epoch under way
@@ -353,97 +191,178 @@ class Progress:
     timed_seconds: float = 0.0  # that those took
 
 
-def fit(task, state, arrays, programs, progress, checkpoints, reporter, interruption, meta):
+@dataclasses.dataclass
+class Session:
+    """What a run works with between its start and its end or interruption.
+
+    Attributes:
+        task: a `tasks.Task`.
+        arrays: the data's arrays, replicated over the devices.
+        programs: from `compile_ahead`, if steps are left to take.
+        progress: what was known when the state was saved; updated in place.
+        checkpoints: a `checkpoint.Checkpoints`.
+        reporter: a `reporter.Reporter`.
+        interruption: a `checkpoint.Interruption` that is entered.
+        meta: plain values to keep in every checkpoint, next to `progress`.
+    """
+
+    task: Any
+    arrays: Any
+    programs: Any
+    progress: Progress
+    checkpoints: Any
+    reporter: Any
+    interruption: Any
+    meta: dict
+    clock: float = dataclasses.field(default_factory=time.monotonic)
+
+    def save(self, step, state, partial=None, rank=None):
+        """Saves `state`, with the counters of an epoch that is not done, or the rank of one."""
+        self.count_seconds()
+        self.progress.partial = partial or {}
+        meta = self.meta | {"progress": dataclasses.asdict(self.progress)}
+        self.checkpoints.save(step, state, meta, rank)
+
+    def count_seconds(self):
+        """Adds the time since the last call to the run's."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+
+
+def fit(session, state):
     """Trains from `state` on until the last epoch is done or the run is interrupted.
 
     Args:
-      task: from `create_task`.
-      state: replicated over the devices; it is donated.
-      arrays: the data's arrays, replicated over the devices.
-      programs: from `compile_ahead`, where steps are left to take.
-      progress: what was known when `state` was saved; updated in place.
-      checkpoints: a `checkpoint.Checkpoints`.
-      reporter: a `metrics.Reporter`.
-      interruption: a `checkpoint.Interruption` that is entered.
-      meta: plain values to keep in every checkpoint beside `progress`.
+        session: a `Session`.
+        state: replicated over the devices; it is donated.
 
     Returns:
-      The last state, which is saved.
+        The last state, which is saved.
 
     Raises:
-      UserError: the loss is not finite, or a checkpoint cannot be saved.
+        UserError: the loss is not finite, or a checkpoint cannot be saved.
     """
-    config, data, mapping = task.config, task.data, task.mapping
-    began, earlier, step = time.monotonic(), progress.seconds, int(state.step)
-    mapped_train_steps, mapped_eval_step = map_steps(task)
-    per_call = steps_per_call(config, data)
-    pending, compiled = collections.deque(), set()  # compiled: numbers of steps a call
-
-    def absorb(limit):
-        while len(pending) > limit:
-            last, counters = pending.popleft()
-            counters = jax.device_get(counters)
-            check_finite(task, last, counters)
-            totals.add(counters)
-
-    def save(error=None):
-        absorb(0)
-        progress.partial = totals.values if step % data.steps_per_epoch else {}
-        progress.seconds = earlier + time.monotonic() - began
-        told = meta | {"progress": dataclasses.asdict(progress)}
-        checkpoints.save(step, state, told, error)
-
-    for epoch in range(step // data.steps_per_epoch, config.epochs):
-        totals = metrics.Totals(progress.partial)
-        images, clock = 0, time.monotonic()
-        batches = data.train_batches(epoch, step % data.steps_per_epoch)
-        for xs in mapping.prefetch(group(batches, per_call)):
-            taken = jax.tree.leaves(xs)[0].shape[1]
-            take_steps = programs.result().get(taken, mapped_train_steps)
-            state, counters = take_steps(state, arrays["train"], xs)
-            step += taken
-            pending.append((step, counters))
-            absorb(LAG if taken in compiled and not mapping.must_wait else 0)
-            if taken not in compiled:  # it was compiled just now, and so is not timed
-                compiled.add(taken)
-                images, clock = 0, time.monotonic()
-            else:
-                images += taken * config.batch_size
-            reporter.progress(step, images / (time.monotonic() - clock))
-            if interruption.at(step):
-                break
-            due = config.checkpoint_every and step % config.checkpoint_every < taken
-            if due and step % data.steps_per_epoch:
-                save()
-        absorb(0)
-        progress.timed_images += images
-        progress.timed_seconds += time.monotonic() - clock
-        if step % data.steps_per_epoch:
-            save()
+    task, progress = session.task, session.progress
+    config, epoch_steps = task.config, task.data.steps_per_epoch
+    steps, measure = map_steps(task)
+    step, compiled = int(state.step), set()
+    ending = step == task.total_steps
+    while not ending:
+        epoch = step // epoch_steps + 1
+        state, step, totals = train_epoch(session, state, steps, compiled)
+        if step % epoch_steps:  # interrupted
+            session.save(step, state, partial=totals.values)
             break
         record = {
-            "epoch": epoch + 1,
+            "epoch": epoch,
             "step": step,
             "learning_rate": float(task.schedule(step - 1)),
             **{f"train_{name}": value for name, value in totals.means().items()},
         }
         if progress.timed_images:
             record["images_per_second"] = progress.timed_images / progress.timed_seconds
-        result = evaluate(task, mapped_eval_step, state.evaluated(), arrays)
-        for name, value in result.items():
-            if name.endswith("_loss") and not np.isfinite(value):
-                raise not_finite(task, name.removesuffix("_loss"), step)
-        record |= result
+        last = epoch == config.epochs
+        if last or epoch % config.eval_every == 0:
+            record |= evaluate(task, measure, state.evaluated(), session.arrays)
+            check_losses(task, record)
         progress.history.append(record)
-        ending = interruption.at(step) or epoch + 1 == config.epochs
-        if ending or (epoch + 1) % config.checkpoint_epochs == 0:
-            save(metrics.choice_error(record))
-        reporter.epoch(progress.history)
-        if ending:
-            break
-    checkpoints.wait()
-    progress.seconds = earlier + time.monotonic() - began
+        ending = session.interruption.at(step) or last
+        if ending or epoch % config.checkpoint_epochs == 0:
+            session.save(step, state, rank=task.rank(record))
+        session.reporter.epoch(record, task.describe_epoch(progress.history))
+    session.checkpoints.wait()
+    session.count_seconds()
     return state
+
+
+def train_epoch(session, state, mapped_train_steps, compiled):
+    """Trains to the end of the epoch, or up to an interruption.
+
+    Args:
+        session: a `Session`.
+        state: replicated over the devices; it is donated.
+        mapped_train_steps: from `map_steps`.
+        compiled: numbers of steps per call that have run; updated in place.
+
+    Returns:
+        ``(state, step, totals)``.
+    """
+    task, progress, mapping = session.task, session.progress, session.task.mapping
+    config, data, step = task.config, task.data, int(state.step)
+    totals, rate = metrics.Totals(progress.partial), Rate()
+    pending = Pending(task, totals)
+    batches = data.train_batches(*divmod(step, data.steps_per_epoch))
+    for xs in mapping.prefetch(group(batches, steps_per_call(config, data))):
+        taken = jax.tree.leaves(xs)[0].shape[1]
+        take_steps = session.programs.result().get(taken, mapped_train_steps)
+        state, counters = take_steps(state, session.arrays["train"], xs)
+        step += taken
+        pending.add(step, counters)
+        if taken in compiled:
+            pending.absorb(0 if mapping.must_wait else LAG)
+            rate.count(taken * config.batch_size)
+        else:  # it was compiled just now, and so is not timed
+            pending.absorb(0)
+            compiled.add(taken)
+            rate = Rate()
+        session.reporter.progress(step, rate.per_second())
+        if session.interruption.at(step):
+            break
+        due = config.checkpoint_every and step % config.checkpoint_every < taken
+        if due and step % data.steps_per_epoch:
+            pending.absorb(0)
+            session.save(step, state, partial=totals.values)
+    pending.absorb(0)
+    progress.partial = {}
+    progress.timed_images += rate.images
+    progress.timed_seconds += rate.seconds()
+    return state, step, totals
+
+
+class Pending:
+    """Counters of steps that may still be under way; `absorb` adds them to `totals`."""
+
+    def __init__(self, task, totals):
+        self.task, self.totals, self.waiting = task, totals, collections.deque()
+
+    def add(self, step, counters):
+        """Takes the counters of a call whose last step is `step`."""
+        self.waiting.append((step, counters))
+
+    def absorb(self, limit):
+        """Waits until no more than `limit` calls are under way."""
+        while len(self.waiting) > limit:
+            step, counters = self.waiting.popleft()
+            counters = jax.device_get(counters)
+            check_finite(self.task, step, counters)
+            self.totals.add(counters)
+
+
+class Rate:
+    """Images per second since it was made."""
+
+    def __init__(self):
+        self.images, self.began = 0, time.monotonic()
+
+    def count(self, images):
+        """Counts images that were trained on."""
+        self.images += images
+
+    def seconds(self):
+        """The time since it was made."""
+        return time.monotonic() - self.began
+
+    def per_second(self):
+        """Images per second."""
+        return self.images / self.seconds()
+
+
+def check_losses(task, record):
+    """Refuses an evaluated loss that is not finite."""
+    for name, value in record.items():
+        if name.endswith("_loss") and not np.isfinite(value):
+            raise not_finite(task, name.removesuffix("_loss"), record["step"])
 
 
 def check_finite(task, last_step, counters):

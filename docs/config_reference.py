@@ -12,7 +12,7 @@ PAGE = ROOT / "docs/config.md"
 
 # The sections of the page, each with the first of its keys in the schema.
 SECTIONS = {
-    "Run": "seed",
+    "Run": "task",
     "Network": "model",
     "Optimization": "learning_rate",
     "Regularization": "label_smoothing",

@@ -85,6 +85,15 @@ def test_differences_name_what_matters():
     assert differences(to_plain(ours), to_plain(theirs)) == [("augment.pad", 0, 4)]
 
 
+def test_a_checkpoint_that_is_older_than_a_key_has_its_default():
+    theirs = to_plain(base_config())
+    del theirs["eval_every"], theirs["augment"]["pad"]
+    assert differences(to_plain(base_config()), theirs) == []
+    ours = base_config()
+    ours.eval_every = 2
+    assert differences(to_plain(ours), theirs) == [("eval_every", 2, 1)]
+
+
 @pytest.mark.parametrize(
     ("key", "values"),
     [

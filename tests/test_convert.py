@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cutmix_jax import UserError, convert, run, train
+from cutmix_jax import UserError, convert, run, tasks, train
 from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import from_plain
 from cutmix_jax.convert import __main__ as command
@@ -343,7 +343,7 @@ def workdir(tmp_path_factory):
     """A workdir as training leaves it, with averaged weights; and these."""
     folder = tmp_path_factory.mktemp("run")
     mapping = create_mapping("pmap", 1)
-    task = train.create_task(small_config(ema=0.9), mapping)
+    task = tasks.create_task(small_config(ema=0.9), mapping)
     state = train.create_state(task)
     averaged = jax.tree.map(lambda leaf: leaf * 1.5, state.ema)
     state = state.replace(step=np.int32(5), ema=averaged)
@@ -395,7 +395,7 @@ class TestWorkdirs:
             UserError, match=r"from model\.safetensors, and no run.*--config\.init_from="
         ):
             run.train(small_config(), back)
-        task = train.create_task(small_config(), create_mapping("pmap", 1))
+        task = tasks.create_task(small_config(), create_mapping("pmap", 1))
         state, _ = run.initialize_from(task, train.create_state(task), str(back))
         for ours, theirs in zip(
             jax.tree.leaves(state.params), jax.tree.leaves(averaged["params"]), strict=True

@@ -1,8 +1,11 @@
 """The learning rate over the steps."""
 
+import jax
+import numpy as np
 import pytest
+from jax import numpy as jnp
 
-from cutmix_jax.optimizer import create_schedule
+from cutmix_jax.optimizer import create_optimizer, create_schedule
 from tests.test_train import small_config
 
 
@@ -22,3 +25,19 @@ def test_the_learning_rate_at_chosen_epochs(overrides, rates):
     schedule = create_schedule(small_config(epochs=300, **overrides), steps_per_epoch=10)
     for epoch, rate in rates.items():
         assert float(schedule(round(10 * epoch))) == pytest.approx(rate, rel=1e-5, abs=1e-8)
+
+
+def test_frozen_leaves_stay_and_keep_no_momentum_and_some_are_not_decayed():
+    config = small_config(weight_decay=0.5, learning_rate=1.0, momentum=0.9)
+    params = {name: {"kernel": jnp.ones(3), "bias": jnp.ones(2)} for name in ("stem", "fc")}
+    optimizer = create_optimizer(
+        config, lambda step: 1.0, frozen=("stem",), undecayed=("bias", "scale")
+    )
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    assert not updates["stem"]["kernel"].any()
+    assert not updates["fc"]["bias"].any()
+    # d = g + wd w, and Nesterov's first step is d + m d.
+    np.testing.assert_allclose(updates["fc"]["kernel"], -0.5 * 1.9, rtol=1e-6)
+    momenta = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sorted(momenta) == [(2,), (3,)]

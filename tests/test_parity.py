@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutmix_jax import convert, train
+from cutmix_jax import convert, tasks, train
 from cutmix_jax.parallel import create_mapping
 from tests.commands import small_config
 
@@ -29,7 +29,7 @@ def to_float64(tree):
 def train_here(config, variables):
     """Takes the steps of `train.train_step` in float64, and tells the batches it took them on."""
     with jax.enable_x64(True):
-        task = train.create_task(config, create_mapping("pmap", 1))
+        task = tasks.create_task(config, create_mapping("pmap", 1))
         task = dataclasses.replace(task, model=task.model.copy(dtype=jnp.float64))
         state = train.create_state(task).replace(**variables)
         state = task.mapping.replicate(to_float64(jax.device_get(state)))
@@ -38,7 +38,7 @@ def train_here(config, variables):
         prepare = task.mapping.map(
             lambda step, arrays, xs: {
                 name: value
-                for name, value in train.prepare(task, step, arrays, xs).items()
+                for name, value in task.prepare(arrays, xs, step).items()
                 if name in ("image", "target")
             }
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cutmix_jax import UserError, paper, recipes, train
+from cutmix_jax import UserError, paper, recipes, tasks, train
 from cutmix_jax.config import base_config, check_config, from_plain, to_plain
 from cutmix_jax.data import resident
 from cutmix_jax.mix import recipe
@@ -201,7 +201,7 @@ def trace_step(path_and_arg):
     config = read(path_and_arg)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "open_data", open_nothing)
-        task = train.create_task(config, create_mapping("pmap", local_devices=1))
+        task = tasks.create_task(config, create_mapping("pmap", local_devices=1))
     before = train.abstract_state(task)
     xs = next(train.group(task.data.train_batches(0), 1))
     step = task.mapping.map(functools.partial(train.train_steps, task))

@@ -304,6 +304,7 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
         ({"results.json": "{"}, "results.json' is not JSON"),
         ({"evals/fgsm.json": "[]"}, "fgsm.json' is not a JSON object"),
         ({"results.json": '{"config": {"seed": 0}}'}, "lacks 'config.model'"),
+        ({"results.json": '{"config": {"task": "x:Box"}}'}, "has config.task='x:Box'. Leave it"),
         ({"metrics.jsonl": '{"loss": 1}'}, "metrics.jsonl' lacks 'epoch'"),
         ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is not JSON"),
     ],
@@ -341,7 +342,7 @@ def test_what_cannot_be_read_is_named(broken, told, tmp_path):
         ("evals/ood.json", {"uniform_auroc": [1]}, "ood.json' has [1] for 'uniform_auroc'"),
         ("results.json", {"top1_error_last": "low"}, "has 'low' for 'top1_error_last'"),
         ("results.json", {"epochs": None}, "results.json' has None for 'epochs'"),
-        ("metrics.jsonl", {"epoch": 3}, "metrics.jsonl' lacks 'test_top1_error'"),
+        ("metrics.jsonl", {"epoch": 3}, "metrics.jsonl' lacks 'train_weighted_accuracy'"),
         ("metrics.jsonl", {"epoch": "x"}, "metrics.jsonl' has 'x' for 'epoch'"),
     ],
 )  # fmt: skip
@@ -362,6 +363,15 @@ def test_a_damaged_file_of_a_finished_run_is_named(name, damage, told, tmp_path)
     (run / name).write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=re.escape(told)):
         main([str(run), "--output", str(tmp_path / "out")])
+
+
+def test_epochs_that_were_not_evaluated_are_left_out_of_the_curves(tmp_path):
+    folder = write_run(tmp_path / "run", "configs/cifar.py:resnet20,cutmix", 0.3, epochs=3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_weighted_accuracy": 0.5}\n')
+    (run,) = read_runs([tmp_path])
+    assert [record["epoch"] for record in run.measured] == [1, 2]
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
 
 
 def test_methods_of_the_same_words_are_told_apart(tmp_path):

@@ -1,7 +1,6 @@
 """A run as its user sees it: outputs, resume, what stops it, and what it says then."""
 
 import dataclasses
-import functools
 import io
 import json
 import re
@@ -14,11 +13,12 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
-from cutmix_jax import UserError, run, train
+from cutmix_jax import UserError, run, tasks, train
 from cutmix_jax.checkpoint import workdir_lock
 from cutmix_jax.data import resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
+from cutmix_jax.tasks.classification import Classification
 from tests.commands import SMALL, checkpoint_digest, run_main, small_config, write_photographs
 
 RESULTS = {
@@ -80,12 +80,12 @@ def test_checkpoints_may_be_fewer_than_epochs(tmp_path):
     ],
 )
 def test_the_sheet_shows_a_batch_that_is_mixed(monkeypatch, mix, mixed):
-    task = train.create_task(small_config(epochs=2, **mix), create_mapping("pmap", 1))
+    task = tasks.create_task(small_config(epochs=2, **mix), create_mapping("pmap", 1))
     arrays = task.mapping.replicate(task.data.arrays["train"])
-    traced, prepare = [], train.prepare
-    mapped = task.mapping.map(functools.partial(prepare, task))
-    monkeypatch.setattr(train, "prepare", lambda *a: (traced.append(1), prepare(*a))[1])
-    shown = run.first_mixed(task, 0, arrays)
+    traced, prepare = [], Classification.prepare
+    mapped = task.mapping.map(lambda step, arrays, xs: prepare(task, arrays, xs, step))
+    monkeypatch.setattr(Classification, "prepare", lambda *a: (traced.append(1), prepare(*a))[1])
+    shown = task.first_mixed(0, arrays)
     assert len(traced) == 1
     read = [xs for epoch in (0, 1) for xs in task.data.train_batches(epoch)]
     batches = [
@@ -176,7 +176,7 @@ def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
 
 def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
     config = small_config(**write_photographs(tmp_path / "photographs"))
-    task = train.create_task(config, create_mapping("pmap", 1))
+    task = tasks.create_task(config, create_mapping("pmap", 1))
     meta = run.describe_run(task) | {"progress": {}}
     assert re.search(r"pillow \d+\.\d+", meta["reader"])
 
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
 
 def test_a_run_starts_from_the_weights_of_another(finished):
     config = small_config(init_from=str(finished[0]))
-    task = train.create_task(config, create_mapping("pmap", 1))
+    task = tasks.create_task(config, create_mapping("pmap", 1))
     fresh = train.create_state(task)
     state, notes = run.initialize_from(task, fresh, config.init_from)
     assert notes == [f"Starting from the weights of {finished[0]}."]

@@ -152,6 +152,7 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
         (["--recipes", CUTMIX, CUTMIX], r"are the same run"),
         (["--recipes", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
         (["--recipes", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
+        (["--config.task=x:Box"], r"compares the errors of classifiers.*config.task='x:Box'"),
         (["--recipes", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
     ],
 )

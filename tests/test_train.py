@@ -13,7 +13,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from benchmarks.scale import collectives, reduced_bytes
-from cutmix_jax import UserError, metrics, train
+from cutmix_jax import UserError, metrics, tasks, train
 from cutmix_jax.config import base_config
 from cutmix_jax.parallel import AXIS, create_mapping
 
@@ -50,7 +50,7 @@ def take_steps(task, count, state=None, calls=1):
 @pytest.fixture(scope="module")
 def one_device():
     """Parameters and loss after one step on one device, without mixing."""
-    task = train.create_task(
+    task = tasks.create_task(
         small_config(sync_batch_norm=True), create_mapping("pmap", local_devices=1)
     )
     return take_steps(task, 1)
@@ -58,7 +58,7 @@ def one_device():
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_eight_devices_take_the_step_of_one(kind, one_device):
-    task = train.create_task(small_config(sync_batch_norm=True), create_mapping(kind))
+    task = tasks.create_task(small_config(sync_batch_norm=True), create_mapping(kind))
     state, counters = take_steps(task, 1)
     expected, expected_counters = one_device
     assert task.mapping.local_devices == 8
@@ -75,7 +75,7 @@ def test_eight_devices_take_the_step_of_one(kind, one_device):
 
 def test_shards_of_the_state_stay_equal_with_batch_norm_per_device():
     config = small_config(**{"mix.name": "cutmix", "ema": 0.9})
-    state, _ = take_steps(train.create_task(config), 3)
+    state, _ = take_steps(tasks.create_task(config), 3)
     for leaf in jax.tree.leaves(state):
         first, *others = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(others) == 7
@@ -95,7 +95,7 @@ DROPS = {
 
 def test_regularizers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
-    task = train.create_task(small_config(**DROPS))
+    task = tasks.create_task(small_config(**DROPS))
     chex.clear_trace_counter()
     state, _ = take_steps(task, 3)
     for leaf in jax.tree.leaves(state):
@@ -109,7 +109,7 @@ def test_what_is_dropped_is_a_function_of_seed_step_device_and_part(monkeypatch)
 
     def keys(step, **overrides):
         config = small_config(accumulate=2, **DROPS, **overrides)
-        task, seen = train.create_task(config, create_mapping("pmap", 2)), []
+        task, seen = tasks.create_task(config, create_mapping("pmap", 2)), []
 
         class Model:
             init = task.model.init
@@ -152,7 +152,7 @@ def unrolled(body, carry, xs, **_):
 def test_batch_statistics_are_those_of_each_device_unless_asked():
     configs = [small_config(sync_batch_norm=sync) for sync in (False, True)]
     apart, together = (
-        take_steps(train.create_task(config), 1)[0].batch_stats for config in configs
+        take_steps(tasks.create_task(config), 1)[0].batch_stats for config in configs
     )
     differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), apart, together)
     assert max(jax.tree.leaves(differences)) > 1e-4
@@ -160,10 +160,10 @@ def test_batch_statistics_are_those_of_each_device_unless_asked():
 
 def plans_of_devices(config, step, kind="pmap"):
     """The plan of every device, stacked."""
-    task = train.create_task(config, create_mapping(kind))
+    task = tasks.create_task(config, create_mapping(kind))
 
     def gather(step, arrays, xs):
-        return lax.all_gather(train.prepare(task, step, arrays, xs)["plans"], AXIS)
+        return lax.all_gather(task.prepare(arrays, xs, step)["plans"], AXIS)
 
     xs = next(iter(task.data.train_batches(0)))
     arrays = task.mapping.replicate(task.data.arrays["train"])
@@ -188,7 +188,7 @@ def test_the_plan_is_a_function_of_seed_step_and_device():
 
 
 def test_the_compiled_step_reduces_and_calls_nothing_else():
-    task = train.create_task(small_config(**{"mix.name": "cutmix"}))
+    task = tasks.create_task(small_config(**{"mix.name": "cutmix"}))
     state = task.mapping.replicate(train.create_state(task))
     arrays = task.mapping.replicate(task.data.arrays["train"])
     xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
@@ -209,7 +209,7 @@ def test_one_program_serves_every_seed():
 
     def program(seed):
         dropping = {"mix.name": "cutmix", "stochastic_depth": 0.2, "augment.pad": 1}
-        task = train.create_task(small_config(seed=seed, **dropping))
+        task = tasks.create_task(small_config(seed=seed, **dropping))
         state = task.mapping.replicate(train.create_state(task))
         xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
         return train.map_steps(task)[0].lower(state, task.data.arrays["train"], xs).as_text()
@@ -219,7 +219,7 @@ def test_one_program_serves_every_seed():
 
 def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
-    task = train.create_task(small_config(**{"mix.name": "cutmix"}), create_mapping("pmap", 1))
+    task = tasks.create_task(small_config(**{"mix.name": "cutmix"}), create_mapping("pmap", 1))
     chex.clear_trace_counter()
     state = task.mapping.replicate(train.create_state(task))
     first = state
@@ -229,7 +229,7 @@ def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
 
 def test_several_steps_a_call_are_the_same_steps():
     config = small_config(**{"mix.name": "cutmix", "learning_rate": 1e-3})
-    task = train.create_task(config, create_mapping("pmap", 1))
+    task = tasks.create_task(config, create_mapping("pmap", 1))
     one, _ = take_steps(task, 2)
     two, counters = take_steps(task, 2, calls=2)
     assert counters["loss"].total.shape == (2,)
@@ -239,7 +239,7 @@ def test_several_steps_a_call_are_the_same_steps():
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     def step_on_twins(accumulate):
-        task = train.create_task(small_config(accumulate=accumulate), create_mapping("pmap", 1))
+        task = tasks.create_task(small_config(accumulate=accumulate), create_mapping("pmap", 1))
         index = np.tile(np.arange(32, dtype=np.int32), 2)[None]  # the halves are equal
         seed = np.zeros((1, 1), np.int32)
         xs = {"index": index[:, None], "mask": np.ones((1, 1, 64), bool), "seed": seed}
@@ -254,7 +254,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 def test_averaged_weights_follow_the_formula_and_are_evaluated():
     config = small_config(ema=0.75)
-    task = train.create_task(config, create_mapping("pmap", 1))
+    task = tasks.create_task(config, create_mapping("pmap", 1))
     start = jax.device_get(train.create_state(task))
     state, _ = take_steps(task, 1)
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start.params, state.params)
@@ -267,7 +267,7 @@ def test_averaged_weights_follow_the_formula_and_are_evaluated():
 def test_the_optimizer_is_nesterov_sgd_with_coupled_weight_decay():
     """d = g + wd w; v <- m v + d; w <- w - lr (d + m v), written out in NumPy."""
     config = small_config(learning_rate=0.5, lr_drops=(0.5,))
-    task = train.create_task(config, create_mapping("pmap", 1))
+    task = tasks.create_task(config, create_mapping("pmap", 1))
     rng = np.random.default_rng(0)
     weight, velocity = rng.normal(size=7).astype(np.float32), np.zeros(7, np.float32)
     ours = jnp.asarray(weight)
@@ -293,8 +293,8 @@ def test_weighted_accuracy_counts_both_labels_of_a_mixed_image():
 def test_label_smoothing_is_never_implied():
     config = small_config(**{"mix.name": "cutmix"})
     assert config.label_smoothing == 0
-    plain = train.create_task(config, create_mapping("pmap", 1))
-    smooth = train.create_task(
+    plain = tasks.create_task(config, create_mapping("pmap", 1))
+    smooth = tasks.create_task(
         small_config(**{"mix.name": "cutmix", "label_smoothing": 0.1}), create_mapping("pmap", 1)
     )
     assert take_steps(plain, 1)[1]["loss"].total != take_steps(smooth, 1)[1]["loss"].total
@@ -303,13 +303,14 @@ def test_label_smoothing_is_never_implied():
 @pytest.mark.parametrize("devices", [1, 8])
 def test_evaluation_counts_every_example_once(devices):
     config = small_config(batch_size=32)  # 297 test images: ten batches, the last one padded
-    task = train.create_task(config, create_mapping("pmap", devices))
+    task = tasks.create_task(config, create_mapping("pmap", devices))
     arrays = task.mapping.replicate(task.data.arrays)
     weights = task.mapping.replicate(train.create_state(task).evaluated())
     _, eval_step = train.map_steps(task)
     totals = metrics.Totals()
     for xs in task.mapping.prefetch(task.data.eval_batches("test")):
-        totals.add(jax.device_get(eval_step(weights, arrays["test"], xs)))
+        counters, _ = eval_step(weights, arrays["test"], xs)
+        totals.add(jax.device_get(counters))
     assert totals.values["loss"][1] == 297
     images = task.data.arrays["test"]["image"].astype(np.float32) / 255
     logits = task.model.apply(jax.device_get(weights), (images - 0.5) / 0.5, train=False)
@@ -318,7 +319,7 @@ def test_evaluation_counts_every_example_once(devices):
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step_and_rate():
-    task = train.create_task(small_config(), create_mapping("pmap", 1))
+    task = tasks.create_task(small_config(), create_mapping("pmap", 1))
     loss = metrics.Average(total=np.array([1.0, np.nan, np.nan]), count=np.array([64, 64, 64]))
     with pytest.raises(UserError, match=r"not finite at step 4, at learning rate 0\.1"):
         train.check_finite(task, 5, {"loss": loss})
@@ -326,17 +327,17 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_rate():
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(UserError, match=r"batch_size is 60, which 8 devices.*multiple of 8"):
-        train.create_task(small_config(batch_size=60))
+        tasks.create_task(small_config(batch_size=60))
 
 
 def test_a_batch_that_the_groups_cannot_share_is_refused():
     with pytest.raises(UserError, match=r"norm\.groups=3 cannot share.*multiple of 24"):
-        train.create_task(small_config(**{"norm.groups": 3}))
+        tasks.create_task(small_config(**{"norm.groups": 3}))
 
 
 def test_squares_larger_than_the_map_are_refused_before_training():
     with pytest.raises(UserError, match=r"side of 4.*map of 2 x 2.*config\.drop_block\.size"):
-        train.create_task(
+        tasks.create_task(
             small_config(
                 **{"drop_block.rate": 0.1, "drop_block.size": 4, "drop_block.stages": (3,)}
             )
@@ -346,7 +347,7 @@ def test_squares_larger_than_the_map_are_refused_before_training():
 def test_feature_maps_are_mixed_inside_the_model():
     """At a fixed layer: the step's loss is that of a model which mixes this map by hand."""
     config = small_config(**{"mix.name": "manifold_mixup", "mix.layers": ("layer1",)})
-    task = train.create_task(config, create_mapping("pmap", 1))
+    task = tasks.create_task(config, create_mapping("pmap", 1))
     assert task.sides == {
         "image": (8, 8),
         "stem": (8, 8),
@@ -356,7 +357,7 @@ def test_feature_maps_are_mixed_inside_the_model():
     }
 
     def by_hand(state, arrays, xs):
-        batch = train.prepare(task, state.step, arrays, xs)
+        batch = task.prepare(arrays, xs, state.step)
         (plan,) = batch["plans"]
         assert plan.layer == "layer1"
 
@@ -380,14 +381,14 @@ def test_feature_maps_are_mixed_inside_the_model():
 
 def test_mixing_where_the_model_has_no_map_is_refused():
     with pytest.raises(UserError, match=r"mixes at 'layer4', which resnet8 does not have"):
-        train.create_task(small_config(**{"mix.name": "cutmix", "mix.layers": (5,)}))
+        tasks.create_task(small_config(**{"mix.name": "cutmix", "mix.layers": (5,)}))
     with pytest.raises(UserError, match=r"accumulate=1"):
-        train.create_task(small_config(**{"mix.name": "feature_cutmix", "accumulate": 2}))
+        tasks.create_task(small_config(**{"mix.name": "feature_cutmix", "accumulate": 2}))
 
 
 def test_a_box_larger_than_the_images_is_refused():
     with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 does not"):
-        train.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
+        tasks.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
 
 
 def test_compilation_ahead_keeps_no_process_that_has_failed(monkeypatch):
@@ -401,7 +402,7 @@ def test_compilation_ahead_keeps_no_process_that_has_failed(monkeypatch):
 
     monkeypatch.setattr(train, "map_steps", lambda _: (Slow(), None))
     before = set(threading.enumerate())
-    task = train.create_task(small_config(), create_mapping("pmap", local_devices=1))
+    task = tasks.create_task(small_config(), create_mapping("pmap", local_devices=1))
     programs = train.compile_ahead(task)
     (compiling,) = set(threading.enumerate()) - before
     released.set()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import wsol
-from cutmix_jax import UserError, run, train
+from cutmix_jax import UserError, run, tasks, train
 from cutmix_jax.config import check_config
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
@@ -49,21 +49,21 @@ def test_other_networks_and_sets_are_refused(arg, match):
 
 
 @pytest.fixture(scope="module")
-def tasks():
+def by_factor():
     """{head_lr_factor: task}."""
     mapping = create_mapping("pmap", local_devices=1)
     return {
-        factor: train.create_task(small_config(head_lr_factor=factor), mapping)
+        factor: tasks.create_task(small_config(head_lr_factor=factor), mapping)
         for factor in (1.0, 10.0)
     }
 
 
-def test_the_head_moves_ten_times_as_far(tasks):
+def test_the_head_moves_ten_times_as_far(by_factor):
     """Two steps, so that momentum and decay are in it; gradients of the first are the same."""
-    state = train.create_state(tasks[1.0])
+    state = train.create_state(by_factor[1.0])
     grads = jax.tree.map(lambda x: np.cos(np.arange(x.size)).reshape(x.shape), state.params)
     moved = {}
-    for factor, task in tasks.items():
+    for factor, task in by_factor.items():
         opt_state, moves = task.optimizer.init(state.params), []
         for _ in range(2):
             updates, opt_state = task.optimizer.update(grads, opt_state, state.params)
@@ -80,15 +80,15 @@ def test_the_head_moves_ten_times_as_far(tasks):
     assert np.abs(moved[1.0][0]["fc"]["kernel"]).max() > 0
 
 
-def test_a_head_that_fits_starts_anew_where_asked(tasks, monkeypatch):
-    task = tasks[1.0]
+def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
+    task = by_factor[1.0]
     theirs = train.create_state(task)
     given = jax.tree.map(lambda x: x + 1, {"params": theirs.params})
     weights = {**given, "batch_stats": theirs.batch_stats}
     monkeypatch.setattr(run, "read_weights", lambda *_, **__: ({"weights": weights}, None, []))
     kept, _ = run.initialize_from(task, theirs, "elsewhere")
     np.testing.assert_array_equal(kept.params["fc"]["kernel"], given["params"]["fc"]["kernel"])
-    anew = train.create_task(small_config(new_head=True), task.mapping)
+    anew = tasks.create_task(small_config(new_head=True), task.mapping)
     state, notes = run.initialize_from(anew, theirs, "elsewhere")
     np.testing.assert_array_equal(state.params["fc"]["kernel"], theirs.params["fc"]["kernel"])
     np.testing.assert_array_equal(

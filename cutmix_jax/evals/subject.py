@@ -12,7 +12,7 @@ import tqdm
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, train
+from cutmix_jax import UserError
 from cutmix_jax.data import Shards, batches
 from cutmix_jax.parallel import AXIS
 
@@ -27,7 +27,7 @@ class Subject:
     changes pixels.
 
     Attributes:
-        task: a `train.Task`.
+        task: a `tasks.classification.Classification`.
         weights: ``{'params', 'batch_stats'}``, replicated over the devices.
         arrays: the split's arrays, replicated over the devices; empty if the data is streamed.
         split: 'test' or 'held_out'.
@@ -52,7 +52,7 @@ class Subject:
 
     def logits(self, weights, images, tap=None):
         """float32 ``[b, K]`` of images in [0, 1], with BatchNorm's running statistics."""
-        inputs = train.normalize(self.task.config, images)
+        inputs = self.task.normalize(images)
         return self.task.model.apply(weights, inputs, train=False, tap=tap)
 
     def features(self, weights, images):

@@ -30,7 +30,7 @@ def errors(methods):
     """Figure 2: the test error over the epochs, the mean over the seeds that have each epoch."""
     histories = {}
     for name, seeds in methods.items():
-        epochs = zip(*(run.history for run in seeds.values()), strict=False)
+        epochs = zip(*(run.measured for run in seeds.values()), strict=False)
         histories[name] = [
             {key: statistics.fmean(record[key] for record in records) for key in EPOCH_KEYS}
             for records in epochs

@@ -21,6 +21,7 @@ REGULARIZERS = {
 # What is read from every finished run, and from every epoch.
 RESULT_KEYS = {
     "config.seed": Real,
+    "config.task": str,
     "config.model": str,
     "config.dataset": str,
     "config.batch_size": Real,
@@ -34,7 +35,10 @@ RESULT_KEYS = {
     "top1_error_best": Real,
     "top1_error_held_out": Real,
 }
-MAY_LACK = ("config.mix.alpha", "config.mix.layers", "top1_error_held_out")
+MAY_LACK = (
+    *("config.task", "config.mix.alpha", "config.mix.layers", "top1_error_held_out"),
+    "test_top1_error",  # of an epoch that was not evaluated
+)
 EPOCH_KEYS = dict.fromkeys(("epoch", "test_top1_error", "train_weighted_accuracy"), Real)
 WORDS = {Real: "number", str: "text", list: "list"}
 METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
@@ -53,6 +57,11 @@ class Run:
     def config(self):
         """Its config as {dotted key: value}; empty if unknown."""
         return flatten((self.results or {}).get("config", {}))
+
+    @property
+    def measured(self):
+        """The records of the epochs that were evaluated."""
+        return [record for record in self.history if "test_top1_error" in record]
 
     @property
     def state(self):
@@ -97,8 +106,19 @@ def read_runs(paths):
 
 
 def read_run(folder):
-    """Reads one workdir."""
+    """Reads one workdir.
+
+    Raises:
+        UserError: a file cannot be read, or the run is not of a classifier.
+    """
     results, lines = folder / "results.json", folder / "metrics.jsonl"
+    if results.is_file():
+        task = flatten(parse(results, results.read_bytes())).get("config.task", "classification")
+        if task != "classification":
+            raise UserError(
+                f"The report is about classifiers, and the run in {str(folder)!r} has config.task="
+                f"{task!r}. Leave it out."
+            )
     evals = {}
     for path in sorted(folder.glob("evals/*.json")):
         values = parse(path, path.read_bytes())

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from cutmix_jax import evals, train
+from cutmix_jax import evals, tasks, train
 from cutmix_jax.parallel import create_mapping
 from tests.commands import small_config
 
 
 def _make(kind="pmap", devices=1, **overrides):
     config = small_config(**overrides)
-    task = train.create_task(config, create_mapping(kind, devices))
+    task = tasks.create_task(config, create_mapping(kind, devices))
     weights = jax.tree.map(np.array, jax.device_get(train.create_state(task).evaluated()))
     images = np.asarray(task.data.arrays["test"]["image"], np.float32) / 255
     plain = evals.create_subject(task, weights, quiet=True)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from cutmix_jax import evals
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.train import create_state, create_task
+from cutmix_jax.tasks import create_task
+from cutmix_jax.train import create_state
 from tests.commands import small_config
 
 COLOR = {"normalize.mean": (0.5,) * 3, "normalize.std": (0.25,) * 3, "image_size": 8}

@@ -1,0 +1,247 @@
+"""What a run learns: its data, network, loss and measures. Everything else about a run is shared.
+
+`train` takes steps, accumulates, averages, saves and resumes for any task. A task of your own is a
+subclass of `Task` and its path in ``config.task``; docs/extending.md has one.
+"""
+
+import dataclasses
+import functools
+import importlib
+from typing import Any, ClassVar
+
+import jax
+
+from cutmix_jax import UserError, first_line, nearest, optimizer
+from cutmix_jax import config as config_lib
+from cutmix_jax.data import Shards
+from cutmix_jax.parallel import create_mapping
+
+# The value of config.task: the module and the class.
+TASKS = {"classification": "cutmix_jax.tasks.classification:Classification"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a config builds, and what is learned with it.
+
+    Attributes:
+        config: the config of the run.
+        data: a `data.Data`, or what has its batches: `load` and `measure` alone look into them.
+        model: a Flax module.
+        mapping: a `parallel.Mapping` over the devices.
+        schedule: step -> learning rate.
+        optimizer: an `optax.GradientTransformation`.
+    """
+
+    config: Any
+    data: Any
+    model: Any
+    mapping: Any
+    schedule: Any
+    optimizer: Any
+
+    ranked_by: ClassVar[str] = "loss"  # the measure that ranks checkpoints
+    higher_is_better: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
+    frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths
+    undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
+    pictures: ClassVar[tuple[str, ...]] = ()  # files that the plots below write
+
+    @classmethod
+    def create(cls, config, mapping):
+        """Opens the data and builds the rest."""
+        cls.check_config(config)
+        shards = Shards(mapping.local_devices, jax.process_index(), jax.process_count())
+        data = cls.open_data(config, shards)
+        schedule = optimizer.create_schedule(config, data.steps_per_epoch)
+        task = cls(
+            config=config,
+            data=data,
+            model=cls.create_model(config, data),
+            mapping=mapping,
+            schedule=schedule,
+            optimizer=optimizer.create_optimizer(
+                config, schedule, cls.heads, cls.frozen, cls.undecayed
+            ),
+        )
+        task.check()
+        return task
+
+    @property
+    def total_steps(self):
+        """Steps of the whole run."""
+        return self.config.epochs * self.data.steps_per_epoch
+
+    # What a task has to define.
+
+    @classmethod
+    def open_data(cls, config, shards):
+        """A `data.Data` for this process's part of every batch."""
+        raise NotImplementedError
+
+    @classmethod
+    def create_model(cls, config, data):
+        """The network, a Flax module."""
+        raise NotImplementedError
+
+    def init(self, key):
+        """The network's first variables, ``{'params': ..., 'batch_stats': ...}``; traced."""
+        raise NotImplementedError
+
+    def load(self, arrays, xs, step):
+        """One device's training batch of `xs`: a pytree of arrays ``[b, ...]``; traced.
+
+        Args:
+            arrays: the training split's entry of `Data.arrays`.
+            xs: one device's part of a batch of `Data.train_batches`.
+            step: int32, the number of steps taken.
+        """
+        raise NotImplementedError
+
+    def loss(self, weights, batch, step, key):
+        """The loss of a training batch; traced.
+
+        Args:
+            weights: ``{'params', 'batch_stats'}``.
+            batch: what `load` returns, or a part of it (`config.accumulate`).
+            step: int32, the number of steps taken.
+            key: for what the network drops; one for each device, step and part.
+
+        Returns:
+            ``(loss, (batch_stats, counters))``: a float32 mean, the new batch statistics, and a
+            dictionary of `clu.metrics.Average`, 'loss' among them.
+        """
+        raise NotImplementedError
+
+    def measure(self, weights, arrays, xs):
+        """What one device counts on a batch of a split; traced.
+
+        Returns:
+            ``(counters, outputs)``: a dictionary of `clu.metrics.Average`; and what `score` needs
+            of every example, a dictionary of arrays ``[b, ...]`` with a 'mask', or ``{}``.
+        """
+        raise NotImplementedError
+
+    # What a task may define.
+
+    @classmethod
+    def check_config(cls, config):
+        """Refuses a config before the data are opened."""
+
+    def check(self):
+        """Refuses a config that does not suit the data."""
+
+    def score(self, split, outputs):
+        """``{name: number}`` of a whole split, on the host, from the `outputs` of `measure`.
+
+        Args:
+            split: its name.
+            outputs: arrays ``[n, ...]`` of its n examples, in order, without padding.
+        """
+        del split, outputs
+        return {}
+
+    def describe(self):
+        """``{word: description}``, printed when training starts."""
+        return {"model": self.config.model, "data": self.config.dataset}
+
+    def describe_epoch(self, history):
+        """The last record in words, for the terminal."""
+        record = history[-1]
+        words = f"train loss {record['train_loss']:.3f}"
+        split, key = self.ranking_split(record), self.ranked_by
+        if split is None:
+            return words
+        best = self.best(history, split)[f"{split}_{key}"]
+        split_words = split.replace("_", "-")
+        return f"{words}  {split_words} {key} {record[f'{split}_{key}']:.4g} (best {best:.4g})"
+
+    def summarize(self, history):
+        """The numbers of `results.json` that come from the records of the epochs."""
+        last, best, key = history[-1], self.best(history, "test"), f"test_{self.ranked_by}"
+        return {
+            f"{self.ranked_by}_last": last[key],
+            f"{self.ranked_by}_best": best[key],
+            "best_epoch": best["epoch"],
+        }
+
+    def describe_results(self, results):
+        """Lines about `results.json`, for the terminal."""
+        key = self.ranked_by
+        return [
+            f"test {key}, last epoch  {results[f'{key}_last']:.4g}   best "
+            f"{results[f'{key}_best']:.4g} (epoch {results['best_epoch']})"
+        ]
+
+    def plot_start(self, arrays, folder):
+        """Writes pictures of the first batches into `folder`; every process calls it."""
+
+    def plot_history(self, history, folder):
+        """Writes pictures of the records of the epochs into `folder`."""
+
+    # Ranks.
+
+    def ranking_split(self, record):
+        """The split that ranks an epoch: held-out images if there are any; None without numbers."""
+        splits = [s for s in ("held_out", "test") if f"{s}_{self.ranked_by}" in record]
+        return splits[0] if splits else None
+
+    def rank(self, record):
+        """The number that ranks a checkpoint, the lowest first; None without numbers."""
+        split = self.ranking_split(record)
+        return None if split is None else self._signed(record, split)
+
+    def best(self, history, split):
+        """The best record by `ranked_by` on `split`; of equal ones the last."""
+        measured = [record for record in history if f"{split}_{self.ranked_by}" in record]
+        return min(reversed(measured), key=functools.partial(self._signed, split=split))
+
+    def _signed(self, record, split):
+        value = record[f"{split}_{self.ranked_by}"]
+        return -value if self.higher_is_better else value
+
+
+def find_task(name):
+    """The class of a name of `TASKS`, or of 'module:Class'.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    if not attribute:
+        raise UserError(
+            f"There is no task {name!r} ({nearest(name, TASKS)}). A task of your own is given as "
+            "--config.task=MODULE:CLASS."
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"The task of config.task={name!r} cannot be imported ({first_line(error)}). Start "
+            "Python where its module can be found."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError(f"config.task={name!r} is not a subclass of cutmix_jax.tasks.Task.")
+    return found
+
+
+def create_task(config, mapping=None):
+    """Builds the task that `config` describes, or says what is wrong with it.
+
+    Args:
+        config: from a file in `configs/`.
+        mapping: a `parallel.Mapping`; by default over all devices, as `config.mapping` says.
+
+    Raises:
+        UserError: a value, the data, or their combination cannot be used.
+    """
+    config_lib.check_config(config)
+    mapping = mapping or create_mapping(config.mapping)
+    devices = mapping.local_devices * jax.process_count()
+    if config.batch_size % (parts := devices * config.accumulate * config.norm.groups):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which {devices} devices with "
+            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
+            f"cannot share: make it a multiple of {parts}."
+        )
+    return find_task(config.task).create(config, mapping)

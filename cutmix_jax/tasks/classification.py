@@ -1,0 +1,284 @@
+"""Classification: images to one of `num_classes` labels, with mixed images and labels."""
+
+import functools
+import statistics
+
+import jax
+import numpy as np
+import optax
+from jax import lax
+from jax import numpy as jnp
+
+from cutmix_jax import UserError, metrics, mix, models, recipes
+from cutmix_jax.data import open_data
+from cutmix_jax.parallel import AXIS
+from cutmix_jax.tasks import Task
+
+MIXING = 2**31 - 1  # a number that no epoch has
+
+
+class Classification(Task):
+    """The classifiers of the paper, and its mixes."""
+
+    ranked_by = "top1_error"
+    heads = ("fc",)
+    pictures = ("mixed.png", "error.png")
+
+    @classmethod
+    def check_config(cls, config):
+        recipes.create_mix(config.mix)
+
+    @classmethod
+    def open_data(cls, config, shards):
+        data = open_data(config, shards)
+        channels = data.image_shape[-1]
+        if len(config.normalize.mean) not in (1, channels):
+            raise UserError(
+                f"config.normalize has {len(config.normalize.mean)} values, and the images of "
+                f"{config.dataset!r} have {channels} channels: give one value per channel."
+            )
+        models.check_image_size(config.model, data.image_shape, config.last_stride)
+        return data
+
+    @classmethod
+    def create_model(cls, config, data):
+        return models.from_config(config, data.num_classes, norm_axis=AXIS)
+
+    @functools.cached_property
+    def mix(self):
+        """The mix of `config.mix`."""
+        return recipes.create_mix(self.config.mix)
+
+    @functools.cached_property
+    def _traced_init(self):
+        """The network's `init`, traced once, and the sides of its feature maps."""
+        sides = {}
+
+        def tap(name, x):
+            sides[name] = x.shape[1:3]
+            return x
+
+        @jax.jit
+        def init(key):
+            images = jnp.zeros((1, *self.data.image_shape), jnp.float32)
+            return self.model.init(key, images, train=False, tap=tap)
+
+        jax.eval_shape(init, jax.random.key(0))
+        return init, sides
+
+    @property
+    def sides(self):
+        """The height and width of every feature map that the model names, the image's first."""
+        return self._traced_init[1]
+
+    def check(self):
+        """Refuses to mix at a map that does not exist, across parts of a batch, or too large."""
+        config, mixing, sides = self.config, self.mix, self.sides
+        missing = [layer for layer in mixing.layers if layer not in sides]
+        if missing:
+            raise UserError(
+                f"config.mix mixes at {missing[0]!r}, which {config.model} does not have: set "
+                f"config.mix.layers to some of {', '.join(sides)}."
+            )
+        if config.accumulate > 1 and set(mixing.layers) - {"image"}:
+            raise UserError(
+                "config.accumulate divides the batch, and partners at feature maps may be in "
+                "another part of it: set config.accumulate=1, or mix at the image "
+                "(config.mix.layers)."
+            )
+
+        def sample(key):
+            return mixing.sample(key, config.batch_size, sides, progress=0.0, axis_name=AXIS)
+
+        try:
+            jax.eval_shape(jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2))
+        except ValueError as error:
+            raise UserError(
+                f"config.mix does not suit images of {sides['image']}: {error}"
+            ) from None
+
+    def init(self, key):
+        return self._traced_init[0](key)
+
+    def prepare(self, arrays, xs, step):
+        """Turns one device's `xs` into a batch that is ready for the model.
+
+        Returns:
+            ``{'image', 'target', 'label', 'plans'}``: normalized float images and rows of label
+            weights, both mixed; the class ids before mixing; and all plans. Those for feature maps
+            are applied in the model.
+        """
+        data = self.data
+        batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
+        size = batch["label"].shape[0]
+        # Apart from the keys of augmentation, which are folded from the same seed by epoch.
+        stream = jax.random.fold_in(jax.random.key(xs["seed"]), MIXING)
+        mix_key, color_key = jax.random.split(jax.random.fold_in(stream, step))
+        images = batch["image"].astype(jnp.float32) / 255
+        if data.color:
+            # Keys follow the position in the whole batch, for any number of devices.
+            positions = lax.axis_index(AXIS) * size + jnp.arange(size)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(color_key, positions)
+            images = jax.vmap(lambda key, image: data.color(key, image[None])[0])(keys, images)
+        progress = step / self.total_steps
+        plans = self.mix.sample(mix_key, size, self.sides, progress=progress, axis_name=AXIS)
+        images = mix.apply_at(plans, "image", self.normalize(images))
+        targets = jax.nn.one_hot(batch["label"], data.num_classes)
+        for plan in plans:
+            targets = mix.mix_labels(plan, targets)
+        return {"image": images, "target": targets, "label": batch["label"], "plans": plans}
+
+    def normalize(self, images):
+        """Centers and scales images in [0, 1] per channel."""
+        values = (self.config.normalize[name] for name in ("mean", "std"))
+        mean, std = (jnp.asarray(value, jnp.float32) for value in values)
+        return (images - mean) / std
+
+    def load(self, arrays, xs, step):
+        batch = self.prepare(arrays, xs, step)
+        plans = [plan for plan in batch["plans"] if plan.layer != "image"]
+        return {"image": batch["image"], "target": batch["target"], "plans": plans}
+
+    def loss(self, weights, batch, step, key):
+        def mix_features(name, x):
+            return mix.apply_at(batch["plans"], name, x)
+
+        logits, updates = self.model.apply(
+            weights,
+            batch["image"],
+            train=True,
+            tap=mix_features,
+            progress=step / self.total_steps,
+            rngs={"drop": key},
+            mutable=["batch_stats"],
+        )
+        smooth = optax.smooth_labels(batch["target"], self.config.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, smooth)
+        counters = metrics.train_counters(losses, logits, batch["target"])
+        return losses.mean(), (updates.get("batch_stats", {}), counters)
+
+    def measure(self, weights, arrays, xs):
+        batch = self.data.load_eval(arrays, xs)
+        images = self.normalize(batch["image"].astype(jnp.float32) / 255)
+        logits = self.model.apply(weights, images, train=False)
+        return metrics.eval_counters(logits, batch["label"], batch["mask"]), {}
+
+    def describe(self):
+        config, data = self.config, self.data
+        height, width, channels = data.image_shape
+        examples = ", ".join(
+            f"{count:,} {split.replace('_', '-')}" for split, count in data.examples.items()
+        )
+        return {
+            "model": f"{config.model}, {data.num_classes} classes",
+            "data": f"{config.dataset}: {examples}; {height}x{width}x{channels}, {data.kind}",
+            "mix": self.mix.describe(),
+        }
+
+    def describe_epoch(self, history):
+        record = history[-1]
+        words = (
+            f"train loss {record['train_loss']:.3f}  "
+            f"weighted accuracy {record['train_weighted_accuracy']:.1%}"
+        )
+        split = self.ranking_split(record)
+        if split is None:
+            return words
+        key = f"{split}_top1_error"
+        best = self.best(history, split)[key]
+        return f"{words}  {split.replace('_', '-')} error {record[key]:.2%} (best {best:.2%})"
+
+    def summarize(self, history):
+        last, best = history[-1], self.best(history, "test")
+        measured = [record for record in history if "test_top1_error" in record]
+        results = {
+            "top1_error_last": last["test_top1_error"],
+            "top5_error_last": last["test_top5_error"],
+            "loss_last": last["test_loss"],
+            "top1_error_best": best["test_top1_error"],
+            "top5_error_best": best["test_top5_error"],
+            "best_epoch": best["epoch"],
+            "top1_error_median_10": statistics.median(
+                record["test_top1_error"] for record in measured[-10:]
+            ),
+        }
+        if "held_out" in self.data.examples:
+            chosen = self.best(history, "held_out")
+            results |= {
+                "top1_error_held_out": chosen["test_top1_error"],
+                "top5_error_held_out": chosen["test_top5_error"],
+                "held_out_epoch": chosen["epoch"],
+            }
+        return results
+
+    def describe_results(self, results):
+        lines = [
+            f"top-1 error, last epoch       {results['top1_error_last']:7.2%}   top-5 "
+            f"{results['top5_error_last']:.2%}",
+        ]
+        if "held_out_epoch" in results:
+            lines.append(
+                f"top-1 error, held-out choice  {results['top1_error_held_out']:7.2%}   epoch "
+                f"{results['held_out_epoch']}"
+            )
+        lines.append(
+            f"top-1 error, best on test     {results['top1_error_best']:7.2%}   epoch "
+            f"{results['best_epoch']} (chosen on the test split, as the paper does)"
+        )
+        return lines
+
+    def plot_start(self, arrays, folder):
+        """Writes `mixed.png`: the first of the first 20 batches whose images are mixed.
+
+        It is the very first batch if none is, with several processes, and for a mix that is at
+        feature maps alone.
+        """
+        from cutmix_jax import pictures  # Matplotlib takes a second
+
+        batch = jax.device_get(self.first_mixed(0, arrays))
+        if jax.process_index() == 0:
+            mean, std = (np.asarray(self.config.normalize[name]) for name in ("mean", "std"))
+            pictures.draw_mixed(
+                batch | {"image": batch["image"] * std + mean},
+                self.data.class_names,
+                folder / "mixed.png",
+            )
+
+    def first_mixed(self, step, arrays, tries=20):
+        """What `prepare` makes of the batch that `plot_start` shows, from `step` on.
+
+        The plans of a step do not depend on its images. So the search prepares the images of the
+        first step again and again, and only the batch that is shown is read too.
+        """
+        data, mapping = self.data, self.mapping
+        mapped = mapping.map(lambda step, arrays, xs: self.prepare(arrays, xs, step))
+
+        def read(at):
+            return mapping.shard(next(iter(data.train_batches(*divmod(at, data.steps_per_epoch)))))
+
+        def prepare(at, xs):
+            return mapped(mapping.replicate(np.int32(at)), arrays, xs)
+
+        xs = read(step)
+        first = prepare(step, xs)
+        # Processes may see other plans, and all have to make the same calls.
+        if "image" not in self.mix.layers or jax.process_count() > 1:
+            return first
+        for at in range(step, min(step + tries, self.total_steps)):
+            batch = first if at == step else prepare(at, xs)
+            if any(map(mixes_images, jax.device_get(batch["plans"]))):
+                return batch if at == step else prepare(at, read(at))
+        return first
+
+    def plot_history(self, history, folder):
+        """Writes `error.png`."""
+        from cutmix_jax import pictures
+
+        pictures.draw_errors({folder.name: history}, folder / "error.png")
+
+
+def mixes_images(plan):
+    """Whether a plan, on the host, changes any image."""
+    pastes = (plan.box[:, 1] > plan.box[:, 0]).all(-1).any()
+    blends = plan.ratio is not None and (plan.ratio != 1).any()
+    return plan.layer == "image" and bool(pastes or blends)

@@ -1,0 +1,46 @@
+"""What a run reports on its way."""
+
+import io
+import json
+
+import pytest
+
+from cutmix_jax.reporter import Reporter
+
+
+def record(epoch, error):
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "learning_rate": 0.1,
+        "train_loss": 1.0,
+        "train_weighted_accuracy": 0.5,
+        "test_top1_error": error,
+    }
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, stream):
+    reporter = Reporter(
+        tmp_path,
+        epochs=2,
+        epoch_steps=10,
+        batch_size=64,
+        step=0,
+        history=[],
+        primary=True,
+        stream=stream,
+    )
+    reporter.progress(10, 100.0)
+    reporter.epoch(record(1, 0.25), "test error 25.00%")
+    reporter.close()
+    told = stream.getvalue()
+    assert "epoch   1/2" in told
+    assert "test error 25.00%" in told
+    assert ("images/s" in told) == stream.isatty()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == record(1, 0.25)
