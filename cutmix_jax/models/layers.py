@@ -77,27 +77,18 @@ def head(num_classes: int, x: jax.Array) -> jax.Array:
     return nn.Dense(num_classes, kernel_init=init, bias_init=init, name="fc")(x)
 
 
-class BatchNorm(nn.Module):
+class GhostBatchNorm(nn.Module):
     """BatchNorm in training, with the statistics of each of `groups` equal parts of the batch.
 
     Its variables are those of `nn.BatchNorm`, which evaluates them. The running statistics move
-    towards the mean over the groups. On several GPUs under PyTorch's `DataParallel`, which groups
-    stand for, they are those of the first GPU alone; both have the same expectation.
-
-    Attributes:
-      groups: number of parts.
-      axis_name: name of the mapped axis over which statistics are averaged; None: not at all.
-      momentum: share of the running statistics that stays.
-      epsilon: added to the variance.
-      dtype: of the result.
-      scale_init: initializer of the scale.
+    towards the mean over the groups. On several GPUs under PyTorch's `DataParallel`, which this
+    stands for, they are those of the first GPU alone; both have the same expectation.
 
     Raises:
       UserError: the groups cannot share the batch.
     """
 
-    groups: int = 1
-    axis_name: str | None = None
+    groups: int
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
@@ -115,62 +106,19 @@ class BatchNorm(nn.Module):
                 f"A batch of {x.shape[0]} examples cannot be shared by the {self.groups} groups of "
                 "BatchNorm: make it a multiple of config.norm.groups."
             )
-        axis_name = None if self.is_initializing() else self.axis_name
-        parts = x.reshape(self.groups, -1, *x.shape[1:])
-        parts, means, variances = _normalize(self.epsilon, axis_name, parts, scale, bias)
+        parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+        )
+        axes = tuple(range(1, parts.ndim - 1))
+        means = parts.mean(axes, keepdims=True)
+        # As nn.BatchNorm: E[x^2] - E[x]^2 takes one pass over the maps, rounding may leave < 0.
+        variances = jnp.maximum(0.0, (parts**2).mean(axes, keepdims=True) - means**2)
         if not self.is_initializing():
             for running, found in ((mean, means), (var, variances)):
                 found = found.reshape(self.groups, features).mean(0)
                 running.value = self.momentum * running.value + (1 - self.momentum) * found
+        parts = (parts - means) * (jax.lax.rsqrt(variances + self.epsilon) * scale) + bias
         return parts.reshape(x.shape).astype(self.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalize(epsilon, axis_name, x, scale, bias):
-    r"""Each part of `x` ``[groups, B, ..., C]`` normalized by its own statistics, and those.
-
-    The gradient is written out: two passes over the maps, one for the sums
-
-    .. math:: s = \sum \bar y, \quad t = \sum \bar y \hat x
-
-    and one for :math:`\bar x = (\bar y - s / n - \hat x t / n) \gamma / \sigma`. On CPUs XLA takes
-    more for what it derives. No gradient flows through the statistics that are returned.
-    """
-    return _normalize_forward(epsilon, axis_name, x, scale, bias)[0]
-
-
-def _normalize_forward(epsilon, axis_name, x, scale, bias):
-    axes = tuple(range(1, x.ndim - 1))
-    values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    means, squares = values.mean(axes, keepdims=True), (values**2).mean(axes, keepdims=True)
-    if axis_name:
-        means, squares = jax.lax.pmean((means, squares), axis_name)
-    # As nn.BatchNorm: E[x^2] - E[x]^2 takes one pass over the maps, rounding may leave < 0.
-    variances = jnp.maximum(0.0, squares - means**2)
-    inverse = jax.lax.rsqrt(variances + epsilon)
-    y = (values - means) * (inverse * scale) + bias
-    return (y, means, variances), (x, means, inverse, scale)
-
-
-def _normalize_backward(epsilon, axis_name, kept, gradients):
-    x, means, inverse, scale = kept
-    axes = tuple(range(1, x.ndim - 1))
-    g = gradients[0]
-    centered = x.astype(g.dtype) - means
-    sums = g.sum(axes, keepdims=True)
-    products = (g * centered).sum(axes, keepdims=True) * inverse
-    whole = (0, *axes)
-    scale_gradient, bias_gradient = products.sum(whole), sums.sum(whole)
-    if axis_name:
-        sums, products = jax.lax.pmean((sums, products), axis_name)
-    count = x[0, ..., 0].size
-    factor = inverse * scale
-    x_gradient = factor * g - centered * (factor * inverse * products / count)
-    x_gradient -= factor * sums / count
-    return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class SqueezeExcite(nn.Module):
@@ -261,11 +209,8 @@ class Network(nn.Module, kw_only=True):
     def make_norm(self, train: bool) -> ModuleDef:
         """The norm's constructor: it takes `name` and `scale_init`."""
         shared = {"momentum": self.norm_momentum, "epsilon": self.norm_epsilon, "dtype": self.dtype}
-        # On GPU and TPU, XLA's own gradient is what was measured.
-        if train and (self.norm_groups > 1 or jax.default_backend() == "cpu"):
-            return functools.partial(
-                BatchNorm, self.norm_groups, axis_name=self.norm_axis, **shared
-            )
+        if train and self.norm_groups > 1:
+            return functools.partial(GhostBatchNorm, self.norm_groups, **shared)
         return functools.partial(
             nn.BatchNorm, use_running_average=not train, axis_name=self.norm_axis, **shared
         )
