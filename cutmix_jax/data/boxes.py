@@ -69,7 +69,7 @@ def checked(shares: np.ndarray, name: str) -> np.ndarray:
         if not (np.isfinite(box).all() and top < bottom and left < right):
             raise UserError(
                 f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, as "
-                "fractions of the image), which is empty. Correct or remove it."
+                "fractions of the image), which covers none of it. Correct or remove the box."
             )
     return clipped.astype(np.float32)
 
@@ -85,8 +85,8 @@ def from_corners(corners, size, name: str) -> np.ndarray:
     """
     if not all(0 < side < np.inf for side in size):
         raise UserError(
-            f"{name} has an image height of {size[0]:g} and width of {size[1]:g}, but positive "
-            "numbers of pixels are expected. Correct it."
+            f"{name} says that its image has height {size[0]:g} and width {size[1]:g}. Correct "
+            "them to positive numbers of pixels."
         )
     boxes = np.asarray(corners, np.float64).reshape(-1, 4)
     boxes = boxes + np.array([0, 0, 1, 1])
