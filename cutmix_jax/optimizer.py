@@ -1,4 +1,4 @@
-"""The optimizer and its schedule: the gradient to the update."""
+"""The optimizer and its learning rate schedule."""
 
 import jax
 import optax
@@ -6,7 +6,7 @@ from jax import numpy as jnp
 
 
 def drop_epochs(config):
-    """The epochs after which the rate of the 'step' schedule falls, within a run of any length."""
+    """The milestones of the 'step' schedule, in epochs."""
     epochs = {max(1, round(share * config.epochs)) for share in config.lr_drops}
     return sorted(epochs - {config.epochs})
 
@@ -28,7 +28,7 @@ def create_schedule(config, steps_per_epoch):
 
 
 def create_optimizer(config, schedule):
-    """SGD with momentum and coupled weight decay, the head's updates times `head_lr_factor`."""
+    """SGD with momentum and coupled weight decay; `head_lr_factor` scales the head's updates."""
 
     def scale_head(updates, params):
         del params
@@ -39,6 +39,6 @@ def create_optimizer(config, schedule):
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     ]
     if config.head_lr_factor != 1:
-        # What SGD gives is proportional to the rate, so this is a rate of its own.
+        # SGD's update is proportional to the rate, so this gives the head its own rate.
         steps.append(optax.stateless(scale_head))
     return optax.chain(*steps)

@@ -64,7 +64,7 @@ def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, mappi
         checkpoints.wait()
         full = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(UserError, match="earlier checkpoints are whole; free some space"):
+        with pytest.raises(UserError, match="Earlier checkpoints are intact; free some space"):
             checkpoints.save(2, weights(mapping, 2), {})
         assert checkpoints.manager.all_steps() == [1]
         state, _, _ = checkpoints.restore(weights(mapping, 0))

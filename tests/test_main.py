@@ -44,7 +44,7 @@ def command_line(monkeypatch):
             r"has 3 parts.*MODEL,METHOD",
         ),
         (["--config", f"{REPOSITORY}/configs/cifar10.py:,cutmx"], r"'cutmx' \(the nearest are"),
-        (["--config", f"{REPOSITORY}/configs/cifar.py:,baseline+cutmix"], r"is no method at all"),
+        (["--config", f"{REPOSITORY}/configs/cifar.py:,baseline+cutmix"], r"joins 'baseline' with"),
         (["--mode=tain"], r"should be one of <train\|evaluate\|list>"),
         (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
         (["configs/cifar.py"], r"'configs/cifar.py' is no flag: write --config FILE"),

@@ -86,7 +86,7 @@ def test_the_mapping_follows_the_number_of_processes(monkeypatch, processes, kin
 
 def test_pmap_with_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"'pmap' is for one process, and there are 2.*=auto"):
+    with pytest.raises(UserError, match=r"'pmap' is for one process, but there are 2.*=auto"):
         create_mapping("pmap")
 
 

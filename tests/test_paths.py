@@ -51,8 +51,8 @@ def test_an_address_is_refused_in_one_sentence(path):
     with pytest.raises(UserError) as refusal:
         place(path, "--workdir")
     expected = (
-        f"--workdir is {os.fspath(path)!r}, and a local path was expected: mount or copy what lies "
-        "there, and give its path without a scheme."
+        f"--workdir is {os.fspath(path)!r}, but a local path was expected. Mount or copy the "
+        "data, and give its path without a scheme."
     )
     assert str(refusal.value) == expected
 
@@ -203,7 +203,7 @@ def test_main_refuses_before_it_imports_jax(tmp_path, words, name, status):
         timeout=120,
     )
     assert done.returncode == status
-    assert re.fullmatch(rf"error: {name} is 's3://bucket/run', and .*\n", done.stderr)
+    assert re.fullmatch(rf"error: {name} is 's3://bucket/run', but .*\n", done.stderr)
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["jax.py"]
 
 

@@ -142,10 +142,10 @@ def test_each_of_several_mixes_has_its_own_parameters():
         ("cutmix_beta1", r"'cutmix' has no parameter 'beta'.*alpha, prob, size, layer"),
         ("mixup_size3", r"'mixup' has no parameter 'size'.*alpha, prob"),
         ("baseline_prob0.5", r"'baseline' has no parameter 'prob'"),
-        ("feature_cutmix_layer1.5", r"1\.5 where a whole number"),
+        ("feature_cutmix_layer1.5", r"1\.5, but a whole number"),
         ("cutmix+cutmix_alpha0.5", r"names 'cutmix' twice"),
-        ("baseline+cutmix", r"'baseline', which is no method"),
-        ("cutmix_or_shake_drop", r"'_or_'.*joins mixes alone"),
+        ("baseline+cutmix", r"joins 'baseline' with other methods"),
+        ("cutmix_or_shake_drop", r"'_or_'.*joins only mixes"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence(method, told):

@@ -142,7 +142,7 @@ def test_an_unreadable_checkpoint_is_told_of_where_the_best_is_asked_for(finishe
     folder = shutil.copytree(finished[0], tmp_path / "run")
     spoil(folder / "checkpoints" / "5" / "meta" / "metadata", "truncated")
     done = run_main(f"--workdir={folder}", "--mode=evaluate", "--checkpoint=best")
-    assert "Checkpoint 5 is not whole" in done.stderr
+    assert "Checkpoint 5 is damaged" in done.stderr
 
 
 def test_reading_a_workdir_leaves_what_another_process_is_writing(finished, tmp_path):
@@ -236,7 +236,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_said(finished, tmp_path, 
         spoil(path, how)
     done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert done.returncode == 0, done.stderr
-    assert "Checkpoint 10 is not whole" in done.stdout
+    assert "Checkpoint 10 is damaged" in done.stdout
     assert "Going on from step 5 of 10" in done.stdout
     assert checkpoint_digest(folder) == checkpoint_digest(finished[0])
     assert "Traceback" not in done.stderr
@@ -248,7 +248,7 @@ def test_a_run_without_a_whole_checkpoint_stops_instead_of_starting_afresh(finis
         spoil(path, "truncated")
     done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: No checkpoint in .* is whole.*\n", done.stderr)
+    assert re.fullmatch(r"error: No checkpoint in .* could be restored: .*\n", done.stderr)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):

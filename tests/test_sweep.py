@@ -134,7 +134,7 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
     monkeypatch.setattr(run, "train", told_at_the_end)
     assert sweep.main(arguments(tmp_path)) == 1
     assert len(trained) == 1
-    assert re.search(r"5 of 6 runs are left: start the same command", capsys.readouterr().out)
+    assert re.search(r"5 of 6 runs are left. Run the same command", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
     [
         (["--config.lerning_rate=1"], r"no config key 'lerning_rate' .*'learning_rate'"),
         (["--config.epochs=many"], r"epochs=many"),
-        (["--config.seed=3"], r"seeds are given by --seeds"),
-        (["--seeds=0"], r"--seeds is a number of at least 1"),
+        (["--config.seed=3"], r"set the seeds with --seeds"),
+        (["--seeds=0"], r"--seeds must be at least 1"),
         (["--seeds=two"], r"--seeds: invalid int value"),
-        (["--worker=4/4"], r"--worker is '4/4', and I/N"),
-        (["--worker=first"], r"--worker is 'first', and I/N"),
-        (["--wrker=0/1"], r"'--wrker=0/1' is no flag"),
-        (["--baseline=x"], r"--baseline is 'x', which is none of the recipes"),
+        (["--worker=4/4"], r"--worker is '4/4', but I/N"),
+        (["--worker=first"], r"--worker is 'first', but I/N"),
+        (["--wrker=0/1"], r"'--wrker=0/1' is not a flag"),
+        (["--baseline=x"], r"--baseline is 'x', which is not one of the recipes"),
         (["--recipes", CUTMIX, CUTMIX], r"are the same run"),
         (["--recipes", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
         (["--recipes", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
@@ -201,7 +201,7 @@ def test_a_sweep_goes_on_after_sigterm_and_after_kill(tmp_path):
     process = start(tmp_path)
     out = signal_when_saved(process, first, signal.SIGTERM)
     assert process.returncode == 1
-    assert "2 of 2 runs are left: start the same command again to go on." in out
+    assert "2 of 2 runs are left. Run the same command again to resume." in out
     assert json.loads((tmp_path / "sweep.json").read_text())["unfinished"] == [
         first.name,
         second.name,

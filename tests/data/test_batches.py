@@ -98,8 +98,8 @@ def test_held_out_split_can_stand_for_a_missing_test_split():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"held_out": 1500}, "held_out=1500 leaves nothing"),
-        ({"held_out": 500, "train_examples": 1001}, "only 1000 examples are there"),
+        ({"held_out": 1500}, "held_out=1500 leaves none"),
+        ({"held_out": 500, "train_examples": 1001}, "only 1000 training examples are left"),
         ({"train_examples": 9}, "fewer than one batch of 10"),
         ({"test_split": "held_out"}, "--config.held_out=N"),
     ],

@@ -121,7 +121,7 @@ def test_without_a_network_the_remedy_is_named(tmp_path, monkeypatch, error):
 def test_an_archive_that_is_cut_short_is_refused(archive, tmp_path, keep):
     size = int(keep * len(archive)) if keep < 1 else keep
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(archive[:size])
-    refused(tmp_path, "cut short or damaged")
+    refused(tmp_path, "truncated or damaged")
 
 
 def test_an_archive_of_other_content_is_refused(archive, tmp_path):

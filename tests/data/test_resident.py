@@ -161,7 +161,7 @@ def test_damaged_cache_is_read_again(toy_set, own_cache, damage, capsys):
     )
     data = open_data(config)
     np.testing.assert_array_equal(data.arrays["train"]["image"], images[:41])
-    assert "reading the data set again" in capsys.readouterr().err
+    assert "reading the dataset again" in capsys.readouterr().err
     assert cached_file(own_cache).read_bytes() == whole
 
 

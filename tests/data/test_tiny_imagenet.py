@@ -120,7 +120,7 @@ def test_prepared_shapes_carry_masks_and_captions(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "match"),
     [
-        ("wnids.txt", "n03000001\nn04444444\n", "n04444444 is listed in wnids.txt"),
+        ("wnids.txt", "n03000001\nn04444444\n", "wnids.txt lists n04444444"),
         ("val/val_annotations.txt", "val_0.JPEG\tn03000001\t0\t0\n", "6 columns that end in four"),
         ("val/val_annotations.txt", "", "lists no image of the classes"),
         ("val/val_annotations.txt", None, "cannot be read"),

@@ -54,7 +54,7 @@ def test_gather_excite_takes_images_of_its_own_size(side):
 
 @pytest.mark.parametrize("name", ["resnet20", "pyramidnet110", "vgg16_gap"])
 def test_a_last_stride_needs_a_fourth_stage(name):
-    with pytest.raises(UserError, match=rf"config\.last_stride is 1, and {name} has no layer4"):
+    with pytest.raises(UserError, match=rf"config\.last_stride is 1, but {name} has no layer4"):
         create_model(name, 10, last_stride=1)
 
 

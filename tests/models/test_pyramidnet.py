@@ -48,9 +48,9 @@ def test_the_papers_names_are_short_for_their_sizes():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pyramidnet100_64", r"depth is 100, and 9n \+ 2 .*bottleneck.*take 92 or 101"),
-        ("pyramidnet111_48_basic", r"depth is 111, and 6n \+ 2 .*basic.*take 110 or 116"),
-        ("pyramidnet2_64", r"take 11 or 20"),
+        ("pyramidnet100_64", r"depth is 100, but 9n \+ 2 .*bottleneck.*Use 92 or 101"),
+        ("pyramidnet111_48_basic", r"depth is 111, but 6n \+ 2 .*basic.*Use 110 or 116"),
+        ("pyramidnet2_64", r"Use 11 or 20"),
     ],
 )
 def test_depths_that_no_network_has_are_refused(name, words):
