@@ -66,5 +66,5 @@ def test_images_a_second_are_told_without_a_peer_and_by_the_median(monkeypatch):
     options = types.SimpleNamespace(**told, seconds=1e-6, repeats=3, turns=3)
     rows = list(accelerator.measure_case(options))
     assert [row.note for row in rows if row.peer == "nobody"] == ["KeyError: 'nobody'"] * 2
-    (speed,) = [row for row in rows if row.peer == "one step a call"]
+    (speed,) = [row for row in rows if row.peer == "one step per call"]
     assert speed.note.startswith(f"{4000 / statistics.median(speed.ours):,.0f} images/s")

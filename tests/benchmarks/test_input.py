@@ -85,7 +85,7 @@ def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
     names = [row.peer.replace(",", "").split()[0] for row in lacking]
     assert names == ["torchvision"] * 4 + ["timm"] * 2 + ["DALI"]
     rates, fed = rest[:3], rest[3:]
-    assert {row.unit for row in rates} == {"images a CPU second"}
+    assert {row.unit for row in rates} == {"images per CPU second"}
     assert np.median(rates[1].ours) > np.median(rates[0].ours)  # copies are smaller
     for row, name in zip(fed, bench.FED * 2, strict=True):
         rate = rates[fed.index(row) // 3]

@@ -69,7 +69,7 @@ def test_ours_are_measured_beside_a_copy():
             "CutMix",
             "pixels alone, mask",
             "pixels alone, window",
-            "CutMix each image",
+            "CutMix per image",
             "Mixup",
         )
     }

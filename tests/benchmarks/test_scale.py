@@ -114,7 +114,7 @@ def test_what_costs_nothing_scales_until_the_batch_is_divided(monkeypatch):
 def test_the_page_shows_what_the_formulas_give():
     rows = list(scale.worked_out_rows(SIZE, 0.25, 650))
     cells = [line.strip("| ").split(" | ") for line in timing.table(rows).splitlines()[2:]]
-    page = (DOCS / "scaling.md").read_text()
+    page = (DOCS / "log/scaling.md").read_text()
     shown = [x.strip("| ").split(" | ") for x in page.splitlines() if x.startswith("| worked out")]
     assert len(shown) == len(cells) == len(rows)
     for ours, theirs in zip(shown, cells, strict=True):
