@@ -1,4 +1,4 @@
-"""Scale: collectives are counted as the program has them, and what is worked out is arithmetic."""
+"""Scale: collectives are counted as in the program, and the estimates follow the formulas."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ SIZE = 102.4e6  # bytes
 
 
 def lower(function, *arguments):
-    """`function` of one device's share, lowered for all of them."""
+    """`function` of one device's part, lowered for all devices."""
     mapped = jax.shard_map(
         function, mesh=all_devices(), in_specs=P(AXIS), out_specs=P(), check_vma=False
     )

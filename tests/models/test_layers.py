@@ -1,4 +1,4 @@
-"""Ghost BatchNorm: statistics of parts of the batch; and what the options change."""
+"""Ghost BatchNorm: statistics over parts of the batch, and the effect of the options."""
 
 import flax.linen as nn
 import jax
@@ -46,7 +46,7 @@ def test_one_group_is_batch_norm_with_the_same_variables():
 @pytest.mark.parametrize("axis_name", [None, "devices"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_are_those_that_jax_derives_for_batch_norm(dtype, axis_name):
-    """Here on two devices, where their statistics are averaged."""
+    """On two devices, whose statistics are averaged."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(3, 2, (2, 4, 3, 5, 6)), dtype)
     g = jnp.asarray(rng.normal(size=x.shape), dtype)
