@@ -1,4 +1,4 @@
-"""Every path that a user gives is local: an address is refused before anything is written."""
+"""Paths from the user are local. An address is refused before anything is written."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ ADDRESS = "s3://bucket/run"
     [
         "s3://bucket/run",
         "gs://bucket",
-        "gs:/bucket",  # what pathlib makes of it
+        "gs:/bucket",  # what pathlib turns it into
         pathlib.Path("gs://bucket/run"),
         "GS://bucket",
         " gs://bucket",
@@ -208,7 +208,7 @@ def test_main_refuses_before_it_imports_jax(tmp_path, words, name, status):
 
 
 def refusal(call, capsys):
-    """What is said where a command or a function refuses."""
+    """The message with which a command or a function refuses."""
     try:
         status = call()
     except UserError as error:

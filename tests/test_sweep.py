@@ -1,4 +1,4 @@
-"""Sweeps: every run once, whatever interrupts them, and a table that NumPy agrees with."""
+"""Sweeps: every run happens once, whatever interrupts it, and the table matches NumPy."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.commands import REPOSITORY, SMALL, environment
 
 DIGITS = f"{REPOSITORY}/configs/digits.py"
 BASELINE, CUTMIX = f"{DIGITS}:resnet8,baseline", f"{DIGITS}:resnet8,cutmix"
-# By recipe and seed: errors of the last and of the best epoch.
+# By config and seed: errors of the last and of the best epoch.
 ERRORS = {
     (BASELINE, 0): (0.25, 0.22),
     (BASELINE, 1): (0.21, 0.21),
@@ -31,7 +31,7 @@ ERRORS = {
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Lets `run.train` take no time; the list of the folders it was called for."""
+    """Replaces `run.train`; returns the list of folders for which it was called."""
     calls = []
 
     def train(config, folder):
@@ -163,7 +163,7 @@ def test_a_wrong_command_line_is_one_sentence_and_status_2(tmp_path, capsys, mor
     assert not (tmp_path / "new").exists()
 
 
-def test_a_workdir_that_cannot_be_written_and_a_recipe_that_cannot_run_are_told_first(tmp_path):
+def test_a_workdir_that_cannot_be_written_and_a_config_that_cannot_run_are_refused_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"workdir .* cannot be written"):
         sweep.main(arguments(tmp_path / "file" / "sweep"))
@@ -188,7 +188,7 @@ def start(workdir):
 
 
 def signal_when_saved(process, folder, number):
-    """Sends the signal once the run has a checkpoint, and returns what the process said."""
+    """Sends the signal once the run has a checkpoint, and returns the output of the process."""
     while not any(path.name.isdecimal() for path in folder.glob("checkpoints/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

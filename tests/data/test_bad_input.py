@@ -1,4 +1,4 @@
-"""What a user can get wrong: one sentence that names the thing and the remedy, before training."""
+"""Mistakes of users: one sentence names the cause and the remedy, before training."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_configuration_is_refused(config, match):
     refused(match, **config)
 
 
-def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
+def test_unknown_dataset_gets_the_nearest_names(tmp_path, toy_set):
     data_dir, *_ = toy_set(name="birdsong")
     assert "Did you mean cifar100" in refused(
         "dataset='cifar_100' is not", dataset="cifar_100", data_dir=str(data_dir)
@@ -76,7 +76,7 @@ def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
 
 
 def test_tfds_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
-    """TFDS itself logs a traceback, and is left without its functions."""
+    """TFDS itself logs a traceback, and then lacks its functions."""
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.public_api", None)
     (tmp_path / "toys/1.0.0").mkdir(parents=True)
     (tmp_path / "toys/1.0.0/dataset_info.json").write_text("{}")
@@ -86,7 +86,7 @@ def test_tfds_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
 
 
 def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow")  # it is missed first
+    pytest.importorskip("tensorflow")  # its absence is noticed first
 
     def unreachable(url, timeout):
         raise OSError("Name or service not known")
@@ -100,7 +100,7 @@ def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch
 
 
 class FailingBuilder:
-    """Stands for the builder of TFDS."""
+    """Replaces the builder of TFDS."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = None
     url_infos = ()
@@ -185,13 +185,13 @@ def toys(data_dir, **config):
         ({"num_classes": 5}, "but labels from 0 to 4 are expected"),
     ],
 )
-def test_sets_that_are_no_image_classification(toy_set, options, match):
+def test_datasets_that_are_not_image_classification(toy_set, options, match):
     data_dir, *_ = toy_set(**options)
     refused(match, **toys(data_dir))
 
 
 @pytest.mark.parametrize("source", ["resident", "streaming"])
-def test_labels_beyond_32_bits_are_no_small_ones(toy_set, source):
+def test_labels_beyond_32_bits_do_not_become_small_ones(toy_set, source):
     data_dir, *_ = toy_set(add_to_labels=2**32)
     with pytest.raises(UserError, match=r"has the label 4294967\d{3}, but labels from 0 to 9"):
         next(open_data({**toys(data_dir), "batch_size": 8, "source": source}).train_batches(0))

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet's own folder, read as it is and prepared for TFDS; our other builder."""
+"""Tiny-ImageNet's folder, read as it is or prepared for TFDS, and our other builder."""
 
 import shutil
 
@@ -14,7 +14,7 @@ BLUE = (20, 30, 220)
 
 
 def draw(random, path):
-    """A gray picture with a blue rectangle; returns its inclusive corners x0, y0, x1, y1."""
+    """A gray image with a blue rectangle; returns its inclusive corners x0, y0, x1, y1."""
     low = random.randint(0, 30, 2)
     high = low + random.randint(10, 30, 2)
     image = Image.new("RGB", (64, 64), (128, 128, 128))
@@ -27,7 +27,7 @@ def draw(random, path):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder that holds tiny-imagenet-200, {file name: (class, corners)})."""
+    """(folder that contains tiny-imagenet-200, {file name: (class, corners)})."""
     root, told = tmp_path_factory.mktemp("official"), {}
     tree, random = root / "tiny-imagenet-200", np.random.RandomState(0)
     for name in WNIDS:

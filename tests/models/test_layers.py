@@ -1,4 +1,4 @@
-"""Ghost BatchNorm: statistics of parts of the batch; and what the options change."""
+"""Ghost BatchNorm: statistics over parts of the batch, and the effect of the options."""
 
 import flax.linen as nn
 import jax
