@@ -1,1 +1,1 @@
-"""Programs that measure this project beside others: `python -m benchmarks.NAME`."""
+"""Benchmarks of this project next to other libraries: `python -m benchmarks.NAME`."""

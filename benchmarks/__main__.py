@@ -4,9 +4,9 @@
     python -m benchmarks --only networks,mix --output runs/benchmarks
     python -m benchmarks --data-dir PATH --runs runs/convergence
 
-Each is a process of its own, with settings smaller than its own defaults. The folder gets NAME.json
-and NAME.log of each, benchmarks.json, benchmarks.md and benchmarks.png. The exit status is 1 where
-a program failed; the others run all the same.
+Each one runs in its own process, with settings smaller than its defaults. The folder gets NAME.json
+and NAME.log of each, benchmarks.json, benchmarks.md and benchmarks.png. If one fails, the others
+still run, and the exit status is 1.
 """
 
 import argparse
@@ -27,9 +27,9 @@ class Program:
     """A benchmark and how it is run here.
 
     Attributes:
-      seconds: that it takes, about, on two cores with three repeats.
-      arguments: of its command line; names in braces are those of `NEEDS`, or `output`.
-      needs: a key of `NEEDS` without which it is not run.
+      seconds: about how long it takes on two cores with three repeats.
+      arguments: its command line; names in braces are those of `NEEDS`, or `output`.
+      needs: a key of `NEEDS`. Without it, the benchmark is skipped.
     """
 
     seconds: int
@@ -54,7 +54,7 @@ PROGRAMS = {
     "convergence": Program(10, ("{runs}", "--plot={output}/convergence.png"), "runs"),
     "accelerator": Program(600, (), "accelerator"),
 }
-# Why a program is not run without it.
+# Why a benchmark is skipped without it.
 NEEDS = {
     "data_dir": "no prepared photographs are named: --data-dir PATH",
     "runs": "no runs are named: --runs FOLDER; python -m benchmarks.convergence says how to train",
@@ -63,14 +63,14 @@ NEEDS = {
 
 
 def default_backend():
-    """The kind of device that JAX uses, from a process of its own: it holds what it finds."""
+    """The kind of device that JAX uses, found by another process, which then frees the device."""
     found = "import jax; print(jax.default_backend())"
     done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True)
     return done.stdout.strip() or "cpu"
 
 
 def plan(programs, given):
-    """Splits the programs into those to run and those that lack what they need.
+    """Splits the benchmarks into those to run and those that lack what they need.
 
     Args:
       programs: ``{name: Program}``.
@@ -91,10 +91,10 @@ def plan(programs, given):
 def run(name, arguments, output):
     """Runs ``python -m benchmarks.NAME`` and returns its `summary.Outcome`.
 
-    What it prints is passed on; warnings and messages of errors go to ``NAME.log``.
+    Its output is printed here as well. Warnings and errors go to ``NAME.log``.
     """
     written, log = output / f"{name}.json", output / f"{name}.log"
-    written.unlink(missing_ok=True)  # of an earlier run
+    written.unlink(missing_ok=True)  # from an earlier run
     words = [f"benchmarks.{name}", *arguments]
     command = [sys.executable, "-m", *words, "--json", str(written)]
     begin = time.monotonic()
@@ -112,7 +112,7 @@ def run(name, arguments, output):
 
 
 def run_all(programs, commands, output):
-    """Yields the outcome of each program, and tells before it how far all of them are."""
+    """Yields the outcome of each benchmark, and prints the progress before it."""
     begin, expected = time.monotonic(), sum(programs[name].seconds for name in commands)
     for number, (name, arguments) in enumerate(commands.items(), 1):
         gone = summary.clock(time.monotonic() - begin)
@@ -135,7 +135,7 @@ def write(outcomes, output):
 
 
 def main(arguments, programs=PROGRAMS):
-    """Runs the programs that the command line names, and returns the exit status."""
+    """Runs the benchmarks that the command line names, and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -143,7 +143,7 @@ def main(arguments, programs=PROGRAMS):
     )
     parser.add_argument("--output", default="runs/benchmarks")
     parser.add_argument("--only", help=f"some of {','.join(programs)}")
-    parser.add_argument("--data-dir", help="prepared data sets, for input")
+    parser.add_argument("--data-dir", help="prepared datasets, for input")
     parser.add_argument("--runs", help="finished runs, for convergence")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)

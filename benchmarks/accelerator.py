@@ -1,14 +1,14 @@
-"""Train steps on the GPU or TPU that is there, beside PyTorch's where it is installed.
+"""Train steps on a GPU or TPU, next to PyTorch's if it is installed.
 
     python -m benchmarks.accelerator --json accelerator.json
     python -m benchmarks.accelerator --cases resnet20:float32:8:32   # a CPU, to try it
 
-Needs jax, flax, optax and this package, nothing else that requirements.txt lists. Images are random
-bytes that lie on the device. A step is: gather the batch, shift and mirror it, mix, forward,
-backward, SGD with Nesterov momentum; PyTorch's leaves out shift, mirror and mix, and has channels
-last, autocast where ours has bfloat16, TF32 as JAX has it by default, and cudnn.benchmark. The
-cases compile beside each other, and are measured one after the other; all turns of a case are
-interleaved in one process.
+Needs jax, flax, optax and this package, and nothing else from requirements.txt. Images are random
+bytes on the device. A step gathers the batch, shifts, mirrors and mixes it, and does forward,
+backward and SGD with Nesterov momentum. PyTorch's does not shift, mirror or mix. It uses channels
+last, autocast against our bfloat16, TF32 like JAX's default, and cudnn.benchmark. All cases compile
+at the same time and are measured one after the other. The turns of a case are interleaved in one
+process.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 
-# What JAX takes in advance, PyTorch cannot have.
+# Memory that JAX allocates in advance is not there for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -54,8 +54,8 @@ CASES = (
     "pyramidnet110:float32:64:32",
     "pyramidnet200:float32:64:32",
 )
-# Dense TFLOP/s of 16-bit products and of those that float32 is multiplied by (TF32, or FP32 where
-# a chip has no TF32), as the makers give them; a TPU takes several passes for float32.
+# Dense TFLOP/s in 16 bits, and in the format that multiplies float32: TF32, or FP32 on a chip that
+# has no TF32. As the vendors publish them. A TPU takes several passes for float32.
 PEAKS = {
     "H200": (989, 495),
     "H100 PCIe": (756, 378),
@@ -71,7 +71,7 @@ PEAKS = {
     "TPU v6 lite": (918, None),
 }
 EXAMPLES = 2048  # on the device
-LAG = 2  # calls under way before their loss is fetched, as in train.py
+LAG = 2  # calls in flight before their loss is fetched, as in train.py
 # Modes of torch.compile; None: without it.
 PEERS = {"PyTorch": None, "torch.compile": "default", "CUDA graphs": "reduce-overhead"}
 
@@ -85,7 +85,7 @@ def data(size, side):
 
 
 class Case:
-    """A network and its data on one device: what the programs that train it share."""
+    """A network and its data on one device, shared by all compiled steps that train it."""
 
     def __init__(self, name, dtype, size, side):
         self.size = size
@@ -94,7 +94,7 @@ class Case:
         self.count = len(self.arrays["label"])
         self.model = create_model(name, CLASSES, dtype=dtype)
         self.optimizer = optax.sgd(0.01, momentum=0.9, nesterov=True)
-        # Jitted by itself: traced once, and then a part of each program.
+        # Jitted separately: traced once, then part of every compiled step.
         self.update = jax.jit(self.update)
 
         def init(key):
@@ -105,7 +105,7 @@ class Case:
         self.init = jax.jit(init).lower(jax.random.key(0))
 
     def update(self, params, batch_stats, opt_state, images, targets):
-        """What is learned from one batch, and its loss."""
+        """The gradients of one batch, and its loss."""
 
         def loss_fn(params):
             logits, updates = self.model.apply(
@@ -134,7 +134,7 @@ class Case:
         return (step + 1, *weights), loss
 
     def host_batches(self, steps):
-        """Indices for call after call of `steps` steps, of one epoch after the other."""
+        """Indices for calls of `steps` steps each, epoch after epoch."""
         taken = steps * self.size
         for epoch in itertools.count():
             order = batches.permutation(0, epoch, self.count).astype(np.int32)
@@ -144,7 +144,7 @@ class Case:
                 yield {"index": index, "mask": np.ones(index.shape, bool), "seed": seed}
 
     def lower(self, steps, cutmix):
-        """The program that takes `steps` steps a call."""
+        """The lowered function that takes `steps` steps per call."""
         step = functools.partial(self.train_step, cutmix)
 
         def call(state, arrays, xs):
@@ -157,7 +157,7 @@ class Case:
 
 
 class Training:
-    """One of a case's programs under way, from weights of its own."""
+    """A compiled step of a case that trains, with its own weights."""
 
     def __init__(self, case, steps, program, init):
         self.case, self.steps, self.program = case, steps, program
@@ -165,13 +165,13 @@ class Training:
         self.xs = case.mapping.shard(next(case.host_batches(steps)))
 
     def take(self, steps):
-        """Steps with a batch of indices that is there, and waits for the last."""
+        """Trains with indices already on the device, and waits for the last step."""
         for _ in range(steps // self.steps):
             self.state, loss = self.program(self.state, self.case.arrays, self.xs)
         jax.block_until_ready(loss)
 
     def loop(self, steps):
-        """Steps with indices from the host, the losses fetched as the training loop does it."""
+        """Trains with indices from the host, and fetches losses like the training loop."""
         pending = []
         calls = itertools.islice(self.case.host_batches(self.steps), steps // self.steps)
         for xs in self.case.mapping.prefetch(calls):
@@ -189,14 +189,14 @@ def split_case(case):
 
 
 def compile_programs(case, programs):
-    """Futures of ``{key: Training}`` for programs ``{key: (steps, cutmix)}``, and of the state."""
+    """Futures of ``{key: Training}`` for steps ``{key: (steps, cutmix)}``, and of the state."""
     lowered = {key: case.lower(*program) for key, program in programs.items()}
     pool = concurrent.futures.ThreadPoolExecutor()
     init = pool.submit(case.init.compile)
     first = pool.submit(lowered["many"].compile)
 
     def compile_after_first(key):
-        first.result()  # the others find the convolutions' algorithms where it has left them
+        first.result()  # the others reuse the convolution algorithms that it has cached
         return lowered[key].compile()
 
     done = {
@@ -206,7 +206,7 @@ def compile_programs(case, programs):
 
 
 def torch_training(name, dtype, size, side, mode):
-    """A call that takes so many steps and waits for the last; `mode` is that of torch.compile.
+    """A call that takes that many steps and waits for the last; `mode` is that of torch.compile.
 
     Raises:
       ImportError: PyTorch is missing, or does not see the accelerator that JAX sees.
@@ -228,7 +228,7 @@ def torch_training(name, dtype, size, side, mode):
 
     def take(steps):
         for _ in range(steps):
-            images = arrays["image"][index].permute(0, 3, 1, 2)  # channels last as it lies
+            images = arrays["image"][index].permute(0, 3, 1, 2)  # channels last in memory already
             images = (images.float() / 255 - 0.5) / 0.25
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, torch.bfloat16, enabled=half):
@@ -240,23 +240,23 @@ def torch_training(name, dtype, size, side, mode):
     take(2)  # compiles
     if device == "cuda":
         torch.cuda.empty_cache()
-        # From here on: what it finds while others use the GPU would be worse than it can be.
+        # Only from here on: its search would find slower algorithms while others use the GPU.
         torch.backends.cudnn.benchmark = True
     return take
 
 
 def train_flops(name, size, side):
-    """Operations of a train step, three times those of the forward pass; None where not told."""
+    """Operations of a train step, three times those of the forward pass; None if unknown."""
     model = create_model(name, CLASSES).clone(conv_layer=nn.Conv)
     images = jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-    with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler does not tell
+    with jax.default_device(jax.devices("cpu")[0]):  # the compiler for GPUs does not report it
         found = jax.jit(model.apply).lower(variables, images).cost_analysis()
     return found and 3 * found["flops"]
 
 
 def describe_speed(flops, dtype, size, seconds):
-    """Images and operations a second, and the share of the chip's peak, where they are known."""
+    """Images and operations per second, and the fraction of the chip's peak, if known."""
     told = f"{size / seconds:,.0f} images/s"
     if flops:
         told += f", {flops / seconds / 1e12:.3g} TFLOP/s"
@@ -269,7 +269,7 @@ def describe_speed(flops, dtype, size, seconds):
 
 
 def describe_error(error):
-    """Its type and the first line of what it says, if it says anything."""
+    """Its type, and the first line of its message if it has one."""
     return f"{type(error).__name__}: {str(error)[:150]}".splitlines()[0].removesuffix(": ")
 
 
@@ -288,15 +288,15 @@ def measure_case(options):
         since = time.perf_counter()
         try:
             theirs[peer] = torch_training(name, dtype, size, side, PEERS[peer])
-        except Exception as error:  # whatever it is, it is said in the table
+        except Exception as error:  # any error goes into the table
             missing[peer] = describe_error(error)
         else:
             compiling[peer] = f"first steps in {time.perf_counter() - since:.0f} s"
     compiled = {key: done.result() for key, done in compiled.items()}
-    took = f"all programs compiled {time.perf_counter() - begin:.0f} s after the start"
+    took = f"all steps compiled {time.perf_counter() - begin:.0f} s after the start"
     print(f"{options.cases}: {took}", file=sys.stderr, flush=True)
     if options.turn is not None:
-        signal.alarm(0)  # it has compiled, and now waits for others
+        signal.alarm(0)  # it has compiled, and now waits for the others
         fcntl.flock(options.turn, fcntl.LOCK_EX)
     ours = {
         key: Training(case, programs[key][0], program, init.result())
@@ -320,7 +320,7 @@ def measure_case(options):
     def row(label, key, peer, other, **keys):
         return timing.compare(
             f"{name}, {dtype}, {size} x {side} px{label}",
-            "ms a step",
+            "ms per step",
             seconds[key],
             peer,
             seconds.get(other, ()),
@@ -328,23 +328,23 @@ def measure_case(options):
             **keys,
         )
 
-    several = f", {many} steps a call"
+    several = f", {many} steps per call"
     for peer in peers:
         goal = ">= 1.3" if peer == "PyTorch" and name != "resnet50" else ">= 1.0"
         told = missing.get(peer, "")
         yield row(several, "many", peer, peer, goal=goal, note=told)
         told = missing.get(peer) or f"peer's {compiling[peer]}"
         yield row("", "one", peer, peer, goal=goal, note=told)
-    yield row(several, "many", "one step a call", "one", note=f"{speed}; {took}")
+    yield row(several, "many", "one step per call", "one", note=f"{speed}; {took}")
     yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
     yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97", note=busy)
 
 
 def measure_apart(options):
-    """Yields the rows of all cases, each in a process of its own.
+    """Yields the rows of all cases, each from its own process.
 
-    All compile at once. They hold the lock of one file together while they do, and each by itself
-    while it measures: so nothing is measured before the last has compiled, and one at a time.
+    All compile at once. While they compile, they share the lock of one file. To measure, each takes
+    the lock exclusively. So measuring starts after the last has compiled, one case at a time.
     """
     with tempfile.TemporaryDirectory() as folder:
         folder, running = pathlib.Path(folder), {}
@@ -364,7 +364,7 @@ def measure_apart(options):
             else:
                 late = status == -signal.SIGALRM
                 told = f"not compiled in {options.patience} s" if late else f"exit status {status}"
-                yield timing.Row(case, "ms a step", [], note=told)
+                yield timing.Row(case, "ms per step", [], note=told)
 
 
 def measure(options):
@@ -381,10 +381,10 @@ def main():
     parser = timing.parser(__doc__)
     parser.add_argument("--cases", default=default, help="MODEL:DTYPE:BATCH:SIDE,...")
     parser.add_argument("--peers", default="PyTorch,torch.compile", help=", ".join(PEERS))
-    parser.add_argument("--many", type=int, help="steps a call; 1 on a CPU, 20 elsewhere")
+    parser.add_argument("--many", type=int, help="steps per call; 1 on a CPU, 20 elsewhere")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.4, help="about, of a turn")
-    parser.add_argument("--patience", type=int, default=600, help="seconds a case may compile")
+    parser.add_argument("--seconds", type=float, default=0.4, help="approximate length of a turn")
+    parser.add_argument("--patience", type=int, default=600, help="seconds that a case may compile")
     parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     timing.run(measure(options), options, "accelerator")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.convergence runs/convergence --plot convergence.png
 
-Reads finished runs of `main.py`, whatever they trained; those that differ in nothing but method and
-seed are compared. Seconds are those of the train steps: without compilation, evaluation and start.
+Reads any finished runs of `main.py` and compares those that differ only in method and seed. Seconds
+are those of the train steps, without compilation, evaluation and start.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ THRESHOLDS = 3  # the lowest of those that all reach
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """How the error of one run fell: one value an epoch of each.
+    """How the error of one run fell, with one value per epoch in each list.
 
     Attributes:
-      images: that it was trained on up to the end of the epoch.
-      seconds: of train steps up to then; empty where the run has not recorded its speed.
-      errors: top-1 on the test split, shares of 1.
+      images: trained on up to the end of the epoch.
+      seconds: of train steps up to then; empty if the run did not record its speed.
+      errors: top-1 on the test split, between 0 and 1.
     """
 
     images: list
@@ -42,7 +42,7 @@ class Curve:
 
 
 def curve(run):
-    """The `Curve` of a `cutmix_jax.report.runs.Run` that is finished."""
+    """The `Curve` of a finished `cutmix_jax.report.runs.Run`."""
     images = [record["step"] * run.config["batch_size"] for record in run.history]
     speeds = [record.get("images_per_second") for record in run.history]
     seconds = [n / speed for n, speed in zip(images, speeds, strict=True)] if all(speeds) else []
@@ -50,7 +50,7 @@ def curve(run):
 
 
 def thresholds(curves):
-    """The lowest multiples of `STEP` that each error starts above and falls below, high to low.
+    """The lowest multiples of `STEP` that every error starts above and falls below, descending.
 
     Example:
       >>> thresholds([Curve([1, 2], [], [0.71, 0.48]), Curve([1, 2], [], [0.64, 0.52])])
@@ -63,7 +63,7 @@ def thresholds(curves):
 
 
 def cost(found, amounts, threshold):
-    """What had been spent of `amounts` when the error first was below the threshold."""
+    """How much of `amounts` was spent when the error first fell below the threshold."""
     return next(n for n, error in zip(amounts, found.errors, strict=True) if error < threshold)
 
 
@@ -71,9 +71,9 @@ def compare(name, ours, theirs, note):
     """Yields the rows of a method against the baseline.
 
     Args:
-      name: of the method.
+      name: the method's name.
       ours: ``{seed: Curve}``.
-      theirs: the baseline's, of the same seeds.
+      theirs: the baseline's curves, with the same seeds.
       note: what was trained.
     """
     curves = [*ours.values(), *theirs.values()]
@@ -123,11 +123,11 @@ def curves_of(methods):
 
 
 def draw(groups, path):
-    """Draws the error over images and over seconds: a line a method, the mean over its seeds.
+    """Plots the error over images and over seconds. Each method is a line, its mean over seeds.
 
     Args:
-      groups: ``[{name of the method: {seed: run}}]``, a row of two panels for each.
-      path: of the PNG file.
+      groups: ``[{name of the method: {seed: run}}]``, each a row of two panels.
+      path: the PNG file.
     """
     from cutmix_jax.evals import figures
     from cutmix_jax.pictures import line_colors
@@ -140,7 +140,7 @@ def draw(groups, path):
         one = next(iter(next(iter(methods.values())).values()))
         panels[0].set_title(describe(one), fontsize=8, loc="left", parse_math=False)
         for color, (name, found) in zip(line_colors(len(curves)), curves.items(), strict=True):
-            # Seeds are averaged epoch by epoch, the seconds as the errors.
+            # Seeds are averaged per epoch, seconds like errors.
             errors = means(c.errors for c in found.values())
             seeds = f"{len(found)} seed" + "s" * (len(found) > 1)
             for axis, key in zip(panels, ("images", "seconds"), strict=True):
@@ -163,15 +163,15 @@ def draw(groups, path):
 
 
 def means(series):
-    """Means of the values that belong together, as far as all series go."""
+    """Means over the series, up to the end of the shortest."""
     return [statistics.fmean(values) for values in zip(*series, strict=False)]
 
 
 def main(arguments):
-    """Prints and draws what the runs of the command line say."""
+    """Prints and plots the runs that the command line names."""
     parser = timing.parser(__doc__)
     parser.add_argument("runs", nargs="*", help="workdirs, or folders of them")
-    parser.add_argument("--plot", help="also draw the errors there")
+    parser.add_argument("--plot", help="also plot the errors there")
     options = parser.parse_args(arguments)
     plot = options.plot and place(options.plot, "--plot")
     if not options.runs:

@@ -3,9 +3,8 @@
     python -m benchmarks.input --data-dir PATH
     python -m benchmarks.input --data-dir PATH --dataset imagenet2012 --images 2048
 
-Streams as `configs/imagenet.py` does (random-resized crop to 224), next to torchvision, timm, DALI
-and tf.data over the same bytes in memory. Each turn is a whole pass, with what it takes to start
-one.
+Streams like `configs/imagenet.py` (random-resized crop to 224), next to torchvision, timm, DALI and
+tf.data on the same bytes in memory. Each turn is a whole pass, including its start.
 """
 
 import contextlib
@@ -29,23 +28,23 @@ from cutmix_jax.data import Shards, find_set, image_files, records, streaming
 
 BATCH, SIDE = 64, 224
 COPIES, QUALITY = 256, 90  # shorter side and JPEG quality of the smaller copies
-FED = ("A100", "H100", "TPU v4")  # chips that the cores have to feed
+FED = ("A100", "H100", "TPU v4")  # chips that the cores feed
 
 
 def repeated(split, count):
-    """The split with its records over and over, `count` in all."""
+    """The split with its records repeated up to `count`."""
     labels = None if split.labels is None else split.labels[[i % split.count for i in range(count)]]
     read, name = (functools.partial(again, call, split.count) for call in (split.read, split.name))
     return dataclasses.replace(split, count=count, read=read, name=name, labels=labels)
 
 
 def again(call, count, i):
-    """`call` of the record that stands for this one."""
+    """Calls `call` with the original of this repeated record."""
     return call(i % count)
 
 
 def smaller(split):
-    """The split as files of a shorter side of `COPIES` pixels, in memory."""
+    """The split as files in memory whose shorter side has `COPIES` pixels."""
     encoded, labels = [], []
     for i in range(split.count):
         pixels, label = records.decode_record(split, i, 3)
@@ -71,7 +70,7 @@ def open_photographs(options, change=lambda split: split, processes=0):
 
 
 def passes(data):
-    """A call that streams one epoch, the next at each call."""
+    """A function that streams the next epoch at each call."""
     epochs = iter(range(10**6))
 
     def call():
@@ -82,7 +81,7 @@ def passes(data):
 
 
 class Photographs:
-    """A dataset of torchvision's kind over encoded images; workers get a copy of it."""
+    """A dataset for PyTorch's DataLoader over encoded images; workers get a copy of it."""
 
     def __init__(self, encoded, prepare):
         self.encoded, self.prepare = encoded, prepare
@@ -107,7 +106,7 @@ def open_as_tensor(data):
 
 
 def torchvision_pass(encoded, workers, tensors):
-    """The same by torchvision's DataLoader; raises ImportError where it is not installed."""
+    """The same with torchvision; raises ImportError if it is not installed."""
     from torchvision.transforms import v2
 
     steps = [v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip()]
@@ -116,7 +115,7 @@ def torchvision_pass(encoded, workers, tensors):
 
 
 def timm_pass(encoded, workers):
-    """The same by timm's transforms and its collation; raises ImportError where it is missing."""
+    """The same with timm's transforms and collation; raises ImportError if it is not installed."""
     from timm import data
 
     steps = data.create_transform(
@@ -131,7 +130,7 @@ def loader_pass(encoded, workers, prepare, **options):
     import torch
 
     torch.set_num_threads(1)
-    # A forked worker could hang, since JAX has threads by now.
+    # A forked worker could hang, because JAX has threads now.
     more = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
     loader = torch.utils.data.DataLoader(
         Photographs(encoded, prepare),
@@ -151,7 +150,7 @@ def loader_pass(encoded, workers, prepare, **options):
 
 
 def dali_pass(encoded):
-    """The same by DALI's operators for CPUs; raises ImportError where it is not installed."""
+    """The same with DALI's operators for CPUs; raises ImportError if it is not installed."""
     from nvidia import dali
 
     files = [np.frombuffer(data, np.uint8) for data in encoded]
@@ -177,7 +176,7 @@ def dali_pass(encoded):
 
 
 def tensorflow_pass(encoded):
-    """The same by tf.data; raises ImportError where TensorFlow is not installed."""
+    """The same with tf.data; raises ImportError if TensorFlow is not installed."""
     import tensorflow as tf
 
     draw = functools.partial(
@@ -209,12 +208,12 @@ def tensorflow_pass(encoded):
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """One that reads all images in a call.
+    """A reader that reads all images in one call.
 
     Attributes:
-      call: reads them.
+      call: reads all images.
       cores: how many it may use.
-      goals: of our ratio, from the same files and from smaller copies of them.
+      goals: for our ratio, from the same files and from smaller copies.
       alone: whether this process does all the work.
     """
 
@@ -225,7 +224,7 @@ class Reader:
 
 
 def peers(encoded):
-    """Yields (name, a call that makes the reader, or raises ImportError)."""
+    """Yields (name, a function that returns the reader or raises ImportError)."""
     for path, tensors, goals in (
         ("Pillow", False, (">= 2", ">= 4")),
         ("tensors", True, (">= 1.5", "")),
@@ -249,7 +248,7 @@ def peers(encoded):
 
 
 def counted(call, spent):
-    """The call, which also appends to `spent` the processor's seconds of this process."""
+    """The same call, which also appends this process's CPU seconds to `spent`."""
 
     def counting():
         begin = time.process_time()
@@ -260,7 +259,7 @@ def counted(call, spent):
 
 
 def per_core(seconds, cores, images):
-    """Milliseconds of a core for each image, ``[repeats][rounds]``, from seconds of a pass."""
+    """Milliseconds of one core per image, ``[repeats][rounds]``, from seconds per pass."""
     return [[1e3 * cores * s / images for s in turns] for turns in seconds]
 
 
@@ -268,7 +267,7 @@ OURS = ("ours", f"ours from {COPIES} px")
 
 
 def streaming_rows(data, split, options):
-    """Images per second and core next to other readers, and the cores that feed a chip."""
+    """Images per second and core, next to other readers, and the cores that feed a chip."""
     copies, _ = open_photographs(options, smaller)
     readers = {
         name: Reader(passes(of), timing.cores())
@@ -299,12 +298,12 @@ def streaming_rows(data, split, options):
                 label, goal = f"{of}{ours.removeprefix('ours')}", readers[name].goals[i]
                 if goal or ours == OURS[0]:
                     yield timing.compare(
-                        label, "ms an image", cost[ours], name, cost[name], goal=goal
+                        label, "ms per image", cost[ours], name, cost[name], goal=goal
                     )
     for name, why in missing.items():
-        yield timing.Row(what, "ms an image", [], name, note=why)
+        yield timing.Row(what, "ms per image", [], name, note=why)
     for name, turns in busy.items():
-        yield timing.rates(f"{what}, {name}", "images a CPU second", 1e3, turns)
+        yield timing.rates(f"{what}, {name}", "images per CPU second", 1e3, turns)
     for ours in OURS:
         rates = timing.rates("", "", 1e3, busy[ours]).ours
         for name in FED:
@@ -315,12 +314,12 @@ def streaming_rows(data, split, options):
 
 
 def constant(value):
-    """A function that gives this value, whatever it is asked."""
+    """A function that always returns this value."""
     return lambda *args: value
 
 
 def lock_rows(data, options):
-    """Where the rate of one process ends: at what is not done by threads or processes at once."""
+    """The limit of one process: the work that threads or processes cannot do in parallel."""
     pixels = np.zeros((375, 500, 3), np.uint8)
     crop = pixels[:SIDE, :SIDE].copy()
     processes = timing.cores()
@@ -343,17 +342,17 @@ def lock_rows(data, options):
         for _ in range(options.repeats):
             counted(call, spent)()
         turns = per_core([[seconds] for seconds in spent], 1, images)
-        yield timing.Row(f"{what}, CPU time", "ms an image", [turn for (turn,) in turns])
+        yield timing.Row(f"{what}, CPU time", "ms per image", [turn for (turn,) in turns])
         yield timing.rates(f"{what}: the rate ends at", "images/s", 1e3, turns)
 
 
 def cores_for(speed, rates):
-    """Cores that stream `speed` images a second, for each rate of one core."""
+    """Cores that stream `speed` images per second, for each rate of one core."""
     return [speed / rate for rate in rates]
 
 
 def resident_rows(options):
-    """Gather, shift and mirror of a batch, as a share of the step that they are part of."""
+    """Gather, shift and mirror of a batch, as a fraction of their step."""
     keys = {"augment.pad": 4, "augment.flip": True}
     task = train_step.create_task("resnet20", BATCH, 32, **keys)
     running = train_step.Running(task)
@@ -372,18 +371,18 @@ def resident_rows(options):
 
 
 def resident_set():
-    """Bytes of memory that this process holds; None where the system does not tell."""
+    """Bytes of memory that this process holds; None if the system does not report it."""
     path = pathlib.Path("/proc/self/statm")
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else None
 
 
 def growth(sizes):
-    """Per cent by which each size exceeds the first."""
+    """Percent by which each size exceeds the first."""
     return [100 * (size / sizes[0] - 1) for size in sizes[1:]]
 
 
 def memory_rows(data, before, options):
-    """What this process holds after an epoch more than before, and how that grows."""
+    """How much more this process holds after an epoch than before, and how that grows."""
     call, sizes = passes(data), []
     for _ in range(options.epochs):
         call()
@@ -391,7 +390,7 @@ def memory_rows(data, before, options):
     epoch = f"{data.examples['train']} images"
     more = f"memory over {options.epochs - 1} more epochs of {epoch}"
     if None in sizes:
-        yield timing.Row(more, "%", [], goal="< 2", note="this system does not tell it")
+        yield timing.Row(more, "%", [], goal="< 2", note="this system does not report it")
         return
     held = (sizes[0] - before) / 2**20
     batches = (streaming.PREFETCH + 1) * BATCH * SIDE * SIDE * 3 / 2**20
@@ -417,9 +416,9 @@ def main():
     parser = timing.parser(__doc__)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--dataset", default="imagenet_photos")
-    parser.add_argument("--images", type=int, default=1024, help="in a pass, over and over")
-    parser.add_argument("--rounds", type=int, default=1, help="passes of each in a repeat")
-    parser.add_argument("--epochs", type=int, default=5, help="passes watched for memory")
+    parser.add_argument("--images", type=int, default=1024, help="per pass, repeated if too few")
+    parser.add_argument("--rounds", type=int, default=1, help="passes per reader and repeat")
+    parser.add_argument("--epochs", type=int, default=5, help="passes that measure memory")
     options = parser.parse_args()
     timing.run(measure(options), options, "input")
 

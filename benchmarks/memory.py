@@ -1,10 +1,10 @@
-"""Memory of one gradient, with blocks kept and with blocks computed again (`config.remat`).
+"""Memory of one gradient, with and without computing blocks again (`config.remat`).
 
     python benchmarks/memory.py --model=pyramidnet200 --batch=64
 
-Prints two numbers each, without running anything: what the forward pass keeps for the backward
-one, from the traced program, and the temporary memory of the program compiled for this backend
-(`--compile`; minutes for PyramidNet-200 on CPU).
+Runs nothing. Prints what the forward pass keeps for the backward pass, from the traced step, and
+with `--compile` the temporary memory of the step compiled for this backend (minutes for
+PyramidNet-200 on CPU).
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main():
             )
             return jax.nn.logsumexp(logits, -1).mean()
 
-        # The pullback is a tree, whose leaves are all that it needs; weights are among them.
+        # The leaves of the pullback are all that it keeps, weights included.
         pullback = jax.eval_shape(lambda *args, loss=loss: jax.vjp(loss, *args)[1], *args)
         kept = size(pullback) - size(args[0])
         print(f"{flags.model} remat={remat}: keeps {kept / 2**30:.2f} GiB", flush=True)

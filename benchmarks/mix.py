@@ -1,12 +1,12 @@
-"""CutMix and Mixup of this and of other libraries, side by side in one run.
+"""CutMix and Mixup of this and other libraries, in one run.
 
-    python -m benchmarks.mix            # beside those of requirements-peers.txt
+    python -m benchmarks.mix            # next to those of requirements-peers.txt
     python -m benchmarks.mix --rounds 7
 
-Each library mixes the same batch, and their turns are interleaved. The rows beside a plain copy of
-the images by JAX say how much mixing adds to writing a new batch; "pixels alone" leaves out the
-drawing and the labels, which the copy does not have. The first row is what
-`cutmix_jax.host.keep_freed_memory` is for: page faults at every large batch.
+Each library mixes the same batch, and their turns are interleaved. The rows with a plain copy of
+the images by JAX show what mixing adds to writing a new batch. "pixels alone" leaves out sampling
+and labels, which a copy does not have. The first row shows the page faults that
+`cutmix_jax.host.keep_freed_memory` avoids at every large batch.
 """
 
 import itertools
@@ -31,8 +31,8 @@ from cutmix_jax import mix
 
 CLASSES = {(64, 224, 224, 3): 1000, (256, 32, 32, 3): 100}
 DTYPES = ["float32", "uint8"]
-COPY = "copy"  # the kind that writes the images and mixes nothing
-# Seconds and page faults of CutMix in a process that keeps freed memory, or does not.
+COPY = "copy"  # a kind that writes the images without mixing
+# Seconds and page faults of CutMix in a process that keeps freed memory, or that does not.
 ALLOCATION = """
 import json, resource, statistics, sys, time
 import jax, jax.numpy as jnp
@@ -52,9 +52,9 @@ print(json.dumps([seconds[3:], statistics.median(faults[3:])]))
 
 
 def ours(images, labels, classes):
-    """This library; its one calls are jitted."""
+    """This library, with jitted calls."""
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    keys = itertools.cycle(list(jax.random.split(jax.random.key(0), 64)))  # not split while timed
+    keys = itertools.cycle(list(jax.random.split(jax.random.key(0), 64)))  # not timed
     copy = jax.jit(jnp.copy)
 
     def call(function, **options):
@@ -74,12 +74,12 @@ def ours(images, labels, classes):
             f"pixels alone, {paste}",
             lambda f=pixels: f(next(plans), images).block_until_ready(),
         )
-    yield "CutMix each image", call(mix.cutmix, scope="image")
+    yield "CutMix per image", call(mix.cutmix, scope="image")
     yield "Mixup", call(mix.mixup)
 
 
 def torch_batch(images, labels):
-    """The batch in PyTorch, channels first, as its libraries take it."""
+    """The batch in PyTorch, channels first, as its libraries expect it."""
     import torch
 
     torch.set_num_threads(timing.cores())
@@ -104,11 +104,11 @@ def timm(images, labels, classes):
     images, labels = torch_batch(images, labels)
     for kind, alphas, mode in (
         ("CutMix", (0.0, 1.0), "batch"),
-        ("CutMix each image", (0.0, 1.0), "elem"),
+        ("CutMix per image", (0.0, 1.0), "elem"),
         ("Mixup", (1.0, 0.0), "batch"),
     ):
         transform = Mixup(*alphas, mode=mode, label_smoothing=0.0, num_classes=classes)
-        # It changes the batch it is given, so a new one needs a copy first.
+        # It works in place, so keeping the batch needs a copy first.
         yield kind, lambda t=transform: t(images.clone(), labels)
 
 
@@ -117,7 +117,7 @@ def keras(images, labels, classes):
 
     images = jnp.asarray(images)
     rows = jax.nn.one_hot(labels, classes)
-    for kind, name in (("CutMix each image", "CutMix"), ("Mixup", "MixUp")):
+    for kind, name in (("CutMix per image", "CutMix"), ("Mixup", "MixUp")):
         layer = getattr(keras.layers, name)(dtype=str(images.dtype), data_format="channels_last")
         batch = {"images": images, "labels": rows}
         yield kind, lambda la=layer, b=batch: jax.block_until_ready(la(b, training=True))
@@ -129,7 +129,7 @@ def kornia(images, labels, classes):
     if images.dtype != np.float32:
         raise TypeError("its augmentations are for floats")
     images, labels = torch_batch(images, labels)
-    for kind, name in (("CutMix each image", RandomCutMixV2), ("Mixup", RandomMixUpV2)):
+    for kind, name in (("CutMix per image", RandomCutMixV2), ("Mixup", RandomMixUpV2)):
         yield kind, partial(name(p=1.0, data_keys=["input", "class"]), images, labels)
 
 
@@ -142,7 +142,7 @@ LIBRARIES = {
 
 
 def told(error):
-    """Why a peer has no time, in a line."""
+    """One line on why a peer has no time."""
     plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras colors its messages
     reason = " ".join(plain.split())[:110]
     if isinstance(error, ImportError):
@@ -151,7 +151,7 @@ def told(error):
 
 
 def warm(calls):
-    """Calls each a few times.
+    """Calls each function a few times.
 
     Returns:
       ``({kind: call} of those that run, {kind: why} of the others)``.
@@ -161,7 +161,7 @@ def warm(calls):
         try:
             for _ in range(3):
                 call()
-        except Exception as error:  # a peer's failure is a finding, not ours to raise
+        except Exception as error:  # report the failure of a peer instead of raising it
             refused[kind] = told(error)
         else:
             running[kind] = call
@@ -169,7 +169,7 @@ def warm(calls):
 
 
 def batch_rows(case, batch, libraries, options):
-    """Yields the rows of one batch; leaves out of `libraries` those that are not installed."""
+    """Yields the rows of one batch, without those `libraries` that are not installed."""
     calls = {("ours", kind): call for kind, call in warm(ours(*batch))[0].items()}
     kinds, refused = [kind for _, kind in calls if kind != COPY], {}
     for name, library in list(libraries.items()):
@@ -207,7 +207,7 @@ def batch_rows(case, batch, libraries, options):
 
 
 def allocator_row(repeats):
-    """CutMix of a large batch in processes that keep freed memory, and in others."""
+    """CutMix of a large batch in processes that keep freed memory, and in some that do not."""
     seconds, faults = {"kept": [], "returned": []}, {"kept": [], "returned": []}
     for _ in range(repeats):
         for name in seconds:
@@ -223,13 +223,13 @@ def allocator_row(repeats):
         "returned to the system",
         seconds["returned"],
         scale=1e3,
-        note="page faults a call: "
+        note="page faults per call: "
         + ", ".join(f"{name} {timing.spread(found)}" for name, found in faults.items()),
     )
 
 
 def compile_row(repeats):
-    """Processor seconds to trace and compile CutMix, each time for another image size."""
+    """CPU seconds to trace and compile CutMix, each time for another image size."""
     seconds = []
     for side in range(32, 32 + repeats):
         images = jax.ShapeDtypeStruct((8, side, side, 3), jnp.float32)
@@ -259,7 +259,7 @@ def measure(options):
 
 def main():
     parser = timing.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=21, help="turns of each in a repeat")
+    parser.add_argument("--rounds", type=int, default=21, help="turns of each per repeat")
     options = parser.parse_args()
     timing.run(measure(options), options, "mix")
 

@@ -1,10 +1,10 @@
-"""Train steps on a CPU, with the convolution of this project, with Flax's, and in PyTorch.
+"""Train steps on a CPU: with this project's convolution, with Flax's, and in PyTorch.
 
     python -m benchmarks.networks
     python -m benchmarks.networks --models resnext50_32x4d --flax resnext50_32x4d
 
-Forward, backward and SGD with Nesterov momentum, on the same float32 batch, with all cores; PyTorch
-with channels last. The turns are interleaved in one process.
+Forward, backward and SGD with Nesterov momentum, on the same float32 batch, with all cores. PyTorch
+uses channels last. The turns are interleaved in one process.
 """
 
 import functools
@@ -19,7 +19,7 @@ from benchmarks import timing
 from cutmix_jax.models import create_model
 
 CLASSES = 100
-# The name of a network: batch, side of the images, turns in a repeat.
+# Network: batch size, image size, turns per repeat.
 NETWORKS = {
     "resnet20": (64, 32, 12),
     "resnet50": (8, 224, 3),
@@ -36,7 +36,7 @@ def batch_of(size, side):
 
 
 def jax_step(name, size, side, conv_layer=None):
-    """A call that takes one step and waits for it."""
+    """A function that takes one step and waits for it."""
     model = create_model(name, CLASSES)
     if conv_layer is not None:
         model = model.clone(conv_layer=conv_layer)
@@ -72,12 +72,12 @@ def jax_step(name, size, side, conv_layer=None):
 
 
 def torch_network(name):
-    """The network in PyTorch; raises ImportError where that is not installed."""
+    """The network in PyTorch; raises ImportError if PyTorch is not installed."""
     import torch
 
     from tests import torch_models
 
-    torch.set_num_threads(timing.cores())  # torch_models takes one, for the tests
+    torch.set_num_threads(timing.cores())  # torch_models sets it to one for the tests
 
     def resnet(sizes, **keys):
         return torch_models.ResNet(sizes, CLASSES, **keys)
@@ -95,13 +95,13 @@ def torch_network(name):
 
 
 def torch_step(name, size, side):
-    """The same in PyTorch; raises ImportError where it is not installed."""
+    """The same in PyTorch; raises ImportError if it is not installed."""
     import torch
     from torch.nn import functional as F
 
     net = torch_network(name).train().to(memory_format=torch.channels_last)
     images, labels = map(torch.from_numpy, batch_of(size, side))
-    images = images.permute(0, 3, 1, 2)  # channels last in memory, as they are
+    images = images.permute(0, 3, 1, 2)  # channels last in memory already
     optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, nesterov=True)
 
     def call():
@@ -138,7 +138,7 @@ def measure(options):
 def main():
     parser = timing.parser(__doc__)
     parser.add_argument("--models", default=",".join(NETWORKS), help=", ".join(NETWORKS))
-    # ResNeXt with Flax's convolution takes half a minute a step.
+    # ResNeXt with Flax's convolution takes half a minute per step.
     parser.add_argument("--flax", default="resnet20,resnet50,pyramidnet110")
     options = parser.parse_args()
     timing.run(measure(options), options, "networks")

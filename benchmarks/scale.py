@@ -1,12 +1,12 @@
-"""Scale: what a step sends over 1 to 64 devices, what processes cost, and ImageNet worked out.
+"""Scale: what a step sends on 1 to 64 devices, what processes cost, and ImageNet worked out.
 
     python -m benchmarks.scale
     python -m benchmarks.scale --model resnet20 --processes 1,2,4 --repeats 3
     python -m benchmarks.scale --devices '' --processes '' --input-rate 300   # worked out alone
 
-Devices are fake ones of one CPU, and their programs are compiled, not run. Processes are those of
-`main.py` on the digits, on this machine. docs/scaling.md has the formulas of what is worked out,
-and where its numbers come from.
+Devices are fake devices of one CPU. Their steps are compiled, not run. Processes run `main.py` on
+the digits, on this machine. docs/log/scaling.md has the formulas of what is worked out, and
+docs/scaling.md the sources of its numbers.
 """
 
 import collections
@@ -37,7 +37,7 @@ KINDS = (
     "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast|"
     "ragged-all-to-all"
 )
-# Process 0 tells when its first step is finished and how long the first checkpoint takes.
+# Process 0 prints when its first step is finished and how long the first checkpoint takes.
 DRIVER = """
 import os, runpy, sys, time
 import jax
@@ -55,7 +55,7 @@ def timed(checkpoints, *arguments):
     checkpoints.wait()
     print("checkpoint", time.perf_counter() - begin, flush=True)
     if jax.process_index():
-        time.sleep(600)  # until process 0 has told
+        time.sleep(600)  # until process 0 has printed
     os._exit(42)
 
 metrics.Totals.add, checkpoint.Checkpoints.save = first, timed
@@ -68,8 +68,8 @@ def collectives(program):
     """Bytes that the collectives of an HLO program give to each device, by kind.
 
     Args:
-      program: HLO text, before or after optimization; an asynchronous collective counts where it
-        starts.
+      program: HLO text, before or after optimization. An asynchronous collective counts once, at
+        its start.
 
     Returns:
       ``{'all-reduce': bytes, ...}``, only with kinds that occur.
@@ -95,11 +95,11 @@ def reduced_bytes(state):
 
 
 def compile_step(model, size, devices):
-    """The step of `devices` of this process's devices, `size` images each, compiled.
+    """Compiles the step on `devices` of this process's devices, with `size` images each.
 
     Returns:
       ``{'devices', 'operations', 'needed', 'asked', 'sent'}``: operations of one device; bytes that
-      have to be reduced; bytes by kind of collective in the traced and in the compiled program.
+      have to be reduced; bytes per kind of collective in the traced and in the compiled step.
     """
     task = create_task(model, size * devices, 32, devices=devices, **{"mix.name": "cutmix"})
     state = train.abstract_state(task)
@@ -120,7 +120,7 @@ def compile_steps(model, size, counts):
     told = "import json\nfrom benchmarks import scale\nfor n in {}:\n    {}".format(
         counts, f"print(json.dumps(scale.compile_step({model!r}, {size}, n)), flush=True)"
     )
-    # The flags spare LLVM's work on what is not run; the HLO program is the same.
+    # The flags save LLVM's work on steps that are not run. The HLO program is the same.
     flags = (
         f"--xla_force_host_platform_device_count={max(counts)} "
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -139,14 +139,14 @@ def compile_steps(model, size, counts):
 
 
 def device_rows(options):
-    """Operations a device, and bytes in collectives, against the number of devices."""
+    """Operations per device and bytes in collectives, against the number of devices."""
     counts = [int(n) for n in options.devices.split(",") if n]
     one = None
     for found in compile_steps(options.model, options.batch_size, counts) if counts else ():
         what = f"{options.model}, {options.batch_size} images each, devices: {found['devices']}"
         one = one or found["operations"]
         yield timing.Row(
-            f"operations a device, {what}",
+            f"operations per device, {what}",
             "GFLOP",
             [found["operations"] / 1e9],
             f"devices: {counts[0]}",
@@ -169,7 +169,7 @@ def device_rows(options):
 
 
 def time_processes(count):
-    """Seconds from the start of `count` processes of `main.py` on the digits.
+    """Starts `count` processes of `main.py` on the digits.
 
     Returns:
       ``(seconds to the first finished step, seconds of writing the first checkpoint)``.
@@ -218,7 +218,7 @@ def process_rows(options):
 
 
 def time_checkpoint(state):
-    """Seconds that training stands still to save `state`, and until it is whole on the disk."""
+    """Seconds that saving `state` stops training, and seconds until it is complete on disk."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
     mapping = create_mapping("pmap", 1)
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
@@ -232,13 +232,13 @@ def time_checkpoint(state):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What others publish of a chip and its host; docs/scaling.md says who.
+    """What others publish about a chip and its host; docs/scaling.md names the sources.
 
     Attributes:
-      images: images/s of one chip that trains ResNet-50 on 224 px in 16 bits, `MEASURED_AT` of
-        them a step.
-      bandwidth: bytes/s that each chip sends on in a ring of all of them.
-      cores: of the host, for each chip.
+      images: images/s of one chip that trains ResNet-50 on 224 px in 16 bits, with `MEASURED_AT`
+        images per step.
+      bandwidth: bytes/s that each chip sends in a ring of all chips.
+      cores: cores of the host per chip.
     """
 
     images: float
@@ -257,10 +257,10 @@ SLICES = [("A100", 8), ("H100", 8)]
 SLICES += [(name, chips) for name in ("TPU v4", "TPU v5e") for chips in (8, 32, 128)]
 MEASURED_AT = 256
 TRAIN_IMAGES, EVAL_IMAGES, EPOCHS = 1_281_167, 50_000, 300
-# Assumed, published by nobody: see docs/scaling.md.
-LAUNCH = 3e-3  # seconds of a step, however few its images
-HOP = 2e-6  # seconds until a message is with the next chip
-EVAL_SPEED = 3  # times as many images/s as in training: the forward pass alone
+# Assumed, published by nobody: see docs/log/scaling.md.
+LAUNCH = 3e-3  # seconds of a step that do not depend on its images
+HOP = 2e-6  # seconds until a message reaches the next chip
+EVAL_SPEED = 3  # speed of the forward pass alone, as a multiple of training
 
 
 def all_reduce_seconds(size, chips, bandwidth, hop=0.0):
@@ -268,9 +268,9 @@ def all_reduce_seconds(size, chips, bandwidth, hop=0.0):
 
     Args:
       size: bytes on each chip, `s`.
-      chips: how many there are, `n`.
+      chips: number of chips, `n`.
       bandwidth: bytes/s that each sends, `b`.
-      hop: seconds that a message takes beside its bytes, `h`.
+      hop: latency of a message in seconds, `h`.
 
     Returns:
       Seconds; 0 for one chip.
@@ -283,12 +283,12 @@ def all_reduce_seconds(size, chips, bandwidth, hop=0.0):
 
 
 def step_seconds(chip, chips, batch, size):
-    """Time of a step in which nothing overlaps: a share of the batch, then the all-reduce.
+    """Time of a step in which nothing overlaps: part of the batch, then the all-reduce.
 
     Args:
       chip: a `Chip`.
-      chips: how many there are.
-      batch: images a step over all chips.
+      chips: number of chips.
+      batch: images per step over all chips.
       size: bytes that are reduced.
 
     Returns:
@@ -304,10 +304,10 @@ def images_per_second(chip, chips, batch, size, input_rate):
 
     Args:
       chip: a `Chip`.
-      chips: how many there are.
-      batch: images a step over all chips.
+      chips: number of chips.
+      batch: images per step over all chips.
       size: bytes that are reduced.
-      input_rate: images/s that one core of the host prepares.
+      input_rate: images/s that one core of the host decodes.
 
     Returns:
       ``(images/s, 'step' or 'input')``.
@@ -325,11 +325,11 @@ def hours(chip, chips, batch, size, input_rate, checkpoint=0.0):
 
     Args:
       chip: a `Chip`.
-      chips: how many there are.
-      batch: images a step over all chips.
+      chips: number of chips.
+      batch: images per step over all chips.
       size: bytes that are reduced.
-      input_rate: images/s that one core of the host prepares.
-      checkpoint: seconds that training stands still to save.
+      input_rate: images/s that one core of the host decodes.
+      checkpoint: seconds that saving stops training.
     """
     rate, _ = images_per_second(chip, chips, batch, size, input_rate)
     evaluated = min(EVAL_SPEED * chips * chip.images, chips * chip.cores * input_rate)
@@ -337,19 +337,19 @@ def hours(chip, chips, batch, size, input_rate, checkpoint=0.0):
 
 
 def perfect_hours(chip, chips):
-    """The same, if each chip were as fast as one alone that waits for nothing."""
+    """The same, if each chip were as fast as one chip alone that never waits."""
     return EPOCHS * (TRAIN_IMAGES + EVAL_IMAGES / EVAL_SPEED) / chips / chip.images / 3600
 
 
 def last_worthwhile(chip, batch_of, size, input_rate, gain=1.5, most=4096):
-    """The number of chips, a power of two, at which twice as many are less than `gain` as fast.
+    """The first number of chips, a power of two, whose doubling is less than `gain` times as fast.
 
     Args:
       chip: a `Chip`.
-      batch_of: images a step, given the number of chips; a smaller number ends the search.
+      batch_of: images per step, given the number of chips; a smaller number ends the search.
       size: bytes that are reduced.
-      input_rate: images/s that one core of the host prepares.
-      gain: what a doubling has to bring.
+      input_rate: images/s that one core of the host decodes.
+      gain: the speedup that a doubling has to reach.
       most: where to stop looking.
     """
 
@@ -366,17 +366,17 @@ def last_worthwhile(chip, batch_of, size, input_rate, gain=1.5, most=4096):
 
 BATCHES = {
     "batch 256": lambda chips: 256,
-    "128 images a chip": lambda chips: 128 * chips,
+    "128 images per chip": lambda chips: 128 * chips,
 }
 
 
 def worked_out_rows(size, checkpoint, input_rate):
-    """ImageNet on public chip numbers, beside what others measured, and where it stops scaling.
+    """ImageNet from published numbers of chips, what others measured, and where it stops scaling.
 
     Args:
       size: bytes that ResNet-50's step reduces.
-      checkpoint: seconds that training stands still to save.
-      input_rate: images/s that one core of the host prepares.
+      checkpoint: seconds that saving stops training.
+      input_rate: images/s that one core of the host decodes.
     """
     for name, chips in SLICES:
         for told, batch_of in BATCHES.items():
@@ -392,8 +392,8 @@ def worked_out_rows(size, checkpoint, input_rate):
                 "perfect scaling",
                 [perfect],
                 [perfect / taken],
-                note=f"{batch // chips} images a chip, {1e3 * compute:.3g} + {1e3 * reduce:.2g} ms,"
-                f" {rate / chips / chip.cores:.0f} images/s a core; bound by the {bound}",
+                note=f"{batch // chips} images per chip, {1e3 * compute:.3g} + {1e3 * reduce:.2g}"
+                f" ms, {rate / chips / chip.cores:.0f} images/s per core; bound by the {bound}",
             )
     for what, name, chips, batch, published in (
         ("8 A100, 256 images each (NVIDIA)", "A100", 8, 2048, 16_621),
@@ -416,7 +416,7 @@ def worked_out_rows(size, checkpoint, input_rate):
             f"worked out: chips until twice as many are < 1.5 times as fast, {name}, batch 256",
             "chips",
             [chips],
-            note=f"{256 // chips} images a chip",
+            note=f"{256 // chips} images per chip",
         )
 
 
@@ -429,8 +429,8 @@ def measure(options):
     taken = [time_checkpoint(state) for _ in range(3)]
     megabytes = f"{size_of(state) / 1e6:.0f} MB"
     standing = [seconds for seconds, _ in taken]
-    yield timing.Row(f"training stands still to save ResNet-50, {megabytes}", "s", standing)
-    yield timing.Row(f"checkpoint of ResNet-50 whole, {megabytes}", "s", [t for _, t in taken])
+    yield timing.Row(f"training stops to save ResNet-50, {megabytes}", "s", standing)
+    yield timing.Row(f"checkpoint of ResNet-50 complete, {megabytes}", "s", [t for _, t in taken])
     size, checkpoint = reduced_bytes(state), statistics.median(standing)
     yield timing.Row("bytes that a step of ResNet-50 reduces", "MB", [size / 1e6])
     yield from worked_out_rows(size, checkpoint, options.input_rate)
@@ -440,10 +440,10 @@ def main():
     parser = timing.parser(__doc__)
     parser.set_defaults(repeats=1)
     parser.add_argument("--model", default="resnet8")
-    parser.add_argument("--batch-size", type=int, default=8, help="images a device")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per device")
     parser.add_argument("--devices", default="1,2,4,8,16,32,64")
     parser.add_argument("--processes", default="1,2", help="a process takes about 15 s of a core")
-    parser.add_argument("--input-rate", type=float, default=650, help="images/s of a host's core")
+    parser.add_argument("--input-rate", type=float, default=650, help="images/s per core")
     options = parser.parse_args()
     timing.run(measure(options), options, "scale")
 

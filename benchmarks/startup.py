@@ -3,8 +3,8 @@
     python -m benchmarks.startup
     python -m benchmarks.startup --config configs/cifar.py:resnet20,cutmix --config.data_dir=PATH
 
-Unknown options go to `main.py`. Each start is a process of its own; the first of a repeat has an
-empty cache of compiled programs.
+Unknown options go to `main.py`. Each start is a separate process. The first one of a repeat has an
+empty cache of compiled steps.
 """
 
 import functools
@@ -17,7 +17,7 @@ import tempfile
 from benchmarks import timing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Ends the process when the counters of the first step have arrived.
+# Ends the process when the counters of the first step arrive.
 DRIVER = """
 import os, runpy, sys
 from cutmix_jax import metrics

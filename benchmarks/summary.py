@@ -1,4 +1,4 @@
-"""What several benchmarks found, on one page and in one plot."""
+"""The results of several benchmarks, on one page and in one plot."""
 
 import dataclasses
 import re
@@ -11,15 +11,15 @@ MET, MISSED, PLAIN = "#1b7f4d", "#d62728", "#1f77b4"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How one program went.
+    """The outcome of one benchmark.
 
     Attributes:
       benchmark: its name.
-      command: with which it can be run by itself.
-      seconds: that it took.
-      machine: that it ran on; empty where it did not finish.
-      rows: `timing.Row`s; where it did not finish, one that says why.
-      failed: whether it should have finished and did not.
+      command: the command that runs it alone.
+      seconds: how long it took.
+      machine: where it ran; empty if it did not finish.
+      rows: `timing.Row`s; if it did not finish, one row that says why.
+      failed: whether it started and did not finish.
     """
 
     benchmark: str
@@ -31,12 +31,12 @@ class Outcome:
 
 
 def clock(seconds):
-    """'12:05' of 725 seconds."""
+    """725 seconds as '12:05'."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def page(outcomes):
-    """The outcomes in Markdown: what took how long, then a table of each."""
+    """The outcomes in Markdown: the times, then a table per benchmark."""
     total = clock(sum(outcome.seconds for outcome in outcomes))
     lines = ["# Benchmarks", "", f"In {total} min in all. {LEGEND}"]
     for outcome in outcomes:
@@ -48,12 +48,12 @@ def page(outcomes):
 
 LEGEND = (
     "Medians of the repeats, with the least and the most in brackets. A ratio is the peer's value "
-    "over ours where less is better: above 1 where ours is the better."
+    "over ours where less is better, so above 1 ours is better."
 )
 
 
 def goal_of(row):
-    """The number that a row's ratio was to reach, or None.
+    """The number that a row's ratio should reach, or None.
 
     Example:
       >>> goal_of(timing.Row("step", "ms", [1], "peer", [2], [2], goal=">= 1.3"))
@@ -64,14 +64,14 @@ def goal_of(row):
 
 
 def draw(outcomes, path):
-    """Draws the ratio of each row that has one: its median, its spread and its goal.
+    """Plots the ratio of each row that has one: its median, its spread and its goal.
 
     Args:
-      outcomes: a list of `Outcome`; those without ratios have no panel.
-      path: of the PNG file.
+      outcomes: a list of `Outcome`; those without ratios get no panel.
+      path: the PNG file.
 
     Returns:
-      Whether there was a ratio to draw.
+      Whether there was a ratio to plot.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -106,7 +106,7 @@ def draw(outcomes, path):
         axis.xaxis.set_major_locator(wide if high > 4 * low else narrow)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axes[-1].set_xlabel("ratio to the peer, above 1 where ours is the better", fontsize=8)
+    axes[-1].set_xlabel("ratio to the peer, above 1 if ours is better", fontsize=8)
     marks = [
         Line2D([], [], marker="o", color=color, label=label)
         for color, label in ((MET, "goal met"), (MISSED, "goal missed"), (PLAIN, "no goal"))

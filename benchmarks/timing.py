@@ -1,4 +1,4 @@
-"""Turns, rows and tables: what the benchmarks share."""
+"""Turns, rows and tables that the benchmarks share."""
 
 import argparse
 import dataclasses
@@ -16,17 +16,17 @@ from cutmix_jax.paths import place
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing measured, several times over, with a peer's where there is one.
+    """One measurement, with several repeats, and the peer's if there is one.
 
     Attributes:
       what: what was measured.
       unit: of `ours` and `theirs`.
-      ours: one value a repeat.
+      ours: one value per repeat.
       peer: what it is compared with.
-      theirs: one value a repeat; empty where the peer is missing.
-      ratios: one a repeat, above 1 where ours is the better.
-      goal: what the ratio (or, without a peer, the value) was to be.
-      note: what else there is to say, for instance why a peer is missing.
+      theirs: one value per repeat; empty if the peer is missing.
+      ratios: one per repeat, above 1 if ours is better.
+      goal: for the ratio, or for the value if there is no peer.
+      note: anything else, such as why a peer is missing.
     """
 
     what: str
@@ -40,10 +40,10 @@ class Row:
 
 
 def take_turns(calls, repeats=3, rounds=5):
-    """Seconds of each call, ``{name: [repeats][rounds]}``: in turns, each in another order.
+    """Seconds of each call, ``{name: [repeats][rounds]}``, in turns with a new order each time.
 
-    So a machine that is busy for a while slows all of them alike, and none always comes after the
-    one that empties the caches.
+    A machine that is busy for a while then slows all of them alike. None always follows the one
+    that empties the caches.
     """
     seconds = {name: [[] for _ in range(repeats)] for name in calls}
     order = list(calls)
@@ -58,7 +58,7 @@ def take_turns(calls, repeats=3, rounds=5):
 
 
 def compare(what, unit, ours, peer="", theirs=(), scale=1.0, **told):
-    """A row of times from `take_turns`: medians of each repeat, and of the ratios turn by turn."""
+    """A row of times from `take_turns`: medians per repeat, of times and of ratios per turn."""
     ratios = [
         statistics.median(t / o for o, t in zip(*pair, strict=True))
         for pair in zip(ours, theirs, strict=False)
@@ -67,7 +67,7 @@ def compare(what, unit, ours, peer="", theirs=(), scale=1.0, **told):
 
 
 def rates(what, unit, amount, ours):
-    """A row of how much was done in a second: `amount` in each turn."""
+    """A row of what was done per second, with `amount` in each turn."""
     return Row(what, unit, [amount / seconds for seconds in _medians(ours, 1)])
 
 
@@ -76,7 +76,7 @@ def _medians(repeats, scale):
 
 
 def machine():
-    """What it was measured on, in a line."""
+    """One line on what it was measured on."""
     import jax
 
     name = platform.processor() or platform.machine()
@@ -104,7 +104,7 @@ def table(rows):
 
 
 def spread(values):
-    """'median (least to most)', or the value where there is but one."""
+    """'median (least to most)', or the value if there is only one."""
     if not values:
         return "-"
     middle = f"{statistics.median(values):.4g}"
@@ -122,9 +122,9 @@ def parser(doc):
 
 
 def run(rows, options, name):
-    """Prints `rows` as they come, then their table; writes them where `--json` says."""
+    """Prints `rows` as they come, then their table, and writes them to the file of `--json`."""
     written = options.json and place(options.json, "--json")
-    use_fast_weight_gradients()  # the rows are not measured before they are asked for
+    use_fast_weight_gradients()  # the rows are a generator: nothing is measured yet
     keep_freed_memory()
     print(f"{name}: {machine()}", flush=True)
     done = []

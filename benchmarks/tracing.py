@@ -1,4 +1,4 @@
-"""How busy the device is while something runs, read from a trace of JAX's profiler."""
+"""How busy the device is during a call, from a trace of JAX's profiler."""
 
 import dataclasses
 import pathlib
@@ -9,12 +9,12 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Busy:
-    """What a trace says of the device.
+    """What a trace shows about the device.
 
     Attributes:
-      share: of the time between the device's first and last operation, what it was at work.
+      share: fraction of the time between its first and last operation in which it was at work.
       longest_gap: seconds of the longest pause between two operations.
-      seconds: between the first and the last.
+      seconds: between the first and the last operation.
     """
 
     share: float
@@ -33,14 +33,14 @@ def busy(call):
 
 
 def _operations(found):
-    """(begin, end) in ns of all that ran on the device; on a CPU, of all that its threads ran."""
+    """(begin, end) in ns of everything on the device, or on the CPU's threads."""
     planes = [plane for plane in found.planes if plane.name.startswith("/device:")]
     planes = [plane for plane in planes if any(line.events for line in plane.lines)]
     lines = [
         line
         for plane in planes or found.planes
         for line in plane.lines
-        # What a device did; its other lines repeat it by step or module.
+        # The device's operations. Its other lines repeat them by step or module.
         if (line.name.startswith("Stream") or line.name == "XLA Ops") == bool(planes)
         and (planes or line.name.startswith("tf_XLA"))
     ]

@@ -1,11 +1,11 @@
-"""The train step of `main.py`: what mixes and regularizers cost, its memory, the loop around it.
+"""The train step of `main.py`: the cost of mixes and regularizers, its memory, the loop around it.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --model resnet56 --batch-size 128 --turns 40
     python -m benchmarks.train_step --batch-sizes 16,64,256
 
-Each row is a whole step of the same network, batch and data, against the same step without the mix
-or regularizer, turn by turn. Images are random bytes, resident on the device.
+Each row is a whole step of the same network, batch and data, compared turn by turn with the same
+step without the mix or regularizer. Images are random bytes, resident on the device.
 """
 
 import argparse
@@ -36,13 +36,13 @@ MIXES = [
 REGULARIZERS = {
     "stochastic depth": {"stochastic_depth": 0.2},
     "label smoothing": {"label_smoothing": 0.1},
-    "averaged weights": {"ema": 0.999},
+    "EMA weights": {"ema": 0.999},
 }
-STEPS = 3  # in a turn
+STEPS = 3  # per turn
 
 
 def create_task(model, size, side, classes=100, devices=None, **keys):
-    """A task whose data are random images of CIFAR's shape, so that nothing need be prepared."""
+    """A task on random images of CIFAR's shape, which need no preparation."""
     config = base_config()
     config.model, config.batch_size, config.epochs = model, size, 300
     config.dataset, config.image_size = "digits", side
@@ -67,7 +67,7 @@ def create_task(model, size, side, classes=100, devices=None, **keys):
 
 
 class Running:
-    """A task under way: `take(n)` takes n steps and waits for the last."""
+    """A task in training: `take(n)` takes n steps and waits for the last."""
 
     def __init__(self, task):
         self.task = task
@@ -85,7 +85,7 @@ class Running:
         jax.block_until_ready(self.state)
 
     def loop(self, steps):
-        """As `train.fit` does it: batches from the host, counters fetched two calls later."""
+        """The loop of `train.fit`: batches from the host, counters fetched two calls later."""
         epochs = (self.task.data.train_batches(epoch) for epoch in itertools.count())
         batches = itertools.islice(itertools.chain.from_iterable(epochs), steps)
         pending = []
@@ -129,7 +129,7 @@ def measure(options):
             )
     yield timing.compare(
         f"training loop, {named}",
-        "ms a step",
+        "ms per step",
         seconds["loop"],
         "steps alone",
         seconds["alone"],
@@ -155,10 +155,10 @@ def measure(options):
 
 
 def memory_rows(plain, options):
-    """What the compiled program says of its memory, and of the state it is given."""
+    """What the compiled step reports about its memory and the state it gets."""
     found = plain.compiled().memory_analysis()
     yield timing.Row(
-        "state that is donated, of all of it",
+        "fraction of the state that is donated",
         "share",
         [found.alias_size_in_bytes / size_of(plain.state)],
         goal="1.0",
@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=10, help="turns of each in a repeat")
+    parser.add_argument("--turns", type=int, default=10, help="turns of each per repeat")
     parser.add_argument("--mixes", default=",".join(MIXES))
     parser.add_argument("--regularizers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--batch-sizes", default="16,128")

@@ -1,4 +1,4 @@
-"""Saves and restores a run: orbax writes the files, a digest proves them, a lock guards them."""
+"""Saves and restores runs. Orbax writes the files, and digests and a lock protect them."""
 
 import contextlib
 import fcntl
@@ -25,9 +25,10 @@ from cutmix_jax.paths import place
 
 @contextlib.contextmanager
 def workdir_lock(workdir, primary=True):
-    """Holds `workdir` for this run; the system lets go of it when the process dies.
+    """Locks `workdir` for this run. The system releases the lock when the process dies.
 
-    Of several processes the one with `primary` set holds it. Yields the absolute path.
+    With several processes, only the one with `primary` set takes the lock. Yields the absolute
+    path.
     """
     path = place(workdir, "The workdir").absolute()
     if not primary:
@@ -38,16 +39,16 @@ def workdir_lock(workdir, primary=True):
         handle = open(path / "lock", "w")  # noqa: SIM115  closed below
     except OSError as error:
         raise UserError(
-            f"The workdir {str(path)!r} cannot be written ({error.strerror}): give another one "
-            "with --workdir."
+            f"The workdir {str(path)!r} cannot be written ({error.strerror}). Choose another "
+            "one with --workdir."
         ) from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"Another run is writing to the workdir {str(path)!r}: wait for it to end, or "
-                "give this one its own with --workdir."
+                f"Another run is writing to the workdir {str(path)!r}. Wait for it to end, or "
+                "choose another workdir with --workdir."
             ) from error
         yield path
 
@@ -55,18 +56,18 @@ def workdir_lock(workdir, primary=True):
 class Checkpoints:
     """The checkpoints of one workdir: the latest two and the best, each with a digest.
 
-    A checkpoint is the train state and `meta`, a dictionary of plain values. The digest covers the
-    values of both, so that a changed byte is noticed whatever the file format.
+    A checkpoint is the train state and `meta`, a dictionary of plain values. The digest covers
+    both, so a changed byte is noticed in any file format.
     """
 
     def __init__(self, workdir, read_only=False):
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         _quieten()
-        self.errors = {}  # of the checkpoints whose description is whole, by step
+        self.errors = {}  # of the checkpoints with a valid `meta`, by step
         self.unreadable = {}  # what is wrong with the others, by step
         self.manager = ocp.CheckpointManager(
             self.folder,
-            # Named here, so that the shapes of what is saved are known before it is read.
+            # Declared here to know the saved shapes before reading.
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
@@ -76,7 +77,7 @@ class Checkpoints:
                     [checkpoint_managers.LatestN(2), _KeepBest(self)]
                 ),
                 read_only=read_only,
-                # Not where another process may be writing one of them.
+                # Not if another process may be writing one of them.
                 cleanup_tmp_directories=jax.process_count() == 1 and not read_only,
             ),
         )
@@ -88,27 +89,27 @@ class Checkpoints:
 
     @property
     def best_step(self):
-        """The step with the lowest error, of equal ones the last; None where none was evaluated."""
+        """The last step with the lowest error; None if none was evaluated."""
         known = [(error, -step) for step, error in self.errors.items() if error is not None]
         return -min(known)[1] if known else None
 
     @property
     def latest_step(self):
-        """The step of the newest checkpoint, whole or not; 0 where there is none."""
+        """The step of the newest checkpoint, valid or damaged; 0 if there is none."""
         return self.manager.latest_step() or 0
 
     def save(self, step, state, meta, error=None):
-        """Starts to write `state` and `meta`; `error` (of an epoch's evaluation) ranks it.
+        """Starts to write `state` and `meta`, ranked by `error` (from the evaluation of an epoch).
 
         Raises:
-          UserError: the disk is full, or the state is not finite; what is saved already stays.
+          UserError: the disk is full, or the state is not finite. Earlier checkpoints stay.
         """
         host = jax.device_get(state)
         finite = (np.isfinite(x).all() for x in jax.tree.leaves(host) if x.dtype.kind == "f")
         if not all(finite):
             raise UserError(
-                f"The train state is not finite at step {step}: it was not saved, and the last "
-                "good checkpoint stays. Lower config.learning_rate, or give it a warm-up."
+                f"The train state is not finite at step {step}, and was not saved. The last "
+                "checkpoint is kept. Lower config.learning_rate, or add a warm-up."
             )
         needed = 2 * sum(x.nbytes for x in jax.tree.leaves(host))
         free = shutil.disk_usage(self.folder).free
@@ -125,11 +126,11 @@ class Checkpoints:
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
-        except Exception as failure:  # whatever the file system raises, also for the save before
+        except Exception as failure:  # any file system error, also from the previous save
             raise UserError(_cannot_save(self.folder, step, failure)) from failure
 
     def wait(self):
-        """Waits until every checkpoint is whole on the disk."""
+        """Waits until every checkpoint is completely written."""
         try:
             self.manager.wait_until_finished()
         except Exception as failure:
@@ -138,7 +139,7 @@ class Checkpoints:
             ) from failure
 
     def restore(self, abstract_state, which="latest", check=lambda meta: None):
-        """Restores the newest whole checkpoint (or the best), and says what it passed over.
+        """Restores the newest valid checkpoint (or the best), and reports what it skipped.
 
         Args:
           abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct`, or a function that makes it
@@ -148,12 +149,12 @@ class Checkpoints:
 
         Returns:
           ``(state, meta, passed_over)``, with ``state`` on all devices and ``passed_over`` a list
-          of sentences, or None where there is no checkpoint at all.
+          of sentences. None if there is no checkpoint at all.
 
         Raises:
-          UserError: there are checkpoints, and none of them is whole.
+          UserError: there are checkpoints, but none of them is valid.
         """
-        # Any that cannot be read may have been the best.
+        # An unreadable one may have been the best.
         passed_over = list(self.unreadable.values()) if which == "best" else []
         for step in self._candidates(which):
             try:
@@ -170,20 +171,19 @@ class Checkpoints:
                 passed_over.append(_broken(self.folder / str(step), failure))
         if passed_over:
             raise UserError(
-                f"No checkpoint in {str(self.folder)!r} is whole, so the run neither goes on nor "
-                f"starts afresh ({' '.join(passed_over)}): restore the folder from a copy, or "
-                "delete it to start anew."
+                f"No checkpoint in {str(self.folder)!r} could be restored: {' '.join(passed_over)} "
+                "Restore the folder from a copy, or delete it to start over."
             )
         return None
 
     def read_meta(self, which="latest"):
-        """The `meta` of the newest (or best) checkpoint whose description is whole."""
+        """The `meta` of the newest (or best) checkpoint in which it is readable."""
         for step in self._candidates(which):
             with contextlib.suppress(Exception):
                 return self._read_meta(step)
         raise UserError(
-            f"No checkpoint in {str(self.folder)!r} can be read: restore the folder from a copy, "
-            "or train anew in another workdir."
+            f"No checkpoint in {str(self.folder)!r} can be read. Restore the folder from a copy, "
+            "or train again in another workdir."
         )
 
     def _candidates(self, which):
@@ -194,7 +194,7 @@ class Checkpoints:
         return steps
 
     def set_aside_after(self, step):
-        """Moves the (broken) checkpoints newer than `step` away: they would block saving anew."""
+        """Moves the damaged checkpoints after `step` away: they would block new ones."""
         aside = self.folder.parent / "broken_checkpoints"
         for later in self.manager.all_steps():
             if later > step and jax.process_index() == 0:
@@ -209,8 +209,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_):
-        # `wait` has told of a save that failed, if that matters to the run; here the point is
-        # that a save under way becomes whole, also where the run stops with an error.
+        # `wait` reports failed saves. This only completes a save in progress, also after an error.
         with contextlib.suppress(Exception):
             self.manager.close()
 
@@ -238,24 +237,24 @@ class Checkpoints:
 
 
 def read_weights(workdir, which="latest", name=None):
-    """The weights to evaluate of any workdir, whatever its network.
+    """The weights to evaluate in a workdir, for any network.
 
     Args:
       workdir: folder of a run, or of converted weights.
       which: 'latest' or 'best'.
-      name: what to call the workdir where it holds no checkpoint.
+      name: name of the workdir in error messages.
 
     Returns:
       ``(found, meta, notes)``; ``found`` is ``{'weights': {'params', 'batch_stats'}, 'averaged':
-      bool, 'step': int}``, and ``notes`` are sentences about checkpoints that were passed over.
+      bool, 'step': int}``, and ``notes`` are sentences about skipped checkpoints.
 
     Raises:
-      UserError: there is no checkpoint, or none is whole.
+      UserError: there is no checkpoint, or all are damaged.
     """
     name = name or "The workdir"
     workdir = place(workdir, name)
     missing = UserError(
-        f"{name} is {str(workdir)!r}, which holds no checkpoint: give the workdir of a run."
+        f"{name} is {str(workdir)!r}, which holds no checkpoint. Give the workdir of a run."
     )
     if not (workdir / "checkpoints").is_dir():
         raise missing
@@ -277,9 +276,9 @@ def read_weights(workdir, which="latest", name=None):
 
 
 class Interruption:
-    """Notices SIGTERM and Ctrl-C while it is entered, so that a run can save before it ends.
+    """Catches SIGTERM and Ctrl-C, so a run can save before it ends.
 
-    Of two that are entered one within the other, the outer one learns what the inner one did.
+    If two are nested, a signal to the inner one also reaches the outer one.
     """
 
     def __init__(self):
@@ -287,7 +286,7 @@ class Interruption:
         self.before = {}
 
     def __enter__(self):
-        # With several processes JAX's own service receives the signal, and all agree on a step.
+        # With several processes, JAX's service receives the signal, and all agree on a step.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for name in (signal.SIGTERM, signal.SIGINT):
                 self.before[name] = signal.signal(name, self._ask)
@@ -302,10 +301,10 @@ class Interruption:
 
     def _ask(self, name, _):
         self.asked = True
-        signal.signal(name, self.before[name])  # asked twice, it ends at once
+        signal.signal(name, self.before[name])  # a second signal ends the run at once
 
     def at(self, step):
-        """Whether the run is to end after `step`; the same answer in every process."""
+        """Whether to end the run after `step`; every process gets the same answer."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.asked
@@ -329,10 +328,10 @@ def _meta_digest(meta):
 
 
 def _quieten():
-    """Keeps pages about each unreadable step off the terminal; ours is the sentence to read.
+    """Silences the long logs about unreadable steps. This project reports them in one sentence.
 
-    When one read fails, orbax closes the loop of all the others, and each of those complains when
-    it ends: to the log, or to the hook for what can be raised nowhere.
+    When one read fails, orbax closes the event loop of all others. Each of them then complains, in
+    the log or through `sys.unraisablehook`.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -347,7 +346,7 @@ def _unless_left_behind(unraisable, told=sys.unraisablehook):
 
 
 class _KeepBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the best checkpoint by the errors in `meta`, and those that cannot be read."""
+    """Keeps the checkpoint with the lowest error in `meta`, and those that cannot be read."""
 
     def __init__(self, checkpoints):
         self.checkpoints = checkpoints
@@ -361,20 +360,20 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
 def _broken(folder, failure):
     reason = " ".join(str(failure).split()) or type(failure).__name__
     reason = reason.split(". ")[0][:160].rstrip(".")
-    return f"Checkpoint {folder.name} is not whole: {reason}."
+    return f"Checkpoint {folder.name} is damaged: {reason}."
 
 
 def _disk_full(folder, step, needed, free):
     return (
-        f"The disk of {str(folder)!r} has {free / 2**20:.0f} MiB free, and saving step {step} "
-        f"takes {needed / 2**20:.0f} MiB: earlier checkpoints are whole; free some space, and "
-        "start the same command again to go on from them."
+        f"The disk of {str(folder)!r} has {free / 2**20:.0f} MiB free, but saving step {step} "
+        f"takes {needed / 2**20:.0f} MiB. Earlier checkpoints are intact; free some space, and "
+        "run the same command again to resume."
     )
 
 
 def _cannot_save(folder, step, failure):
     reason = " ".join(str(failure).split()) or type(failure).__name__
     return (
-        f"Saving step {step} to {str(folder)!r} failed ({reason[:200]}): earlier checkpoints are "
-        "whole; see to the disk, and start the same command again to go on from them."
+        f"Saving step {step} to {str(folder)!r} failed ({reason[:200]}). Earlier checkpoints are "
+        "intact; check the disk, and run the same command again to resume."
     )

@@ -1,6 +1,6 @@
-"""What commands share: configs by name, names for runs, and mistakes told in one line.
+"""Shared by the commands: configs by name, names of runs, and errors in one line.
 
-Nothing here imports jax, so that a mistake is told at once.
+Nothing here imports jax, so mistakes are reported at once.
 """
 
 import os
@@ -17,7 +17,7 @@ from cutmix_jax.config import SCHEMA, nearest
 from cutmix_jax.host import BACKGROUND
 from cutmix_jax.paths import place
 
-# `configs/` lies beside the package in a clone; its files may import each other.
+# In a clone, `configs/` is next to the package. Its files may import each other.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -25,8 +25,8 @@ def read_config(name, overrides=()):
     """The config of 'FILE' or 'FILE:MODEL,METHOD', with overrides.
 
     Args:
-      name: what stands behind `--config`.
-      overrides: words of a command line, `--config.KEY=VALUE`.
+      name: the value of `--config`.
+      overrides: `--config.KEY=VALUE`, as on the command line.
 
     Raises:
       UserError: the file, its argument or an override cannot be used.
@@ -34,7 +34,7 @@ def read_config(name, overrides=()):
     name = str(place(name, "--config"))
     path, colon, argument = name.partition(":")
     if not pathlib.Path(path).exists() and (ROOT / path).is_file():
-        name = f"{ROOT / path}{colon}{argument}"  # the project's own, from another folder
+        name = f"{ROOT / path}{colon}{argument}"  # the project's configs, from another folder
     own = flags.FlagValues()
     argv = ["", f"--config={name}", *overrides]
     holder = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=argv)
@@ -43,15 +43,15 @@ def read_config(name, overrides=()):
     try:
         rest = own(argv)
         if len(rest) > 1:
-            raise UserError(f"{rest[1]!r} is no override: write --config.KEY=VALUE.")
-        holder.value.seed  # noqa: B018  a missing file is noticed only when it is read
+            raise UserError(f"{rest[1]!r} is not an override. Write --config.KEY=VALUE.")
+        holder.value.seed  # noqa: B018  a missing file shows only on reading
     except Exception as error:
         raise UserError(explain(error, argv)) from error
     return holder.value
 
 
 def run_name(name, seed, named=()):
-    """What to call a run's folder: its config, its argument, the values `named`, its seed.
+    """Name of a run's folder: its config, its argument, the values `named`, its seed.
 
     Example:
       >>> run_name('configs/cifar.py:resnet110,cutmix', 0, {'epochs': 3})
@@ -64,7 +64,7 @@ def run_name(name, seed, named=()):
 
 
 def explain(error, argv):
-    """The cause of a refused command line, in one line."""
+    """Why a command line was rejected, in one line."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
@@ -82,7 +82,7 @@ def fail(sentence, status):
     """Ends the program with one sentence."""
     print(f"error: {sentence}", file=sys.stderr)
     if any(thread.name == BACKGROUND for thread in threading.enumerate()):
-        # A thread that is compiling would abort the process when the interpreter ends.
+        # A thread that still compiles would abort the process when the interpreter ends.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -90,22 +90,22 @@ def fail(sentence, status):
 
 
 def guard(function, *arguments):
-    """Calls `function`; what the user can put right is told in one line, with exit status 1."""
+    """Calls `function`. Errors that a user can fix become one line and exit status 1."""
     try:
         return function(*arguments)
     except UserError as error:
         return fail(error, 1)
-    except BrokenPipeError:  # whoever read along has gone, and needs no message
+    except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return sys.exit(1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return fail(
-            f"{error.strerror or error}{where}: see to the disk, the path or its permissions, and "
-            "start the same command again.",
+            f"{error.strerror or error}{where}. Check the disk, the path and its permissions, and "
+            "run the same command again.",
             1,
         )
     except KeyboardInterrupt:
         return fail(
-            "interrupted: start the same command again to go on from the last checkpoint.", 130
+            "interrupted. Run the same command again to resume from the last checkpoint.", 130
         )

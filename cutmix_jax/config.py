@@ -10,8 +10,8 @@ from cutmix_jax import UserError
 from cutmix_jax import nearest as nearest
 from cutmix_jax.paths import place
 
-# Overriding these changes where or how fast a run goes, not what it computes: they are not part of
-# a workdir's name, and a run may go on with other values of them.
+# These keys change where or how fast a run goes, not what it computes. They are not part of a
+# workdir's name, and a run may resume with other values.
 FREE_KEYS = (
     "data_dir",
     "boxes_dir",
@@ -26,7 +26,7 @@ FREE_KEYS = (
 
 
 class Rule(NamedTuple):
-    """What a key accepts besides None, and how to say so."""
+    """The values that a key accepts besides None, and their description for messages."""
 
     accepts: Callable[[Any], bool]
     expected: str
@@ -46,7 +46,7 @@ def _one_of(*names):
 
 
 def _between(low, high=math.inf, above=False, below=False):
-    """Numbers from `low` to `high`, without the ends by `above` and `below`; never NaN."""
+    """Finite numbers from `low` to `high`; `above` and `below` exclude the ends."""
 
     def accepts(value):
         inside = value > low if above else value >= low
@@ -78,12 +78,12 @@ SCHEMA = {
     "seed": Key(int, 0, _SEED, "Seed of the weights, the order of examples, augmentation and mix."),
     "epochs": Key(int, 300, _COUNT, "Number of epochs."),
     "batch_size": Key(int, 64, _COUNT, "Examples per step, over all devices together."),
-    "accumulate": Key(int, 1, _COUNT, "Parts of a device's batch whose gradients make one step."),
+    "accumulate": Key(int, 1, _COUNT, "Gradient accumulation: parts of a device's batch per step."),
     "checkpoint_every": Key(
         int, 0, _NOT_NEGATIVE, "Steps between checkpoints; 0 saves at the end of epochs only."
     ),
     "checkpoint_epochs": Key(
-        int, 1, _COUNT, "Epochs between checkpoints. The best one is one of those saved."
+        int, 1, _COUNT, "Epochs between checkpoints. Only a saved epoch can be the best."
     ),
     "eval_every": Key(int, 1, _COUNT, "Epochs between evaluations; the last is always evaluated."),
     "mapping": Key(
@@ -114,7 +114,7 @@ SCHEMA = {
         "Type of the activations. Parameters are always float32.",
     ),
     "remat": Key(
-        bool, False, None, "Compute each block again for the gradient: less memory, more time."
+        bool, False, None, "Recompute blocks in the backward pass: less memory, more time."
     ),
     "sync_batch_norm": Key(bool, False, None, "Average batch statistics over all devices."),
     "norm.momentum": Key(
@@ -130,9 +130,9 @@ SCHEMA = {
         _COUNT,
         "Parts of a device's batch that are normalized separately (ghost BatchNorm).",
     ),
-    "init_from": Key(str, None, None, "Workdir whose weights are the start."),
+    "init_from": Key(str, None, None, "Workdir whose weights initialize the network."),
     "new_head": Key(
-        bool, False, None, "Initialize the head again, even if the one of `init_from` fits."
+        bool, False, None, "Initialize the head at random, even if that of `init_from` fits."
     ),
     # Optimization
     "learning_rate": Key(float, 0.1, _NOT_NEGATIVE, "Learning rate after the warm-up."),
@@ -154,7 +154,7 @@ SCHEMA = {
     "lr_factor": Key(float, 0.1, _between(0, 1, above=True), "Factor at each milestone."),
     "warmup_epochs": Key(float, 0.0, _NOT_NEGATIVE, "Epochs of linear warm-up."),
     "head_lr_factor": Key(
-        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head (`fc`) over that of the rest."
+        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head (`fc`), relative to the rest."
     ),
     "momentum": Key(float, 0.9, _FRACTION, "Momentum of SGD."),
     "nesterov": Key(bool, True, None, "Use Nesterov momentum."),
@@ -162,18 +162,18 @@ SCHEMA = {
         float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters, as in the authors' code."
     ),
     "ema": Key(
-        float, 0.0, _RATE, "Decay of the EMA weights, which are then evaluated; 0 keeps none."
+        float, 0.0, _RATE, "Decay of the EMA weights, which are evaluated if kept; 0 keeps none."
     ),
     # Regularization
     "label_smoothing": Key(float, 0.0, _FRACTION, "Label smoothing; mixing never implies it."),
     "stochastic_depth": Key(
-        float, 0.0, _RATE, "Probability that the last block is dropped; linear over the blocks."
+        float, 0.0, _RATE, "Probability of dropping the last block; linear over the blocks."
     ),
     "shake_drop": Key(
         float,
         0.0,
         _RATE,
-        "Probability that ShakeDrop disturbs the last block; linear over the blocks.",
+        "Probability that ShakeDrop scales the last block; linear over the blocks.",
     ),
     "drop_block.rate": Key(float, 0.0, _RATE, "Fraction of a feature map that DropBlock drops."),
     "drop_block.size": Key(int, 7, _COUNT, "Side of the dropped squares, in pixels of the map."),
@@ -184,7 +184,7 @@ SCHEMA = {
             lambda values: len(values) > 0 and all(value in (1, 2, 3, 4) for value in values),
             "some of the stages 1, 2, 3 and 4",
         ),
-        "Stages of the network in which DropBlock works.",
+        "Stages of the network that use DropBlock.",
     ),
     "drop_block.schedule": Key(
         str, "constant", _SCHEDULE, "'linear' raises the rate from 0 over the run."
@@ -199,26 +199,26 @@ SCHEMA = {
         str,
         None,
         None,
-        "'exact' rounds the box to whole pixels; 'paper' repeats the authors' code.",
+        "'exact' rounds the box to whole pixels; 'paper' follows the authors' code.",
     ),
     "mix.size": Key(
-        float, None, None, "Fixed side of the box: pixels, or below 1 a fraction of the image's."
+        float, None, None, "Fixed side of the box in pixels; below 1, as a fraction of the image's."
     ),
-    "mix.min_ratio": Key(float, None, None, "Smallest side of the box over the image's side."),
-    "mix.max_ratio": Key(float, None, None, "Largest side of the box over the image's side."),
+    "mix.min_ratio": Key(float, None, None, "Smallest side of the box, relative to the image's."),
+    "mix.max_ratio": Key(float, None, None, "Largest side of the box, relative to the image's."),
     "mix.placement": Key(
         str, None, None, "Position of the box: 'uniform', 'gaussian' or 'inside'."
     ),
-    "mix.sigma": Key(float, None, None, "Standard deviation of 'gaussian', over the image's side."),
-    "mix.label": Key(
-        str, None, None, "Label weight: 'share' of the pixels, 'one_hot' or 'complete'."
+    "mix.sigma": Key(
+        float, None, None, "Standard deviation of 'gaussian', relative to the image's side."
     ),
+    "mix.label": Key(str, None, None, "Label weight: 'share' (the area), 'one_hot' or 'complete'."),
     "mix.correct_lam": Key(
-        bool, None, None, "Weigh labels by the pixels pasted, not by the sampled value."
+        bool, None, None, "Weight labels by the pasted area, not by the sampled lambda."
     ),
     "mix.scope": Key(str, None, None, "One box per 'batch', 'device', 'pair' or 'image'."),
     "mix.partner": Key(
-        str, None, None, "How partners are chosen: 'permutation', 'reverse' or 'rotate'."
+        str, None, None, "Choice of partners: 'permutation', 'reverse' or 'rotate'."
     ),
     "mix.across_devices": Key(bool, None, None, "Take partners from the batches of all devices."),
     "mix.fill": Key(float, None, None, "Value that Cutout writes into the box."),
@@ -246,7 +246,7 @@ SCHEMA = {
         "Processes that decode streamed images; 0 is a thread per core of this process.",
     ),
     "resident_limit_mib": Key(
-        int, 2048, _NOT_NEGATIVE, "Size up to which 'auto' keeps a dataset in device memory."
+        int, 2048, _NOT_NEGATIVE, "Largest dataset that 'auto' keeps in device memory."
     ),
     "image_size": Key(int, None, _COUNT, "Height and width of the images; None: as stored."),
     "eval_resize": Key(
@@ -260,7 +260,7 @@ SCHEMA = {
         _COUNT,
         "Number of training examples: a fixed subset, the same for every seed.",
     ),
-    "held_out": Key(int, 0, _NOT_NEGATIVE, "Training examples held out to choose the epoch on."),
+    "held_out": Key(int, 0, _NOT_NEGATIVE, "Training examples held out to choose the best epoch."),
     "test_split": Key(str, None, None, "Split to evaluate on; None: 'test', else 'validation'."),
     "normalize.mean": Key(
         tuple,
@@ -280,7 +280,7 @@ SCHEMA = {
         str,
         "zero",
         _one_of("zero", "reflect"),
-        "What the padding holds: 'zero', or 'reflect' for the mirrored image.",
+        "Content of the padding: 'zero', or 'reflect' for the mirrored image.",
     ),
     "augment.flip": Key(bool, False, None, "Flip horizontally at random."),
     "augment.min_area": Key(
@@ -298,8 +298,8 @@ SCHEMA = {
     "augment.lighting": Key(
         float, 0.0, _NOT_NEGATIVE, "Standard deviation of AlexNet's PCA noise."
     ),
-    # Evaluation. The defaults suit a few thousand images on a CPU; docs/evaluations.md gives those
-    # of the paper's protocols.
+    # Evaluation. The defaults suit a few thousand images on a CPU. docs/evaluations.md lists the
+    # values of the paper's protocols.
     "evals.split": Key(str, "test", None, "Split to evaluate: 'test' or 'held_out'."),
     "evals.classification.bins": Key(int, 15, _COUNT, "Bins of the calibration error."),
     "evals.cam.images": Key(int, 8, _COUNT, "Number of images to show."),
@@ -307,10 +307,10 @@ SCHEMA = {
         str, "predicted", None, "Class whose map is shown: 'predicted', 'true' or a number."
     ),
     "evals.cam.threshold": Key(
-        float, 0.15, _INNER, "Threshold of the boxes, over the map's maximum."
+        float, 0.15, _INNER, "Threshold of the boxes, relative to the map's maximum."
     ),
     "evals.localization.threshold": Key(
-        float, 0.15, _INNER, "Threshold of the boxes, over the map's maximum."
+        float, 0.15, _INNER, "Threshold of the boxes, relative to the map's maximum."
     ),
     "evals.localization.sweep_step": Key(
         float, 0.05, _INNER, "Step between the thresholds of the curve."
@@ -368,7 +368,7 @@ DEFAULTS = {name: key.default for name, key in SCHEMA.items()}
 
 
 def base_config():
-    """All keys with their defaults; files in `configs/` set what differs per dataset."""
+    """All keys with their defaults; files in `configs/` change them per dataset."""
     config = config_dict.ConfigDict()
     for path, key in SCHEMA.items():
         *sections, name = path.split(".")
@@ -383,10 +383,10 @@ def base_config():
 
 
 def check_config(config):
-    """Refuses values that no run can use.
+    """Rejects values that no run can use.
 
     Raises:
-      UserError: names the key, its value and what was expected.
+      UserError: a value is not allowed; the message names the key, value and rule.
     """
     for key, value in flatten(config.to_dict()).items():
         if key not in SCHEMA:
@@ -397,20 +397,20 @@ def check_config(config):
         except TypeError:  # a string among numbers
             accepted = False
         if not accepted:
-            raise UserError(f"config.{key} is {value!r}, and {rule.expected} was expected.")
+            raise UserError(f"config.{key} is {value!r}, but {rule.expected} was expected.")
     for key, path in given_paths(config):
         place(path, key)
     _check_crop(config)
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:
         raise UserError(
-            f"config.warmup_epochs is {config.warmup_epochs:g}, and at most {limit} was expected "
+            f"config.warmup_epochs is {config.warmup_epochs:g}, but at most {limit} was expected "
             f"with config.epochs={config.epochs} and config.schedule={config.schedule!r}."
         )
     if config.norm.groups > 1 and config.sync_batch_norm:
         raise UserError(
-            f"config.norm.groups is {config.norm.groups}, which divides a device's batch, and "
-            "config.sync_batch_norm averages over all devices: set only one of them."
+            f"config.norm.groups={config.norm.groups} splits a device's batch, but "
+            "config.sync_batch_norm averages over all devices. Set only one of them."
         )
     if len(config.normalize.mean) != len(config.normalize.std):
         raise UserError(
@@ -420,11 +420,11 @@ def check_config(config):
 
 
 def _check_crop(config):
-    """Refuses more than one way to crop, and crops that the source does not have."""
+    """Rejects more than one way to crop, and crops that the source cannot make."""
     augment = config.augment
     if augment.min_area is not None and augment.min_area > augment.max_area:
         raise UserError(
-            f"config.augment.min_area is {augment.min_area:g}, and at most "
+            f"config.augment.min_area is {augment.min_area:g}, but at most "
             f"config.augment.max_area={augment.max_area:g} was expected."
         )
     larger = {"augment.min_area": augment.min_area, "square_resize": config.square_resize}
@@ -434,27 +434,27 @@ def _check_crop(config):
     given = [f"config.{key}" for key, value in ways.items() if value]
     if len(given) > 1:
         raise UserError(
-            f"{' and '.join(given)} are set, but an image is resized and cropped in one way only: "
-            "unset all but one."
+            f"{' and '.join(given)} are set, but an image is cropped in only one way. Unset all "
+            "but one."
         )
     if config.source == "resident" and crops_larger_images(config):
         raise UserError(
-            f"{given[0]} crops from larger images, which config.source='resident' does not have: "
-            "use --config.source=streaming, or --config.augment.pad."
+            f"{given[0]} crops larger images, which config.source='resident' does not keep. "
+            "Use --config.source=streaming, or --config.augment.pad."
         )
 
 
 def crops_larger_images(config):
-    """Whether training images are crops of larger ones, which only streaming has.
+    """Whether training images are crops of larger ones, which only streaming supports.
 
-    `augment.min_area` asks for a random-resized crop, `square_resize` for a random crop of what is
-    resized to a square. Otherwise images are padded by `augment.pad` and cropped back.
+    `augment.min_area` turns on the random-resized crop. `square_resize` turns on a random crop of
+    the image resized to a square. Otherwise images are padded by `augment.pad` and cropped back.
     """
     return config.augment.min_area is not None or config.square_resize is not None
 
 
 def given_paths(config):
-    """The paths that a config names, as pairs of what names it and the path."""
+    """The paths in a config, as ``(name for messages, path)``."""
     for key in ("data_dir", "boxes_dir", "init_from"):
         if config[key] is not None:
             yield f"config.{key}", config[key]
@@ -482,9 +482,9 @@ def differences(ours, theirs):
 
 
 def to_plain(config):
-    """The config as nested dictionaries of what JSON has, tuples as lists.
+    """The config as nested dictionaries for JSON, with tuples as lists.
 
-    What the mix is not told is left out: most mixes have few of all the parameters.
+    Unset parameters of the mix are left out: most mixes use only a few of them.
     """
     plain = _plain(config.to_dict())
     plain["mix"] = {key: value for key, value in plain["mix"].items() if value is not None}
@@ -492,10 +492,10 @@ def to_plain(config):
 
 
 def from_plain(plain):
-    """The inverse of `to_plain`, for a config that a checkpoint carries; what it lacks is default.
+    """The inverse of `to_plain`, for the config in a checkpoint. Missing keys get their defaults.
 
     Raises:
-      UserError: it has keys that this version does not know.
+      UserError: the config has keys that this version does not know.
     """
     config = base_config()
     values = {
@@ -505,7 +505,7 @@ def from_plain(plain):
     unknown = values.keys() - SCHEMA.keys()
     if unknown:
         raise UserError(
-            f"The config has the key {min(unknown)!r}, which this version does not know: use the "
+            f"The config has the key {min(unknown)!r}, which this version does not know. Use the "
             "version that wrote it, or train again."
         )
     config.update_from_flattened_dict(values)
@@ -519,7 +519,7 @@ def _plain(value):
 
 
 def flatten(tree, prefix=""):
-    """Nested dictionaries as one, with keys like 'augment.pad'."""
+    """Flattens nested dictionaries; keys become 'augment.pad'."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -4,8 +4,8 @@
     python -m cutmix_jax.gallery --images photos/ --output sheet.png --mixes cutmix mixup
     python -m cutmix_jax.gallery --images cat.jpg dog.jpg apple.jpg --output sheet.png --scope batch
 
-Boxes are outlined. Below each image are its labels with their weights. The name of an image is that
-of its file. Mixes of feature maps are shown on the image, at the resolution of their map.
+Boxes are outlined. The labels and their weights are below each image; images are named after their
+files. Mixes of feature maps are shown on the image, at the resolution of their map.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MIXES = (
     "cutout+manifold_mixup",
     "cutmix_or_mixup",
 )
-# The sides of feature maps over the image's, for the networks of the paper on small images.
+# Strides of the feature maps in the paper's networks for small images.
 MAPS = {"image": 1, "stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}
 INK = "#222222"
 
@@ -52,7 +52,7 @@ def read_images(paths, side, count=None):
         image_files.say_passed_over(path, passed_over)
     if not files:
         raise UserError(
-            f"--images {' '.join(paths)}: no images found; give image files, or a folder of them "
+            f"--images {' '.join(paths)}: no images found. Give image files, or a folder of them "
             f"({', '.join(image_files.SUFFIXES)})."
         )
     images = []
@@ -79,7 +79,7 @@ def read_digits(count, side):
 
 def mix_for_picture(name, images, *, seed, scope):
     """Returns mixed images, labels `[B, B]` (each image its own class), and the plans."""
-    # Stands for zero in normalized images: the mean.
+    # The mean, which is zero in normalized images.
     parameters = {"fill": 128.0} if "cutout" in name else {}
     if scope == "image" and name != "cutout":
         parameters |= {"scope": "image", "partner": "rotate"}
@@ -96,7 +96,7 @@ def mix_for_picture(name, images, *, seed, scope):
 
 
 def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
-    """Renders originals and mixes into an image file, with `panels` of them side by side."""
+    """Renders originals and mixes into an image file, with `panels` of them per row."""
     from matplotlib.figure import Figure
 
     count = len(images)
@@ -105,7 +105,7 @@ def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
         sheets.append((name, mix_for_picture(name, images, seed=seed + i, scope=scope)))
     panels = min(panels, len(sheets))
     lines = -(-len(sheets) // panels)
-    # In inches: an image of 1, with room above for the title and below for two labels.
+    # In inches: an image has 1, with space above for the title and below for two labels.
     above, below, between = 0.2, 0.3, 0.12
     height = 1 + above + below
     figure = Figure(figsize=(panels * (count * 1.04 + between), lines * height), dpi=100)
@@ -137,7 +137,7 @@ def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
 
 
 def _save(figure, path):
-    """Saves the figure. A PNG gets 256 colors: pages load it three times as fast."""
+    """Saves the figure. A PNG gets 256 colors, so pages load it three times as fast."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -152,7 +152,7 @@ def _save(figure, path):
 
 
 def main(arguments=None):
-    """Reads flags, renders, and prints where the picture is."""
+    """Reads the flags, renders the picture, and prints its path."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,7 @@
-"""What this host has, keeps and is asked for, before the first computation.
+"""Settings of this host: XLA flags, memory and compiled steps on disk.
 
-The library calls none of it: `main.py` and the other tools do, by `prepare`.
+They must be set before the first computation. The library does not set them; `main.py` and the
+other tools do, with `prepare`.
 """
 
 import ctypes
@@ -13,13 +14,13 @@ import platform
 import sys
 import tempfile
 
-BACKGROUND = "background"  # threads that compile while the process goes on
+BACKGROUND = "background"  # name of the threads that compile
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# XLA computes the weight gradient of a convolution on CPUs by a library call that is up to five
-# times slower than its own code. This turns off that one call.
+# On CPUs, XLA calls a library for the weight gradient of a convolution. The call is up to five
+# times slower than XLA's own code. This flag turns it off.
 WEIGHT_GRADIENT_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-# Versions of jaxlib on which it was tried. Others may end the process at a flag they do not know.
+# Versions of jaxlib it was tested with. Others may abort on an unknown flag.
 TRIED = (
     *("0.9.1", "0.9.2", "0.10.0", "0.10.1", "0.10.2"),
     *("0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"),
@@ -27,27 +28,27 @@ TRIED = (
 
 
 def prepare():
-    """Readies this process for training; call it before JAX computes anything."""
+    """Prepares this process for training. Call it before JAX computes anything."""
     use_fast_weight_gradients()
     keep_freed_memory()
     keep_compiled_programs()
 
 
 def cores():
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def use_fast_weight_gradients():
-    """Asks XLA for the faster of its weight gradients of convolutions on CPUs, by `XLA_FLAGS`.
+    """Selects XLA's faster weight gradients of convolutions on CPUs, through `XLA_FLAGS`.
 
     A train step of ResNet-50 takes two thirds of the time (see docs/performance.md). The gradients
-    are the same to rounding, and rounded less. Call it before JAX starts its devices. It does
-    nothing where the flag is set already, on a version of jaxlib on which it was not tried, and
-    where the packages of a GPU or TPU are installed: those read the same variable.
+    are equal up to rounding, and rounded less. Call it before JAX starts its devices. It does
+    nothing if the flag is already set, if this version of jaxlib was not tested, or if the packages
+    of a GPU or TPU are installed, because they read the same variable.
 
-    With it, convolutions by other functions than `models.convolution` must not have windows that
-    lie in the padding of one side alone: XLA reads outside of the map for their gradient.
+    With the flag, convolutions outside `models.convolution` must not have windows that lie entirely
+    in the padding of one side. XLA reads outside the map for their gradient.
 
     Returns:
         Whether the flag was added.
@@ -68,15 +69,15 @@ def use_fast_weight_gradients():
 
 
 def keep_freed_memory():
-    """Lets malloc keep what is freed for the next batch, instead of returning it to the system.
+    """Lets malloc keep freed memory for the next batch, instead of returning it to the system.
 
-    Above 32 MB, glibc maps each allocation anew and unmaps it when it is freed, so that every
-    array of a batch is paid for in page faults, 4 KB at a time: copying 64 float32 images of
-    224 x 224 takes ten times as long as it has to. Call it once, before the first large array.
-    The process keeps the memory of its largest moment until it ends.
+    Above 32 MB, glibc maps each allocation and unmaps it when it is freed. Every array of a batch
+    then costs page faults, 4 KB at a time: copying 64 float32 images of 224 x 224 takes ten times
+    as long as necessary. Call it once, before the first large array. The process keeps its peak
+    memory until it ends.
 
     Returns:
-        Whether it was done: on Linux with glibc. Elsewhere nothing happens.
+        True on Linux with glibc. On other systems it does nothing and returns False.
 
     Example:
         >>> from cutmix_jax.host import keep_freed_memory
@@ -92,15 +93,15 @@ def keep_freed_memory():
 
 
 def keep_compiled_programs():
-    """Lets JAX keep what it compiles in the user's cache folder, for the next start.
+    """Lets JAX keep compiled steps in the user's cache folder, for the next start.
 
-    A folder that is already chosen (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) stays so, and
-    `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Call it before the first compilation.
+    A folder that is already set (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) is kept, and
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns caching off. Call it before the first compilation.
 
     Returns:
-        The folder, a `pathlib.Path`, or None where it cannot be written, which is said once. Hosts
-        with different processors that share a home have one each, since a program compiled for
-        one may hold instructions that the other lacks.
+        The folder, a `pathlib.Path`; None if it cannot be written, with one line on stderr. Each
+        kind of processor has its own folder, because hosts may share a home and compiled code may
+        use instructions that other processors lack.
 
     Example:
         >>> from cutmix_jax.host import keep_compiled_programs
@@ -117,19 +118,18 @@ def keep_compiled_programs():
         folder = cache_dir() / f"compiled-{digest}"
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError) as error:  # the latter where a user has no home
-        told = f"Compiled programs are not kept ({error}): name a folder with CUTMIX_JAX_CACHE."
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
+        told = f"Compiled steps are not kept ({error}). Set CUTMIX_JAX_CACHE to a writable folder."
         print(told, file=sys.stderr, flush=True)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # By default programs that take less than a second are compiled at every start, and there are
-    # many of those.
+    # By default, JAX does not keep what compiles in less than a second, and there is a lot of that.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return folder
 
 
 def _processor():
-    """What tells processors of different instructions apart."""
+    """Identifies processors with different instruction sets."""
     listed = pathlib.Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.exists() else []
     told = {line for line in lines if line.startswith(("flags", "Features", "model name"))}

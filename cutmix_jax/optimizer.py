@@ -1,4 +1,4 @@
-"""The optimizer and its schedule: the gradient to the update."""
+"""The optimizer and its learning rate schedule."""
 
 import functools
 
@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 
 def drop_epochs(config):
-    """The epochs after which the rate of the 'step' schedule falls, within a run of any length."""
+    """The milestones of the 'step' schedule, in epochs."""
     epochs = {max(1, round(share * config.epochs)) for share in config.lr_drops}
     return sorted(epochs - {config.epochs})
 
@@ -54,7 +54,7 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     ]
     if config.head_lr_factor != 1:
-        # What SGD gives is proportional to the rate, so this is a rate of its own.
+        # SGD's update is proportional to the rate, so this gives the heads their own rate.
         steps.append(optax.stateless(scale_heads))
     learned = optax.chain(*steps)
     if not frozen:

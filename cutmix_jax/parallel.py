@@ -1,8 +1,8 @@
 """Maps a function written for one device's shard over all devices.
 
-This is the only file that says ``pmap`` or ``shard_map``. The functions it maps have the form
-``f(state, arrays, xs)``: ``state`` and ``arrays`` are replicated, ``xs`` is split over the devices,
-and what comes back is the same on every device, because `f` has reduced it over `AXIS` itself.
+This is the only file that uses ``pmap`` or ``shard_map``. The functions it maps have the form
+``f(state, arrays, xs)``: ``state`` and ``arrays`` are replicated, and ``xs`` is split over the
+devices. The result is the same on every device, because `f` reduces it over `AXIS`.
 """
 
 import collections
@@ -19,14 +19,14 @@ from cutmix_jax import UserError
 from cutmix_jax.host import BACKGROUND
 
 AXIS = "batch"
-# How many calls may be under way before their results are fetched: enough that the device never
-# waits for Python, few enough that a loss that is not finite is noticed at once.
+# Calls in flight before their results are fetched. The device then never waits for Python, and a
+# loss that is not finite is noticed at once.
 LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Mapping:
-    """How functions and arrays are laid over the devices.
+    """How functions and arrays are mapped to the devices.
 
     Attributes:
       kind: 'pmap' or 'shard_map'.
@@ -38,16 +38,16 @@ class Mapping:
 
     @property
     def must_wait(self):
-        """Whether each step has to be waited for.
+        """Whether to wait for each step before the next one.
 
-        XLA's all-reduce between the devices of one CPU process has fewer threads than
-        participants once several steps are in flight, and then aborts.
+        With several steps in flight, XLA's all-reduce between the devices of one CPU process has
+        fewer threads than participants, and aborts.
         """
         return jax.default_backend() == "cpu" and self.local_devices > 1
 
     @property
     def local_devices(self):
-        """How many devices of this process there are."""
+        """Number of devices of this process."""
         return sum(d.process_index == jax.process_index() for d in self.mesh.devices.flat)
 
     def replicate(self, tree):
@@ -72,7 +72,7 @@ class Mapping:
         )
 
     def prefetch(self, batches, depth=2):
-        """Yields sharded `batches`, with `depth` of them already on their way to the devices."""
+        """Yields sharded `batches`, and starts the transfer of the next `depth` in advance."""
         queue = collections.deque()
         for batch in batches:
             queue.append(self.shard(batch))
@@ -81,7 +81,7 @@ class Mapping:
         yield from queue
 
     def fetch(self, results):
-        """Yields `results` as NumPy, each when `LAG` later ones have been asked for."""
+        """Yields `results` as NumPy arrays, `LAG` calls behind the newest one."""
         pending = collections.deque()
         for result in results:
             pending.append(result)
@@ -104,8 +104,8 @@ class Mapping:
         def on_shard(state, arrays, xs):
             return function(state, arrays, jax.tree.map(lambda x: x[0], xs))
 
-        # check_vma=True would sum the gradients of replicated parameters over the axis by itself,
-        # and the explicit pmean in the step would then come out too large by the device count.
+        # check_vma=True would already sum the gradients of replicated parameters over the axis. The
+        # explicit pmean in the step would then be too large by the number of devices.
         return jax.jit(
             jax.shard_map(
                 on_shard,
@@ -119,31 +119,31 @@ class Mapping:
 
 
 def start_in_background(function):
-    """A future of `function()`, whose thread does not keep the process from ending."""
+    """Runs `function()` in a daemon thread, and returns its future."""
     future = concurrent.futures.Future()
 
     def run():
         try:
             future.set_result(function())
-        except BaseException as error:  # for whoever asks for the result
+        except BaseException as error:  # raised by `future.result()`
             future.set_exception(error)
 
-    # A daemon, unlike an executor's threads: an error meanwhile ends the process at once (`fail`).
+    # A daemon, unlike the threads of an executor, so an error can end the process at once (`fail`).
     threading.Thread(target=run, name=BACKGROUND, daemon=True).start()
     return future
 
 
 def all_devices():
-    """The mesh of every device of every process."""
+    """The mesh of all devices of all processes."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def create_mapping(kind="auto", local_devices=None):
-    """Lays functions over the devices.
+    """Creates the mapping over the devices.
 
     Args:
       kind: 'pmap', for one process; 'shard_map', for any number; 'auto': pmap in one process.
-      local_devices: how many devices of a single process to use, the first ones; None: all.
+      local_devices: number of devices of a single process to use, the first ones; None: all.
 
     Raises:
       UserError: 'pmap' with several processes.
@@ -153,7 +153,7 @@ def create_mapping(kind="auto", local_devices=None):
         kind = "shard_map" if several else "pmap"
     if kind == "pmap" and several:
         raise UserError(
-            f"config.mapping='pmap' is for one process, and there are {jax.process_count()}. Use "
+            f"config.mapping='pmap' is for one process, but there are {jax.process_count()}. Use "
             "--config.mapping=auto."
         )
     if several:

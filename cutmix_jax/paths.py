@@ -1,4 +1,4 @@
-"""Paths that a user gives, which all go through `place`, and files that are whole or not there."""
+"""Paths from the user, which all go through `place`, and files that are written atomically."""
 
 import contextlib
 import os
@@ -8,25 +8,25 @@ import uuid
 
 from cutmix_jax import UserError
 
-# 'gs://bucket' and 'dbfs:/folder', and 'gs:/bucket', which pathlib makes of the first. A scheme
-# has two letters or more, since 'C:/' is a drive.
+# 'gs://bucket', 'dbfs:/folder', and 'gs:/bucket', which pathlib makes of the first. A scheme has
+# at least two letters, because 'C:/' is a drive.
 SCHEME = re.compile(r"://|^\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def place(path, name) -> pathlib.Path:
-    """The local path that a user means.
+    """The local path that a user gave.
 
-    Call it before anything is read or written: pathlib makes a folder called `gs:` of a bucket.
+    Call it before reading or writing anything: pathlib turns a bucket into a folder called `gs:`.
 
     Args:
       path: a string or an `os.PathLike`; a leading `~` stands for the home folder.
-      name: what the user set, for the message: '--workdir', 'config.data_dir'.
+      name: what the user set, for error messages: '--workdir', 'config.data_dir'.
 
     Returns:
       A `pathlib.Path`.
 
     Raises:
-      UserError: the path has a scheme, such as 's3://', or names a home folder that is not known.
+      UserError: the path has a scheme, such as 's3://', or an unknown home folder.
 
     Example:
       >>> place('runs/first', '--workdir')
@@ -35,14 +35,14 @@ def place(path, name) -> pathlib.Path:
     text = os.fspath(path)
     if SCHEME.search(text):
         raise UserError(
-            f"{name} is {text!r}, and a local path was expected: mount or copy what lies there, "
-            "and give its path without a scheme."
+            f"{name} is {text!r}, but a local path was expected. Mount or copy the data, and "
+            "give its path without a scheme."
         )
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(
-            f"{name} is {text!r}, whose home folder is not known: write the path in full."
+            f"{name} is {text!r}, whose home folder is unknown. Write the path in full."
         ) from error
 
 
@@ -50,9 +50,9 @@ def place(path, name) -> pathlib.Path:
 def whole_file(path):
     """Yields a path to write to, which becomes `path` if nothing is raised.
 
-    Readers see the file as it was before, or as it is afterwards, also if several write it.
+    Readers see either the old file or the new one, even with several writers.
     """
-    # In the same folder, for only there a rename is atomic.
+    # In the same folder, because only there a rename is atomic.
     unfinished = path.with_name(f"{path.name}-{uuid.uuid4().hex}.tmp")
     try:
         yield unfinished

@@ -1,4 +1,4 @@
-"""The two pictures of a run: what the model saw, and how its error fell."""
+"""The two plots of a run: its mixed training images, and its error over the epochs."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -6,20 +6,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-# Drawn on Figure objects, not through pyplot: no window system and no state of the caller's is met.
+# Uses Figure objects instead of pyplot, which needs a window system and shares state with callers.
 ACCENT = "#d62728"
 
 
 def draw_mixed(batch, class_names, path, columns=8, rows=4):
-    """Draws training images as the model saw them, with their labels and pasted boxes outlined.
+    """Plots training images as the model sees them, with label weights and outlined boxes.
 
     Args:
       batch: what `train.prepare` returns, with float images ``[B, H, W, C]`` in [0, 1]; values
         outside are clipped.
-      class_names: one a class.
+      class_names: one name per class.
       path: of the PNG file.
-      columns: images in a row.
-      rows: at most so many rows.
+      columns: images per row.
+      rows: maximum number of rows.
     """
     count = min(len(batch["image"]), rows * columns)
     rows = -(-count // columns)
@@ -27,7 +27,7 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
-        axis.set(xticks=(), yticks=())  # the layout would measure them all the same
+        axis.set(xticks=(), yticks=())  # the layout measures ticks even if hidden
     for i in range(count):
         show_image(axes[i], batch["image"][i])
         words = describe_target(batch["target"][i], batch["label"][i], class_names)
@@ -35,21 +35,19 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
         for plan in batch["plans"]:
             if plan.layer == "image":
                 outline(axes[i], plan, i)
-    figure.suptitle(
-        "Training images as the model sees them, with the weights of their labels", fontsize=9
-    )
+    figure.suptitle("Training images as the model sees them, with their label weights", fontsize=9)
     figure.savefig(path)
 
 
 def show_image(axis, image):
-    """Draws one image, of one channel or three, without smoothing its pixels."""
+    """Shows one image of one or three channels, without smoothing."""
     image = np.clip(image, 0, 1)
     gray = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[-1] == 1 else {}
     axis.imshow(image[..., 0] if gray else image, interpolation="nearest", **gray)
 
 
 def describe_target(target, label, class_names):
-    """A mixed label in words, the image's own class first: 'cat 0.70 / dog 0.30'."""
+    """A mixed label as text, with the image's own class first: 'cat 0.70 / dog 0.30'."""
     order = sorted(np.flatnonzero(target > 5e-3), key=lambda k: (k != label, -target[k]))
     return "\n".join(f"{shorten(class_names[k])} {target[k]:.2f}" for k in order[:3])
 
@@ -57,7 +55,7 @@ def describe_target(target, label, class_names):
 def outline(axis, plan, index, sides=None):
     """Outlines the region that `plan` pasted into image `index`, if any.
 
-    `sides` are those of the picture, where the plan was drawn for a map of other sides.
+    `sides` are the height and width of the picture, if they differ from those of the plan.
     """
     scale = np.divide(sides or plan.sides, plan.sides)
     low, high = np.asarray(plan.box)[index if len(plan.box) > 1 else 0] * scale
@@ -75,16 +73,16 @@ def outline(axis, plan, index, sides=None):
 
 
 def line_colors(count):
-    """Colors of `count` curves in one plot, none of them twice up to twenty."""
+    """Colors of `count` curves in one plot; they are distinct for up to twenty."""
     palette = colormaps["tab10" if count <= 10 else "tab20"].colors
     return [palette[number % len(palette)] for number in range(count)]
 
 
 def draw_errors(histories, path):
-    """Draws the error over the epochs, of one run or several (Figure 2 of the paper).
+    """Plots the error over the epochs, for one run or several (Figure 2 of the paper).
 
     Args:
-      histories: ``{name: records}`` with one record an epoch, as in `metrics.jsonl`.
+      histories: ``{name: records}`` with one record per epoch, as in `metrics.jsonl`.
       path: of the PNG file.
     """
     figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
@@ -111,7 +109,7 @@ def draw_errors(histories, path):
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("top-1 error (%)")
-    if len(histories) == 1:  # several are drawn to be compared
+    if len(histories) == 1:  # several runs are compared up close
         axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,14 +1,13 @@
-"""The words of MODEL,METHOD and of `config.mix.name`: the one place where they are read.
+"""Reads MODEL,METHOD and `config.mix.name`.
 
-METHOD joins words by '+', in the order in which mixes are applied. A word is a mix or a regularizer
-of the tables below, and may carry parameters, each as `_NAMEvalue`:
+METHOD is one or more words joined by '+'; mixes are applied in this order. A word is a mix or a
+regularizer from the tables below. It may carry parameters, each as `_NAMEvalue`:
 
     cutmix    cutmix+shake_drop    cutout+manifold_mixup    mixup_alpha0.5+label_smoothing
 
-`A_or_B` is one of two mixes or more by chance, drawn for each batch. A config holds what it says of
-regularizers and of a mix alone in their keys; of several mixes each has its own parameters, so that
-`mix.name` holds their words. Reading imports neither jax nor the mixes, so that a command line is
-read at once.
+`A_or_B` chooses one of two or more mixes at random for each batch. Regularizers and a single mix
+set their keys in the config. Several mixes have parameters of their own, so `mix.name` keeps their
+words. This module imports neither jax nor the mixes, so command lines are parsed at once.
 """
 
 import difflib
@@ -16,8 +15,7 @@ import re
 
 from cutmix_jax import UserError, nearest
 
-# The parameters of each mix, by its word here, with those the paper's experiments set where they
-# are not the mix's own defaults: by the kind of data set, as a config file names it.
+# The paper's parameters of each mix where they differ from the mix's defaults, by kind of dataset.
 _CUTMIX = {
     "cifar": {"box": "paper", "prob": 0.5},
     "imagenet": {"box": "paper", "prob": 1.0},
@@ -31,7 +29,7 @@ MIXES = {
     "center_gaussian_cutmix": _CUTMIX,
     "fixed_size_cutmix": {**_CUTMIX, "cifar": {**_CUTMIX["cifar"], "size": 16.0}},
     "one_hot_cutmix": _CUTMIX,
-    # It ends at 1, also where CutMix itself is used half of the time.
+    # The schedule ends at 1, even where CutMix itself has a probability of 0.5.
     "scheduled_cutmix": {kind: {**values, "prob": 1.0} for kind, values in _CUTMIX.items()},
     "complete_label_cutmix": _CUTMIX,
     "feature_cutmix": _CUTMIX,
@@ -39,7 +37,7 @@ MIXES = {
     "manifold_mixup": {},
     "cutout": _CUTOUT,
 }
-# For light networks: the authors' answer for ResNet-110.
+# For light networks. The authors named this value for ResNet-110.
 LIGHT_CUTMIX_PROB = {"resnet110": 1.0}
 
 REGULARIZERS = {
@@ -55,10 +53,10 @@ REGULARIZERS = {
     },
     "label_smoothing": {"any": {"label_smoothing": 0.1}},
 }
-# Where the paper copies a row from another one, whose runs had another length.
+# A row that the paper copies from another paper, with runs of another length.
 ROWS = {("imagenet", "drop_block"): {"epochs": 270}}
 
-# What `_NAMEvalue` sets: for mixes a parameter of `mix.create_mix`, for the others a config key.
+# What `_NAMEvalue` sets: a parameter of `mix.create_mix` for mixes, a config key for the others.
 _BOX = {"alpha": "alpha", "prob": "prob", "size": "size", "layer": "layers"}
 PARAMETERS = {
     **dict.fromkeys(MIXES, _BOX),
@@ -83,24 +81,24 @@ def parse_arg(arg, default_model):
     parts = [part.strip() for part in (arg or "").split(",")]
     if len(parts) > 2:
         raise UserError(
-            f"The config argument {arg!r} has {len(parts)} parts, and MODEL,METHOD were expected: "
-            "for instance resnet20,cutmix."
+            f"The config argument {arg!r} has {len(parts)} parts, but MODEL,METHOD was expected, "
+            "as in resnet20,cutmix."
         )
     model, method = [*parts, ""][:2]
     return model or default_model, method or "cutmix"
 
 
 def apply_recipe(config, arg, default_model, kind=None):
-    """Sets the model and all that METHOD says in a config.
+    """Sets the model and the keys of METHOD in a config.
 
     Args:
       config: from `config.base_config`; changed in place.
-      arg: 'MODEL,METHOD', either of which may be left out; METHOD is 'cutmix' then.
-      default_model: the model where `arg` names none.
-      kind: 'cifar' or 'imagenet', for the paper's values on those; None for the mixes' own.
+      arg: 'MODEL,METHOD', either of which may be left out. METHOD defaults to 'cutmix'.
+      default_model: the model if `arg` names none.
+      kind: 'cifar' or 'imagenet', for the paper's values; None for the mixes' defaults.
 
     Raises:
-      UserError: a word or parameter is unknown, or the words do not go together.
+      UserError: a word or parameter is unknown, or the words contradict each other.
 
     Example:
       >>> from cutmix_jax.config import base_config
@@ -122,14 +120,14 @@ def read_method(method, model=None, kind=None):
 
     Args:
       method: words joined by '+'.
-      model: the network's name, since a light network takes CutMix more often.
+      model: name of the network; light networks use CutMix with a higher probability.
       kind: as for `apply_recipe`.
 
     Returns:
       A dictionary with keys such as 'mix.name' and 'drop_block.size'.
 
     Raises:
-      UserError: as `apply_recipe`.
+      UserError: as for `apply_recipe`.
 
     Example:
       >>> read_method('drop_block_size8+label_smoothing')['drop_block.size']
@@ -146,9 +144,9 @@ def read_method(method, model=None, kind=None):
             paper = {**MIXES[name].get(kind, {})}
             if "prob" in paper:
                 paper["prob"] = LIGHT_CUTMIX_PROB.get(model, paper["prob"])
-            if len(group) > 1:  # the choice takes the place of a probability of its own
+            if len(group) > 1:  # the random choice replaces its probability
                 paper.pop("prob", None)
-            if "box" in paper:  # the rule of boxes is one for all
+            if "box" in paper:  # one key for all mixes
                 values["mix.box"] = paper.pop("box")
             if len(mixes) == len(group) == 1:
                 values |= {f"mix.{key}": value for key, value in (paper | given).items()}
@@ -168,16 +166,16 @@ def create_mix(settings, where="config.mix"):
     """The mix of a config's section `mix`.
 
     Args:
-      settings: a mapping with `name`, in the words above, and parameters of `mix.create_mix`; each
-        goes to every mix that has it, unless the mix's word has its own. None: the mix's default.
-        `switch_prob` is the probability of the second of 'FIRST_or_SECOND'.
-      where: what error messages call the settings.
+      settings: a mapping with `name`, as described above, and parameters of `mix.create_mix`. A
+        parameter goes to every mix that has it, unless the mix's word sets its own. None is the
+        mix's default. `switch_prob` is the probability of the second mix in 'FIRST_or_SECOND'.
+      where: name of the settings in error messages.
 
     Returns:
       A `mix.Mix`.
 
     Raises:
-      UserError: there is no such mix or parameter, or a value is out of its range.
+      UserError: a mix or parameter does not exist, or a value is out of range.
 
     Example:
       >>> create_mix({'name': 'cutout_size16+mixup', 'alpha': 0.2}).name
@@ -194,7 +192,7 @@ def create_mix(settings, where="config.mix"):
         if part == "baseline":
             return mix.create_mix("none")
         if part not in MIXES:
-            raise UserError(f"{word!r} is no mix ({nearest(word, MIXES)}).")
+            raise UserError(f"There is no mix {word!r} ({nearest(word, MIXES)}).")
         shared = {key: given[key] for key in given.keys() & parameters_of(part)}
         used.update(shared)
         return mix.create_mix(part, **shared | own)
@@ -217,12 +215,12 @@ def create_mix(settings, where="config.mix"):
 
 
 def _split(method):
-    """The words between '+', of which each is a list of those between '_or_'."""
+    """The parts between '+', each as a list of the words between '_or_'."""
     return [[word.strip() for word in words.split("_or_")] for words in method.split("+")]
 
 
 def _read_word(word):
-    """The name in a word, and the parameters that it carries."""
+    """The name in a word, and its parameters."""
     if word == "none":
         word = "baseline"
     known = [name for name in WORDS if word == name or word.startswith(f"{name}_")]
@@ -232,46 +230,46 @@ def _read_word(word):
         near = difflib.get_close_matches(word, WORDS, n=3, cutoff=0.5)
         hint = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(WORDS)}"
         raise UserError(
-            f"There is no method {word!r} ({hint}): METHOD is such words joined by '+', each with "
-            "its parameters, as in cutmix_alpha0.5+shake_drop."
+            f"There is no method {word!r} ({hint}). METHOD joins words by '+', each with its "
+            "parameters, as in cutmix_alpha0.5+shake_drop."
         )
     given = {}
     for key, number in re.findall(r"_([a-z]+)(-?[\d.]+)", rest):
         keys = PARAMETERS.get(name, {})
         if key not in keys:
             raise UserError(
-                f"The method {name!r} has no parameter {key!r} that {word!r} could set: it has "
-                f"{', '.join(keys) or 'none'}; set others by --config.KEY=VALUE."
+                f"The method {name!r} has no parameter {key!r}, which {word!r} sets. It has "
+                f"{', '.join(keys) or 'none'}; set others with --config.KEY=VALUE."
             )
         given[keys[key]] = _to_value(word, keys[key], number)
     return name, given
 
 
 def _to_value(word, key, number):
-    """The number behind a parameter's name, of the type that the config key has."""
+    """The value of a parameter, in the type of its config key."""
     value = float(number)
     if key not in ("layers", "drop_block.size"):
         return value
     if not value.is_integer():
-        raise UserError(f"{word!r} gives {number} where a whole number is expected.")
+        raise UserError(f"{word!r} has {number}, but a whole number was expected.")
     return (int(value),) if key == "layers" else int(value)
 
 
 def _check_together(method, groups, names):
-    """Refuses words that contradict each other."""
+    """Rejects words that contradict each other."""
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(
-            f"The method {method!r} names {twice[0]!r} twice: name each method once, with the "
-            "parameters it is to have."
+            f"The method {method!r} names {twice[0]!r} twice. Name each one once, with its "
+            "parameters."
         )
     if "baseline" in names and len(names) > 1:
         raise UserError(
-            f"The method {method!r} joins 'baseline', which is no method at all, with others: "
-            "leave one or the other out."
+            f"The method {method!r} joins 'baseline' with other methods. Remove 'baseline' or the "
+            "others."
         )
     if any(len(group) > 1 and name in REGULARIZERS for group in groups for _, name, _ in group):
         raise UserError(
-            f"The method {method!r} joins a regularizer by '_or_', which joins mixes alone, as in "
+            f"The method {method!r} joins a regularizer by '_or_', which joins only mixes, as in "
             "cutmix_or_mixup."
         )

@@ -1,4 +1,4 @@
-"""Regularizers that drop parts of a network in training, as modules for a residual block.
+"""Modules that drop parts of a residual network during training.
 
 They have no parameters and use the random stream 'drop':
 `model.apply(variables, x, rngs={'drop': key})`. In evaluation (`deterministic=True`) they need no
@@ -124,7 +124,7 @@ class ShakeDrop(nn.Module):
             )
             for a, b in (self.alpha, self.beta)
         )
-        # In float32: the two terms cancel, and bfloat16 would lose most digits.
+        # In float32, because the two terms cancel and bfloat16 would lose most digits.
         x = branch.astype(jnp.promote_types(branch.dtype, jnp.float32))
         x = backward * x + lax.stop_gradient((forward - backward) * x)
         return x.astype(branch.dtype)
@@ -143,20 +143,20 @@ class DropBlock(nn.Module):
 
       y = x M size(M) / sum(M).
 
-    In evaluation it is the identity. Squares overlap, so a little less than `rate` is dropped.
+    In evaluation it is the identity. Squares can overlap, so slightly less than `rate` is dropped.
 
     Attributes:
-        rate: fraction that is dropped, at least 0 and below 1 (1 - keep_prob).
+        rate: fraction to drop, at least 0 and below 1 (1 - keep_prob).
         size: side of the squares, in pixels of the map.
         schedule: 'constant', or 'linear': the rate is multiplied by `progress`.
         deterministic: True in evaluation. May be given to the call instead.
 
     Call:
         x: [B, H, W, C], any float dtype, which is kept.
-        progress: fraction of training that is done; may be traced.
+        progress: completed fraction of training; may be traced.
 
     Raises:
-        UserError: a square does not fit into the map, or `rate` is not a probability below 1.
+        UserError: the squares do not fit into the map, or `rate` is not a probability below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -185,7 +185,7 @@ class DropBlock(nn.Module):
         batch, height, width, channels = x.shape
         if self.size > min(height, width):
             raise UserError(
-                f"DropBlock's squares have a side of {self.size} and do not fit into a feature map "
+                f"DropBlock squares with a side of {self.size} do not fit into a feature map "
                 f"of {height} x {width}. Lower config.drop_block.size, name earlier stages in "
                 "config.drop_block.stages, or use larger images."
             )
@@ -197,7 +197,7 @@ class DropBlock(nn.Module):
         gamma = rate * height * width / (self.size**2 * places[0] * places[1])
         start = jax.random.bernoulli(self.make_rng("drop"), gamma, (batch, *places, channels))
         kept = ~_dilate(start, self.size)
-        # Counted in integers: a float32 stops counting ones at 2^24.
+        # Counted as integers, because float32 is exact only up to 2^24.
         scale = kept.size / jnp.maximum(jnp.count_nonzero(kept), 1)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return jnp.where(kept, wide * scale, 0).astype(x.dtype)
@@ -214,9 +214,9 @@ class Regularization:
         stochastic_depth: probability that the last block's branch is dropped.
         shake_drop: probability that the last block's branch is scaled.
         drop_block: fraction of a map that DropBlock drops.
-        size: side of its squares.
-        stages: its stages, counted from 1.
-        schedule: of its rate, 'constant' or 'linear'.
+        size: side of DropBlock's squares.
+        stages: stages that use DropBlock, counted from 1.
+        schedule: of DropBlock's rate, 'constant' or 'linear'.
 
     Example:
         >>> half = Regularization(shake_drop=0.5).of_block(stage=1, place=1 / 2, train=True)
@@ -240,12 +240,12 @@ class Regularization:
         """The regularizers of one block.
 
         Args:
-            stage: of the block, counted from 1.
+            stage: stage of the block, counted from 1.
             place: l / L of the linear rule.
             train: False in evaluation.
             every_norm: apply DropBlock as its authors do on ImageNet: after every normalization of
-                the branch, with a rate that is 4^(4 - stage) times smaller. Otherwise only at the
-                end of the branch. The shortcut has it in either case.
+                the branch, with a rate that is 4^(4 - stage) times smaller. Otherwise it is applied
+                only at the end of the branch. The shortcut has it in both cases.
         """
         rate = self.drop_block * (stage in self.stages)
         return BlockRegularization(
@@ -261,7 +261,7 @@ class Regularization:
 
 @dataclasses.dataclass(frozen=True)
 class BlockRegularization:
-    """The regularizers of one block, which calls the two methods."""
+    """The regularizers of one block, which calls `inside` and `join`."""
 
     stochastic_depth: float = 0.0
     shake_drop: float = 0.0
@@ -278,7 +278,7 @@ class BlockRegularization:
     def join(
         self, branch: jax.Array, shortcut: jax.Array, progress: jax.Array | float
     ) -> jax.Array:
-        """Drops parts of branch and shortcut, and adds the two."""
+        """Drops parts of the branch and the shortcut, and adds them."""
         branch, shortcut = self._drop_block(branch, progress), self._drop_block(shortcut, progress)
         if self.stochastic_depth:
             branch = StochasticDepth(self.stochastic_depth)(branch, self.deterministic)
@@ -294,17 +294,17 @@ class BlockRegularization:
 
 
 def _check_rate(module: nn.Module, rate: float) -> float:
-    """The rate, or an error if it is not a probability below 1."""
+    """Returns the rate if it is a probability below 1."""
     if not 0 <= rate < 1:
         raise UserError(
             f"{type(module).__name__} has a rate of {rate!r}, but a number of at least 0 and below "
-            "1 was expected: give the probability of dropping, not of keeping."
+            "1 was expected. Give the probability of dropping, not of keeping."
         )
     return rate
 
 
 def _draw_kept(module: nn.Module, keep: float, branch: jax.Array, per_example: bool) -> jax.Array:
-    """Bernoulli(keep), once for the batch or once per example, in a shape that broadcasts."""
+    """Samples Bernoulli(keep), per batch or per example, in a shape that broadcasts."""
     shape = (branch.shape[0] if per_example else 1, *[1] * (branch.ndim - 1))
     return jax.random.bernoulli(module.make_rng("drop"), keep, shape)
 
@@ -313,6 +313,6 @@ def _dilate(start: jax.Array, side: int) -> jax.Array:
     """True inside the squares of `side` whose first corner is True in `start`, [B, H, W, C]."""
     squares, reach = start.astype(jnp.float32), (side - 1, side - 1)
     none = (0, 0)
-    # Rows, then columns: 2 side comparisons per pixel instead of side^2.
+    # Rows, then columns: 2 * side comparisons per pixel instead of side^2.
     squares = nn.max_pool(squares, (side, 1), padding=(reach, none))
     return nn.max_pool(squares, (1, side), padding=(none, reach)) > 0

@@ -1,12 +1,12 @@
-"""Runs several recipes with several seeds, and sets their errors side by side.
+"""Runs several recipes with several seeds, and compares their errors in one table.
 
     python -m cutmix_jax.sweep --recipes configs/cifar.py:resnet110,baseline \\
         configs/cifar.py:resnet110,cutmix --seeds 3 --workdir runs/table6
 
-Each run has its folder in the workdir, and is what `main.py` would train there: a finished one is
-skipped, an interrupted one goes on. `--worker 0/4` to `3/4`, each a process on a device of its own
-(`CUDA_VISIBLE_DEVICES`) or a machine that mounts the workdir, share the runs among them. Whoever
-finishes a run writes the table: `sweep.md` and `sweep.json`.
+Each run has its own folder in the workdir and is the run that `main.py` would train there.
+Finished runs are skipped, and interrupted runs resume. `--worker 0/4` to `3/4` divide the runs
+among four processes. Each has its own device (`CUDA_VISIBLE_DEVICES`), or runs on a machine that
+mounts the workdir. After each run, its worker writes the table: `sweep.md` and `sweep.json`.
 """
 
 import argparse
@@ -25,28 +25,28 @@ from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
 from cutmix_jax.paths import place, whole_file
 
-# The epochs whose errors are compared, by their key in results.json, as they are told.
+# The epochs whose errors are compared: their key in results.json, and their name in the table.
 CHOICES = {
     "top1_error_last": "last epoch",
     "top1_error_held_out": "held-out choice",
     "top1_error_best": "best on test",
 }
 TABLE_NOTE = (
-    "Top-1 errors in %, mean ± sample deviation over the seeds. Gain: the error of the baseline of "
-    "the same seed minus this one, over the seeds that both have finished; positive is better. "
-    "'Best on test' is chosen on the test split, as the paper does, and so flatters."
+    "Top-1 errors in %, mean ± sample standard deviation over the seeds. Gain: error of the "
+    "baseline minus this one at the same seed, over the seeds that both have finished; positive is "
+    "better. 'Best on test' is chosen on the test split, as in the paper, and thus optimistic."
 )
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one sentence."""
+    """Reports a mistake in one sentence."""
 
     def error(self, message):
         fail(f"{message} (see --help).", 2)
 
 
 def parse(arguments):
-    """The flags, and the overrides of all configs among them."""
+    """The flags, and the overrides that apply to all configs."""
     parser = Parser(
         prog="python -m cutmix_jax.sweep",
         description=__doc__,
@@ -55,32 +55,32 @@ def parse(arguments):
         epilog="--config.KEY=VALUE overrides a key of every config.",
     )
     parser.add_argument("--recipes", nargs="+", required=True, help="FILE:MODEL,METHOD of each")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds each (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per recipe (3)")
     parser.add_argument("--seed_from", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--workdir", required=True, help="folder of all runs and of the table")
-    parser.add_argument("--worker", default="0/1", help="I/N: this one of N workers, from 0")
+    parser.add_argument("--worker", default="0/1", help="I/N: worker I of N, counted from 0")
     parser.add_argument(
         "--baseline",
-        help="one of the recipes, which the others are compared with; by default the one of the "
-        "same file and model whose method is 'baseline'",
+        help="the recipe to compare the others with; by default the one with the same file and "
+        "model whose method is 'baseline'",
     )
     flags, overrides = parser.parse_known_args(arguments)
     unknown = [word for word in overrides if re.match("-", word) and "--config." not in word]
     if unknown:
-        parser.error(f"{unknown[0]!r} is no flag: overrides are written --config.KEY=VALUE")
+        parser.error(f"{unknown[0]!r} is not a flag; write overrides as --config.KEY=VALUE")
     if any(re.match(r"--?config\.seed\b", word) for word in overrides):
-        parser.error("seeds are given by --seeds and --seed_from, and not by --config.seed")
+        parser.error("set the seeds with --seeds and --seed_from, not with --config.seed")
     if flags.seeds < 1 or flags.seed_from < 0:
-        parser.error("--seeds is a number of at least 1, and --seed_from of at least 0")
+        parser.error("--seeds must be at least 1, and --seed_from at least 0")
     worker = re.fullmatch(r"(\d+)/(\d+)", flags.worker)
     if not worker or int(worker[1]) >= int(worker[2]):
-        parser.error(f"--worker is {flags.worker!r}, and I/N with I from 0 to N-1 was expected")
+        parser.error(f"--worker is {flags.worker!r}, but I/N with I from 0 to N-1 was expected")
     flags.worker = tuple(map(int, worker.groups()))
     return flags, overrides
 
 
 def plan_runs(recipes, seeds, overrides, workdir):
-    """Every run of the sweep, seed by seed, so that pairs are complete early.
+    """Every run of the sweep, seed by seed, to complete pairs early.
 
     Returns:
       A list of dictionaries with `recipe`, `seed`, `folder` and `config`.
@@ -101,7 +101,7 @@ def plan_runs(recipes, seeds, overrides, workdir):
             if name == its_name or plain == its_plain:
                 raise UserError(
                     f"The recipes {other!r} and {recipe!r} are the same run, or would share a "
-                    "folder: name each once."
+                    "folder. Name each run once."
                 )
         seen.append((recipe, name, plain))
     runs = []
@@ -115,10 +115,10 @@ def plan_runs(recipes, seeds, overrides, workdir):
 
 
 def choose_baselines(recipes, baseline=None):
-    """The recipe that each is compared with, or None.
+    """The baseline of each recipe that has one.
 
     Raises:
-      UserError: `baseline` is none of the recipes.
+      UserError: `baseline` is not one of the recipes.
 
     Example:
       >>> choose_baselines(['a.py:resnet20,baseline', 'a.py:resnet20,cutmix', 'a.py:net,mixup'])
@@ -126,7 +126,7 @@ def choose_baselines(recipes, baseline=None):
     """
     if baseline and baseline not in recipes:
         raise UserError(
-            f"--baseline is {baseline!r}, which is none of the recipes: give one of "
+            f"--baseline is {baseline!r}, which is not one of the recipes. Choose one of "
             f"{', '.join(recipes)}."
         )
     found = {}
@@ -138,7 +138,7 @@ def choose_baselines(recipes, baseline=None):
 
 
 def finished_results(run):
-    """What a run has found, if it is finished and of this config."""
+    """The results of a run, if it is finished and has this config."""
     from cutmix_jax.run import read_json
 
     results = read_json(run["folder"] / "results.json")
@@ -150,7 +150,7 @@ def finished_results(run):
 
 
 def summarize(runs, baselines):
-    """Means and deviations of what is finished.
+    """Means and standard deviations over the finished runs.
 
     Args:
       runs: from `plan_runs`.
@@ -158,9 +158,9 @@ def summarize(runs, baselines):
 
     Returns:
       ``{'recipes': [...], 'unfinished': [folder, ...]}``. A recipe's entry has `recipe`, `params`,
-      `seeds`, `baseline`, and for each key of `CHOICES` that its runs have, `mean`, `deviation`
-      (None for one seed), `values` by seed, and `gain` over the baseline, of the same form. All
-      are shares, not percent.
+      `seeds`, `baseline`. For each key of `CHOICES` that its runs have, it has `mean`, `deviation`
+      (None for one seed), `values` by seed, and `gain` over the baseline, in the same form. All
+      are fractions, not percent.
     """
     found = {(run["recipe"], run["seed"]): finished_results(run) for run in runs}
     unfinished = [str(r["folder"].name) for r in runs if not found[r["recipe"], r["seed"]]]
@@ -168,10 +168,10 @@ def summarize(runs, baselines):
 
 
 def compare(found, baselines):
-    """The entries of `summarize`, from results that are read already.
+    """The entries of `summarize`, from results that are already loaded.
 
     Args:
-      found: ``{(recipe, seed): results}``, with None for what is not finished.
+      found: ``{(recipe, seed): results}``, with None for unfinished runs.
       baselines: from `choose_baselines`.
     """
     recipes = []
@@ -196,7 +196,7 @@ def compare(found, baselines):
 
 
 def moments(values):
-    """Mean and sample deviation of values by seed."""
+    """Mean and sample standard deviation of values by seed."""
     numbers = list(values.values())
     return {
         "mean": statistics.fmean(numbers),
@@ -232,7 +232,7 @@ def format_table(summary):
 
 
 def percent(found, counted=False):
-    """Mean ± deviation of what `moments` found, in percent; of a gain also the number of pairs."""
+    """Formats the result of `moments` in percent; `counted` adds the number of pairs."""
     if not found:
         return "–"
     text = f"{100 * found['mean']:.2f}"
@@ -243,14 +243,14 @@ def percent(found, counted=False):
 
 @contextlib.contextmanager
 def table_lock(workdir):
-    """Lets one worker at a time read what is finished and write the table of it."""
+    """Lets one worker at a time read the results and write the table."""
     with (workdir / "sweep.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def write_table(runs, baselines, workdir):
-    """Writes `sweep.md` and `sweep.json` from what is finished, and returns the summary."""
+    """Writes `sweep.md` and `sweep.json` from the finished runs, and returns the summary."""
     from cutmix_jax.run import write_json
 
     with table_lock(workdir):
@@ -262,13 +262,13 @@ def write_table(runs, baselines, workdir):
 
 
 def train_all(runs, interruption, after_each):
-    """Trains the runs that are not finished, one after the other, in this process.
+    """Trains the unfinished runs, one after the other, in this process.
 
-    A process for each would cost its start and gain nothing: what a run has compiled is dropped
-    when it ends, and the memory of its arrays serves the next.
+    A process per run would only add startup time. The compiled steps of a run are dropped when it
+    ends, and the next run reuses its memory.
 
     Returns:
-      What was refused or went wrong, a sentence for each such run.
+      A list of messages, one for each run that failed.
     """
     import jax
 
@@ -285,7 +285,7 @@ def train_all(runs, interruption, after_each):
         print(f"[{number}/{len(runs)}] {name}", flush=True)
         try:
             results = run_lib.train(run["config"], run["folder"])
-        except UserError as error:  # the other runs may be well
+        except UserError as error:  # the other runs may still work
             failures.append(f"{name}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr, flush=True)
             results = None
@@ -300,7 +300,7 @@ def train_all(runs, interruption, after_each):
 
 
 def check_runs(runs):
-    """Builds what each recipe describes, so that the last of them is not refused after days."""
+    """Builds every recipe once, so mistakes show up now and not after days."""
     from cutmix_jax.tasks import create_task
 
     for recipe, run in {run["recipe"]: run for run in runs}.items():
@@ -311,7 +311,7 @@ def check_runs(runs):
 
 
 def main(arguments):
-    """Runs this worker's share, prints the table, and returns the exit status."""
+    """Runs this worker's runs, prints the table, and returns the exit status."""
     flags, overrides = parse(arguments)
     recipes, seeds = flags.recipes, range(flags.seed_from, flags.seed_from + flags.seeds)
     workdir = place(flags.workdir, "--workdir").absolute()
@@ -325,8 +325,8 @@ def main(arguments):
         (workdir / "sweep.lock").open("a").close()
     except OSError as error:
         raise UserError(
-            f"The workdir {str(workdir)!r} cannot be written ({error.strerror}): give another one "
-            "with --workdir."
+            f"The workdir {str(workdir)!r} cannot be written ({error.strerror}). Choose another "
+            "one with --workdir."
         ) from error
 
     from cutmix_jax import host
@@ -344,14 +344,14 @@ def main(arguments):
     )
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(mine)} runs failed, as told above: the same command tries "
-            "them again, and skips what is finished."
+            f"{len(failures)} of {len(mine)} runs failed; see the errors above. Run the same "
+            "command again to retry them; finished runs are skipped."
         )
     left = [run for run in mine if run["folder"].name in summary["unfinished"]]
     if left:
         print(
-            f"Interrupted and saved; {len(left)} of {len(mine)} runs are left: start the same "
-            "command again to go on."
+            f"Interrupted and saved; {len(left)} of {len(mine)} runs are left. Run the same "
+            "command again to resume."
         )
     return 1 if left else 0
 

@@ -1,4 +1,4 @@
-"""Runs of `main.py` in processes of their own, small enough for tests."""
+"""Runs of `main.py` in separate processes, small enough for tests."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-# Programs that one test's process compiled serve the next one's; the bits stay the same.
+# Processes of later tests reuse the steps that earlier ones compiled. The bits stay the same.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 
 # Ten steps in two epochs, through the smallest network.
@@ -27,7 +27,7 @@ SMALL = [f"--config.{key}={value}" for key, value in SMALL_VALUES.items()]
 
 
 def small_config(**overrides):
-    """The config that `SMALL` gives."""
+    """The config of `SMALL`."""
     config = base_config()
     config.mix.name, config.augment.pad = "cutmix", 1
     config.normalize.mean, config.normalize.std = (0.305,), (0.376,)
@@ -37,7 +37,7 @@ def small_config(**overrides):
 
 
 def write_photographs(root):
-    """Small JPEG files, 320 and 64, and the values that make a run stream them."""
+    """320 and 64 small JPEG files, and the config values that make a run stream them."""
     random = np.random.RandomState(0)
     for split, count in (("train", 320), ("val", 64)):
         for i in range(count):
@@ -50,7 +50,7 @@ def write_photographs(root):
 
 
 def environment(devices=1):
-    """Of a process with so many fake devices, which shares the cache of compiled programs."""
+    """The environment of a process with so many fake devices and the shared compilation cache."""
     settings = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -74,13 +74,13 @@ def start_main(*arguments, devices=1, **options):
 
 
 def run_main(*arguments, devices=1, timeout=300):
-    """Runs `python main.py ARGUMENTS` to its end."""
+    """Runs `python main.py ARGUMENTS` to the end."""
     process = start_main(*arguments, devices=devices)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def checkpoint_digest(workdir):
-    """The digest of the newest checkpoint's state: equal if and only if every bit is."""
+    """The digest of the newest checkpoint's state, equal if and only if every bit is equal."""
     with Checkpoints(workdir) as checkpoints:
         return checkpoints._read_meta(checkpoints.manager.latest_step())["digest"]

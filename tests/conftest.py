@@ -1,4 +1,4 @@
-"""Settings that must stand before JAX is imported, and fixtures that every test may use."""
+"""Settings that must precede the import of JAX, and fixtures for all tests."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import pytest
 
 from cutmix_jax import host
 
-# Eight devices on one CPU: what is true of one device must be true of several.
+# Eight devices on one CPU: what holds on one device must hold on several.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = (
 host.use_fast_weight_gradients()  # as main.py does
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Two processes that both use all cores slow each other many times over: each has its own.
+# Two processes that both use all cores slow each other down many times, so each gets its own.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -26,16 +26,16 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> pathlib.Path:
-    """Folder of real images prepared by TFDS; tests that need it are skipped where it is absent."""
+    """Folder of real images prepared by TFDS; without it, tests that need it are skipped."""
     folder = REPOSITORY.parent / "shared" / "tfds"
     if not (folder / "cifar100").is_dir():
-        pytest.skip("real images are needed: no prepared data sets at ../shared/tfds")
+        pytest.skip("needs real images: no prepared datasets at ../shared/tfds")
     return folder
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Keeps the tests away from the user's cache; one folder a session, so that it is used."""
+    """Keeps the tests away from the user's cache. One folder per session, so that it is used."""
     before = os.environ.get("CUTMIX_JAX_CACHE")
     os.environ["CUTMIX_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield

@@ -1,6 +1,6 @@
-"""Mistakes in the mixing library that its tests have to see: one for each property at least.
+"""Mistakes in the mixing library that its tests have to catch: at least one per property.
 
-Each: the file, what stands there, the mistake, and the test that has to fail by it.
+Each has the file, the original code, the mistake, and the test that has to fail.
 """
 
 MUTANTS = {
@@ -10,7 +10,7 @@ MUTANTS = {
         "return jnp.roll(x, 1, axis=1).at[plan.partner].get(",
         "test_mix.py::test_pixels_come_from_the_plan",
     ),
-    "the box lacks its last row and column": (
+    "the box has no last row and column": (
         "pixels.py",
         "(low <= index) & (index < high)",
         "(low <= index) & (index < high - 1)",
@@ -22,13 +22,13 @@ MUTANTS = {
         "blend = blend - 2 if x.dtype == jnp.uint8 else blend",
         "test_mix.py::test_pixels_come_from_the_plan",
     ),
-    "lam is the drawn one and not the pasted one": (
+    "lam is sampled and not the pasted area": (
         "sample.py",
         "kept = kept_share(boxes, sides) if correct_lam else",
         "kept = kept_share(boxes, sides) if not correct_lam else",
         "test_mix.py::test_share_and_lam_are_the_pixels_kept",
     ),
-    "lam is the other's share": (
+    "lam is the partner's area": (
         "plan.py",
         "return kept.astype(jnp.float32) / pixels.astype(jnp.float32)",
         "return pasted.astype(jnp.float32) / pixels.astype(jnp.float32)",
@@ -46,13 +46,13 @@ MUTANTS = {
         "jnp.stack([low, low + length], axis=1)",
         "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
     ),
-    "pairs draw on their own": (
+    "pairs sample separately": (
         "sample.py",
         '"pair": lambda own, partner: jnp.minimum(own, partner),',
         '"pair": lambda own, partner: own,',
         "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
     ),
-    "rotation by nothing": (
+    "rotation by zero": (
         "sample.py",
         "jax.random.randint(key, (), 1, max(size, 2))",
         "jax.random.randint(key, (), 0, 1)",
@@ -64,13 +64,13 @@ MUTANTS = {
         "m = _inside(box, x.shape, axes); return m * _pasted(plan, x) + (1 - m) * x",
         "test_mix.py::test_nan_outside_the_pasted_region_stays_out",
     ),
-    "the window begins a pixel late": (
+    "the window starts a pixel late": (
         "pixels.py",
         "start[axis] = jnp.minimum(box[0, 0, i], x.shape[axis] - shape[axis])",
         "start[axis] = jnp.minimum(box[0, 0, i] + 1, x.shape[axis] - shape[axis])",
         "test_mix.py::test_window_and_mask_give_the_same_bits",
     ),
-    "the window is a size too small": (
+    "the window is one size too small": (
         "pixels.py",
         "quarters = jnp.max(-(-4 * extent // sides))",
         "quarters = jnp.max(4 * extent // sides)",
@@ -101,19 +101,19 @@ MUTANTS = {
         " denominator=pair[1])) for pair",
         "test_mix.py::test_a_smaller_mask_of_a_long_series",
     ),
-    "gathers are not told where their result lies": (
+    "gathers do not specify the sharding of their result": (
         "pixels.py",
         "out_sharding=_explicit_sharding(x)",
         "out_sharding=None",
         "test_mix_mesh.py::test_a_sharded_batch_is_mixed_as_an_unsharded_one",
     ),
-    "dtypes are promoted in secret": (
+    "dtypes are promoted silently": (
         "pixels.py",
         "dtype = precise(x.dtype)",
         "dtype = jnp.promote_types(x.dtype, jnp.float32)",
         "test_mix_settings.py::test_no_setting_changes_a_bit",
     ),
-    "infinity by infinity": (
+    "infinity divided by infinity": (
         "sample.py",
         "jnp.where(jnp.isinf(odds), 1.0, odds)",
         "odds",
@@ -125,13 +125,13 @@ MUTANTS = {
         "if False:",
         "test_mix.py::test_a_fill_that_pixels_cannot_hold_is_refused",
     ),
-    "integer rows are not looked at": (
+    "integer rows are not checked": (
         "labels.py",
         "if values.ndim == 2 and (low < 0 or high > 1):",
         "if False:",
         "test_mix.py::test_integer_rows_other_than_zeros_and_ones_raise_where_they_are_known",
     ),
-    "labels are weighed the other way round": (
+    "label weights are swapped": (
         "labels.py",
         "return weighted(lam, values, partners(plan, values))",
         "return weighted(lam, partners(plan, values), values)",
@@ -143,13 +143,13 @@ MUTANTS = {
         "lam.astype(other.dtype)",
         "test_mix.py::test_labels_sum_to_one",
     ),
-    "cells of a smaller mask by their corners": (
+    "cells of a smaller mask are placed by their corners": (
         "pixels.py",
         "return -((of - 2 * box * side) // (2 * of))",
         "return box * side // of",
         "test_mix.py::test_a_batch_is_mixed_in_all_its_parts",
     ),
-    "the box lies on the first two axes": (
+    "the box is on the first two axes": (
         "pixels.py",
         "low, high = (_per_example(box[:, end, i], len(shape)) for end in (0, 1))",
         "low, high = (_per_example(box[:, end, 0], len(shape)) for end in (0, 1))",
@@ -161,26 +161,26 @@ MUTANTS = {
         "return lax.stop_gradient(x).at[plan.partner].get(",
         "test_mix.py::test_gradients_flow_to_both_sources",
     ),
-    "another draw under jit": (
+    "other samples under jit": (
         "sample.py",
         "    return _draw_cutmix(\n        key,",
         "    return _draw_cutmix(\n        jax.random.fold_in(key, check.is_concrete(key)),",
         "test_mix.py::test_jit_and_vmap_agree_with_eager",
     ),
-    "another draw at each call": (
+    "other samples at each call": (
         "calls.py",
         "    return _mix_jitted(\n        key,",
         "    from time import time_ns as now\n    return _mix_jitted(\n"
         "        jax.random.fold_in(key, now() % 9973),",
         "test_mix.py::test_same_key_same_plan_and_no_batch_is_changed",
     ),
-    "numbers keep their kinds": (
+    "numbers keep their dtypes": (
         "calls.py",
         "numbers = checked_numbers(**{k: v for k, v in options.items() if k in NUMBERS})",
         "numbers = {k: v for k, v in options.items() if k in NUMBERS}",
-        "test_mix.py::test_nothing_recompiles_but_for_shapes",
+        "test_mix.py::test_only_new_shapes_recompile",
     ),
-    "devices draw boxes of their own": (
+    "devices sample their own boxes": (
         "sample.py",
         'if scope == "device" or (scope != "batch" and not across_devices):',
         "if not across_devices:",
@@ -204,13 +204,13 @@ MUTANTS = {
         '"exact": (lambda length: jnp.floor(length + 0.5), jnp.floor)',
         "test_mix_draws.py::test_center_is_uniform_and_the_exact_box_has_no_side",
     ),
-    "lambda of another distribution": (
+    "lambda has another distribution": (
         "sample.py",
         "-jnp.log1p(-size) / alpha",
         "-jnp.log1p(-size) / (1.05 * alpha)",
         "test_mix_draws.py::test_lambda_before_clipping_is_beta",
     ),
-    "a side per square root, whatever their number": (
+    "square root for any number of axes": (
         "sample.py",
         "(1 - lam) ** (1 / len(sides))",
         "jnp.sqrt(1 - lam)",
@@ -222,7 +222,7 @@ MUTANTS = {
         "0.5 * math.sqrt(2) * lax.erf_inv(",
         "test_mix_draws.py::test_center_gaussian",
     ),
-    "equal words fall by their index": (
+    "equal words are ordered by their index": (
         "sample.py",
         "flip = words[0]",
         "flip = jnp.uint32(0)",

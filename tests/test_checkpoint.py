@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, and what is not saved."""
+"""Checkpoints: which ones are kept, and what is not saved."""
 
 import shutil
 
@@ -27,11 +27,11 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path, mapping):
         for step, error in errors.items():
             checkpoints.save(step, weights(mapping, step), {"note": step}, error)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.manager.all_steps() == [4, 7, 8]  # of two equally good ones the later
+        assert checkpoints.manager.all_steps() == [4, 7, 8]  # the later of two equally good ones
         for which, step in (("latest", 8), ("best", 4)):
             state, meta, passed_over = checkpoints.restore(weights(mapping, 0), which)
             assert (int(state["step"]), meta["note"], passed_over) == (step, step, [])
-        checkpoints.save(9, weights(mapping, 9), {}, 0.7)  # known again after reopening
+        checkpoints.save(9, weights(mapping, 9), {}, 0.7)  # still known after reopening
         checkpoints.wait()
         assert checkpoints.manager.all_steps() == [4, 8, 9]
 
@@ -64,7 +64,7 @@ def test_a_full_disk_is_an_error_that_leaves_earlier_checkpoints(tmp_path, mappi
         checkpoints.wait()
         full = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(UserError, match="earlier checkpoints are whole; free some space"):
+        with pytest.raises(UserError, match="Earlier checkpoints are intact; free some space"):
             checkpoints.save(2, weights(mapping, 2), {})
         assert checkpoints.manager.all_steps() == [1]
         state, _, _ = checkpoints.restore(weights(mapping, 0))

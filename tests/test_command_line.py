@@ -1,4 +1,4 @@
-"""Configs are read by their names, as the command line gives them."""
+"""Configs are found by the names that the command line gives."""
 
 from cutmix_jax.command_line import read_config
 

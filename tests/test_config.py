@@ -1,4 +1,4 @@
-"""The config: one place for every key, and its parameters reach the mix."""
+"""The config: every key is in one place, and its parameters reach the mix."""
 
 import re
 

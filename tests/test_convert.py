@@ -1,4 +1,4 @@
-"""Weights of PyTorch come in and go out without a change, and what does not fit is refused."""
+"""PyTorch weights are converted in both directions unchanged, and misfits are refused."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
 from tests.commands import small_config
 
-torch = pytest.importorskip("torch", reason="PyTorch, the other side, is missing")
+torch = pytest.importorskip("torch", reason="needs PyTorch")
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is missing")
 torch_models = pytest.importorskip("tests.torch_models")
 
@@ -58,24 +58,24 @@ def torch_logits(net, images):
 
 
 def assert_close(ours, theirs):
-    assert np.abs(theirs).max() > 0.1  # it is no network that says the same of everything
+    assert np.abs(theirs).max() > 0.1  # the network does not answer the same for every image
     assert np.abs(theirs - theirs.mean(0)).max() > 1e-3 * np.abs(theirs).max()
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_logits_are_pytorchs_both_ways_round(name):
+def test_logits_are_pytorchs_in_both_directions(name):
     build, side, entries = NETS[name]
     net, images = torch_models.randomise(build()), images_of(side)
     arrays = arrays_of(net)
     converted = convert.from_torch(arrays)
-    assert converted.model == name  # told by names and shapes
+    assert converted.model == name  # recognized by names and shapes
     assert converted.num_classes == net.fc.out_features
     assert entries in (None, len(arrays))
     apply = jax.jit(create_model(name, converted.num_classes).apply)
     assert_close(apply(converted.variables, images), torch_logits(net, images))
 
-    # The way back: other weights, of ours, into a network that loads strictly.
+    # The other direction: other weights of ours, into a PyTorch network that loads strictly.
     variables = jax.tree.map(lambda leaf: np.flip(leaf, 0), converted.variables)
     there = convert.to_torch(variables, steps=7)
     assert there.keys() == arrays.keys()
@@ -92,7 +92,7 @@ def test_logits_are_pytorchs_both_ways_round(name):
 
 
 def test_names_of_the_largest_network_are_as_published():
-    """Those of PyramidNet-200: 23 a block, 66 blocks, and 13 around them."""
+    """PyramidNet-200 has 23 names per block, 66 blocks, and 13 names around them."""
     with torch.device("meta"):
         net = torch_models.PyramidNet(200, 240, 100)
     model = create_model("pyramidnet200", 100)
@@ -104,8 +104,8 @@ def test_names_of_the_largest_network_are_as_published():
     }
 
 
-def test_networks_are_told_by_their_shapes():
-    """Every network that has names of its own, and a wider one."""
+def test_networks_are_recognized_by_their_shapes():
+    """Every network with its own names, and a wider one."""
     for name in (
         *("resnet8", "resnet110_basic", "resnet34", "resnext50_32x4d", "ge_resnet50"),
         *("pyramidnet29_8", "resnet20x4", "resnet18_cifar", "resnet50_cifarx2"),
@@ -127,7 +127,7 @@ def resnet20():
 
 
 def assert_same(variables, arrays):
-    """They hold these values of PyTorch, every one."""
+    """Our variables have exactly these values of PyTorch."""
     there = convert.to_torch(variables)
     wanted = {k: v for k, v in arrays.items() if "num_batches" not in k}
     assert {k for k in there if "num_batches" not in k} == wanted.keys()
@@ -137,7 +137,7 @@ def assert_same(variables, arrays):
 
 class TestFiles:
     def contents(self, net):
-        """What the sources save."""
+        """The files that the sources save."""
         state = net.state_dict()
         parallel = {f"module.{key}": tensor for key, tensor in state.items()}
         old = {key: tensor for key, tensor in state.items() if "num_batches" not in key}
@@ -165,8 +165,8 @@ class TestFiles:
             torch.save(content, path, _use_new_zipfile_serialization=zipped)
             assert_same(convert.from_torch(convert.read_file(path)).variables, arrays)
 
-    def test_localization_resnets_are_told_of(self, resnet20, tmp_path):
-        """Their weights do not tell the stride of the last stage."""
+    def test_a_note_says_that_resnets_may_be_for_localization(self, resnet20, tmp_path):
+        """Weights do not show the stride of the last stage."""
         path = tmp_path / "last.pth.tar"
         torch.save({"architecture": "resnet20", "state_dict": resnet20[0].state_dict()}, path)
         converted = convert.from_torch(convert.read_file(path))
@@ -187,7 +187,7 @@ class TestFiles:
             assert_same(convert.from_torch(found).variables, arrays)
 
     def test_legacy_names_of_timm(self):
-        """They are renamed, and the user is told that the network strides elsewhere."""
+        """They are renamed, and a note says that the network strides elsewhere."""
         with torch.device("meta"):
             net = torch_models.ResNet((3, 4, 6, 3), 1000, se=True)
         arrays = {k: np.zeros(v.shape, np.float32) for k, v in net.state_dict().items()}
@@ -206,7 +206,7 @@ class TestFiles:
         assert_same(converted.variables, arrays)
 
     def test_a_vgg_of_torchvision_is_a_start(self):
-        """Table 9 starts from the features; what is new is said, and starts as training does."""
+        """Table 9 starts from the features. New layers are named and initialized as in training."""
         net = torch_models.VGG16GAP(1000)
         arrays = {k: v for k, v in arrays_of(net).items() if k.startswith("features")}
         classifier = {
@@ -257,7 +257,7 @@ class TestRefusals:
         with pytest.raises(UserError, match=message):
             convert.from_torch(arrays)
 
-    def test_another_network_is_told_in_one_short_sentence(self, resnet20):
+    def test_another_network_is_refused_in_one_short_sentence(self, resnet20):
         with pytest.raises(UserError) as caught:
             convert.from_torch(resnet20[1], model="pyramidnet20_48")
         message = str(caught.value)
@@ -310,7 +310,7 @@ class TestRefusals:
                 convert.read_file(path)
         assert not (tmp_path / "executed").exists()
 
-    def test_things_that_are_no_state_dict(self, resnet20, tmp_path):
+    def test_things_that_are_not_a_state_dict(self, resnet20, tmp_path):
         path = tmp_path / "model.pth"
         for content, message in (
             ([torch.zeros(3)], "contains a list, but a state_dict was expected"),
@@ -340,7 +340,7 @@ class TestRefusals:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A workdir as training leaves it, with averaged weights; and these."""
+    """A workdir as training leaves it, with EMA weights, and those weights."""
     folder = tmp_path_factory.mktemp("run")
     mapping = create_mapping("pmap", 1)
     task = tasks.create_task(small_config(ema=0.9), mapping)
@@ -383,7 +383,7 @@ class TestWorkdirs:
         assert after.pop("checkpoint") == 0
         assert before.pop("checkpoint") == 5
         assert after == pytest.approx(before, rel=1e-6)
-        # The config may be overridden where there is no run to go on with.
+        # The config may be overridden, because there is no run to resume.
         assert measure(back, overrides={"image_size": 16})["test_loss"] != after["test_loss"]
 
     def test_converted_weights_start_a_run_and_are_none(self, workdir, tmp_path):
@@ -411,7 +411,7 @@ class TestWorkdirs:
             measure(back, overrides={"dataset": "digits", **gray})
 
     def test_a_network_without_norms(self, tmp_path):
-        """Its checkpoint has no batch statistics, and is measured all the same."""
+        """Its checkpoint has no batch statistics, and can be evaluated."""
         path, back = tmp_path / "vgg.safetensors", tmp_path / "back"
         net = torch_models.VGG16GAP(10)
         net.features[0] = torch.nn.Conv2d(1, 64, 3, padding=1)

@@ -1,4 +1,4 @@
-"""Files as scripts save them: which weights are taken, and what is said or refused."""
+"""Files as scripts save them: which weights are used, and what is noted or refused."""
 
 import argparse
 import datetime
@@ -13,7 +13,7 @@ from cutmix_jax import UserError, convert
 from cutmix_jax.convert import __main__ as command
 from cutmix_jax.convert.contents import choose_network
 
-torch = pytest.importorskip("torch", reason="PyTorch, the other side, is missing")
+torch = pytest.importorskip("torch", reason="needs PyTorch")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is missing")
 torch_models = pytest.importorskip("tests.torch_models")
 
@@ -38,7 +38,7 @@ def prefixed(prefix, state):
 
 
 def read(content, folder, name="model.pth"):
-    """What is read of a file with this content."""
+    """What is read from a file with this content."""
     torch.save(content, folder / name)
     return convert.read_file(folder / name)
 
@@ -54,7 +54,7 @@ def told(converted):
     return " ".join(converted.notes)
 
 
-# What holds raw and averaged weights, by who saves it so.
+# Files with raw and EMA weights, by the library that saves them.
 BOTH = {
     "timm": lambda raw, ema: {"arch": "resnet8", "state_dict": raw, "state_dict_ema": ema},
     "torchvision": lambda raw, ema: {
@@ -106,8 +106,8 @@ class TestAveragedWeights:
         with pytest.raises(UserError, match=r"no EMA weights, .*\(the file itself\)"):
             convert.from_torch(raw, weights="ema")
 
-    def test_averages_without_names_are_told_of(self, raw):
-        """As the package torch_ema saves them."""
+    def test_averages_without_names_are_mentioned(self, raw):
+        """The package torch_ema saves them."""
         contents = {"model": raw, "ema": {"decay": 0.9, "shadow_params": [torch.zeros(3)]}}
         converted = convert.from_torch(contents)
         assert holds(converted, raw)
@@ -121,7 +121,7 @@ class TestAveragedWeights:
         with pytest.raises(UserError, match=r"twice \(bn1\.module\.bias\)"):
             convert.from_torch(twice)
 
-    def test_dictionaries_within_themselves(self, raw):
+    def test_dictionaries_that_contain_themselves(self, raw):
         contents = {"model": raw, "best": raw}
         contents["self"] = contents
         assert choose_network(contents)[0].where == "model"
@@ -137,14 +137,14 @@ class TestAveragedWeights:
 
 
 class TestStrays:
-    def test_what_is_not_of_the_network_is_named_and_left_out(self, raw):
+    def test_what_does_not_belong_to_the_network_is_named_and_left_out(self, raw):
         stray = {"criterion.weight": torch.ones(10)}
         converted = convert.from_torch({"state_dict": prefixed("model.", raw) | stray})
         assert holds(converted, raw)
         assert "they are not part of the network: criterion.weight." in told(converted)
 
     def test_a_head_outside_of_the_network(self, raw):
-        """It may be what is missing within."""
+        """It may be what the network lacks."""
         body = {k: v for k, v in raw.items() if not k.startswith("fc.")}
         contents = prefixed("backbone.", body) | {"head.weight": raw["fc.weight"]}
         message = r"missing: fc\.bias, fc\.weight; extra: head\.weight"
@@ -152,12 +152,12 @@ class TestStrays:
             convert.from_torch(contents, model="resnet8")
 
     def test_wrappers_within_names(self, raw):
-        """DataParallel around some parts, as PyTorch's example had it, or compiled parts."""
+        """DataParallel around some parts, as in PyTorch's example, or compiled parts."""
         contents = {k.replace("layer1.", "layer1._orig_mod.module."): v for k, v in raw.items()}
         assert contents.keys() != raw.keys()
         assert holds(convert.from_torch(contents), raw)
 
-    def test_values_that_are_no_tensors(self, raw):
+    def test_values_that_are_not_tensors(self, raw):
         with pytest.raises(UserError, match=r"values that are not tensors \(epoch\)"):
             convert.from_torch({**raw, "epoch": 3})
 
@@ -200,7 +200,7 @@ class TestArchitecture:
         assert "It is converted as resnet8, as you asked" in told(converted)
 
     def test_published_names(self):
-        """Those of timm for what is torchvision's, and of networks whose depth is not in a name."""
+        """timm's names for torchvision's networks, and names of networks without their depth."""
         check = convert.contents.check_architecture
         for theirs, ours in (
             ("tv_resnet50", "resnet50"),
@@ -285,7 +285,7 @@ class TestWhatIsNoStateDict:
         with pytest.raises(UserError, match=r"extra: 3"):
             convert.from_torch(read({**raw, 3: torch.zeros(1)}, tmp_path))
 
-    def test_formats_are_told_by_their_contents(self, raw, tmp_path):
+    def test_formats_are_recognized_by_their_contents(self, raw, tmp_path):
         path = tmp_path / "model.pth"
         safetensors.save_file(dict(raw), path)
         assert holds(convert.from_torch(convert.read_file(path)), raw)
@@ -308,7 +308,7 @@ class TestWhatIsNoStateDict:
         message = r"TorchScript program.*save torch\.jit\.load\(FILE\)\.state_dict\(\)"
         with pytest.raises(UserError, match=message):
             convert.read_file(path)
-        # What is advised works.
+        # The advice works.
         assert convert.from_torch(torch.jit.load(path).state_dict()).model == "resnet8"
 
     @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])

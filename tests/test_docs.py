@@ -1,4 +1,4 @@
-"""What the pages of docs/ show runs, and what they name exists."""
+"""The snippets in docs/ run, and what the pages name exists."""
 
 import ast
 import importlib.util
@@ -34,7 +34,7 @@ def snippets():
 
 @pytest.mark.parametrize("code", list(snippets()))
 def test_snippets_run(code, monkeypatch):
-    monkeypatch.setattr("cutmix_jax.models.NETS", dict(NETS))  # one of them adds to it
+    monkeypatch.setattr("cutmix_jax.models.NETS", dict(NETS))  # one snippet adds to it
     names = {}
     exec(compile(code, "docs", "exec"), names)
     if "get_config" in names:
@@ -72,7 +72,7 @@ def test_every_config_key_has_one_row():
 
 
 def test_troubleshooting_quotes_messages_of_the_code():
-    """A heading in backticks is a message; `...` and words in capitals stand for what differs."""
+    """A heading in backticks is a message. `...` and capitals stand for the parts that differ."""
     said = " ".join(text for path in [*ROOT.glob("cutmix_jax/**/*.py"), ROOT / "main.py"]
                     for text in texts(ast.parse(path.read_text())))  # fmt: skip
     headings = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
@@ -83,7 +83,7 @@ def test_troubleshooting_quotes_messages_of_the_code():
 
 
 def texts(tree):
-    """The strings of a module, with a blank for each value that is filled in."""
+    """The strings of a module, with a blank for each formatted value."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts = (p.value if isinstance(p, ast.Constant) else " " for p in node.values)

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md are those of the records beside it."""
+"""The tables of docs/evidence.md match the records in docs/evidence/."""
 
 import json
 import pathlib

@@ -7,7 +7,7 @@ from PIL import Image
 from cutmix_jax import gallery, pictures
 
 
-def test_draws_digits(tmp_path, capsys):
+def test_renders_digits(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     mixes = ["cutmix", "feature_cutmix", "cutout+mixup"]
     assert gallery.main(["--output", str(sheet), "--side", "32", "--mixes", *mixes]) == 0
@@ -17,7 +17,7 @@ def test_draws_digits(tmp_path, capsys):
     assert red.sum() > 100, "boxes are outlined"
 
 
-def test_draws_images_of_a_folder(tmp_path):
+def test_renders_images_of_a_folder(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         pixels = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)

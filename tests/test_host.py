@@ -1,4 +1,4 @@
-"""What a host keeps for the next start, and what XLA is asked for."""
+"""What a host keeps for the next start, and the flags that XLA gets."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ jax.jit(lambda x: x + 1)(1.0)
 
 
 def compile_apart(**settings):
-    """What a process that compiles prints, and its standard error."""
+    """The output and the standard error of a process that compiles."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
     env |= {"PYTHONPATH": str(REPOSITORY), **settings}
     return subprocess.run(
@@ -31,7 +31,7 @@ def compile_apart(**settings):
 
 
 def folder_and_entries(**settings):
-    """Where a process that compiles keeps its programs, and how many."""
+    """The folder in which a process keeps its compiled functions, and how many there are."""
     told = compile_apart(**settings)
     folder = pathlib.Path(told.stdout.strip())
     return folder, len(list(folder.glob("*-cache"))) if folder.exists() else 0
@@ -56,7 +56,7 @@ def test_a_folder_that_is_chosen_stays(tmp_path, there):
     assert list(tmp_path.iterdir()) == [chosen]
 
 
-def test_nothing_is_kept_where_that_is_turned_off(tmp_path):
+def test_nothing_is_kept_if_that_is_turned_off(tmp_path):
     _, entries = folder_and_entries(
         CUTMIX_JAX_CACHE=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="false"
     )
@@ -102,7 +102,7 @@ def test_the_fast_weight_gradient_is_for_versions_on_which_it_was_tried(
 
 
 @pytest.mark.parametrize("package", ["libtpu", "jax_plugins"])
-def test_beside_a_gpu_or_tpu_the_flags_of_xla_stay(monkeypatch, package):
+def test_with_a_gpu_or_tpu_the_flags_of_xla_stay(monkeypatch, package):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: host.TRIED[0])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == package)
@@ -111,10 +111,10 @@ def test_beside_a_gpu_or_tpu_the_flags_of_xla_stay(monkeypatch, package):
 
 
 @pytest.mark.skipif(
-    importlib.metadata.version("jaxlib") not in host.TRIED, reason="a jaxlib that was not tried"
+    importlib.metadata.version("jaxlib") not in host.TRIED, reason="untested jaxlib"
 )
 def test_xla_knows_the_flag_and_takes_another_way():
-    """Other bits of a weight gradient show that the flag is heard, not that it is ignored."""
+    """Other bits in a weight gradient show that XLA obeys the flag."""
     script = """
 import os, sys
 os.environ["XLA_FLAGS"] = ""

@@ -1,4 +1,4 @@
-"""The command line: what is wrong is told in one line, with the remedy, before any training."""
+"""The command line: an error is one line with the remedy, before any training."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ from tests.commands import REPOSITORY, SMALL, environment, run_main, small_confi
 
 @pytest.fixture
 def command_line(monkeypatch):
-    """Parses a command line as `main.py` does, and forgets it afterwards."""
+    """Parses a command line like `main.py`, and resets the flags afterwards."""
     monkeypatch.setattr(sys, "argv", sys.argv)
 
     def parse(*arguments):
@@ -44,7 +44,7 @@ def command_line(monkeypatch):
             r"has 3 parts.*MODEL,METHOD",
         ),
         (["--config", f"{REPOSITORY}/configs/cifar10.py:,cutmx"], r"'cutmx' \(the nearest are"),
-        (["--config", f"{REPOSITORY}/configs/cifar.py:,baseline+cutmix"], r"is no method at all"),
+        (["--config", f"{REPOSITORY}/configs/cifar.py:,baseline+cutmix"], r"joins 'baseline' with"),
         (["--mode=tain"], r"should be one of <train\|evaluate\|list>"),
         (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
         (["configs/cifar.py"], r"'configs/cifar.py' is no flag: write --config FILE"),
@@ -153,7 +153,7 @@ def test_a_run_on_digits_never_imports_tensorflow(tmp_path):
 
 
 def run_list(*arguments):
-    """Runs `main.py --mode list` where importing jax would be noticed."""
+    """Runs `main.py --mode list` in a process that would notice an import of jax."""
     script = (
         "import runpy, sys\n"
         f"sys.argv = ['main.py', '--mode=list', *{list(arguments)!r}]\n"
@@ -177,7 +177,7 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     assert cutmix["config"] == "configs/imagenet.py:resnet50,cutmix"
     assert (cutmix["params"], cutmix["top1_error"], cutmix["top5_error"]) == (25557032, 21.40, 5.92)
     assert (cutmix["a100_chips"], cutmix["tpu_v4_chips"]) == (8, 4)
-    # By hand: three passes, 300 epochs; what 16,600 images a second are, within a tenth.
+    # By hand: three passes, 300 epochs, at 16,600 images per second, within a tenth.
     assert cutmix["a100_hours"] == pytest.approx(300 * 1281167 / 16600 / 3600, rel=0.1)
     assert known["7", "Baseline"]["top5_error"] is None
     assert known["figure-3-right", "layer 4 (layer3)"]["top1_error"] is None
@@ -185,7 +185,7 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     found = known["9", "VGG-GAP + CutMix, CUB-200-2011"]
     assert found["config"] == "configs/wsol.py:vgg16_gap,cutmix,cub"
     assert (found["loc_acc"], found["top1_error"], found["epochs"]) == (52.53, None, 600)
-    # Maps of 14x14 in the last stage take half as much again; the head has 200 classes.
+    # Maps of 14x14 in the last stage take half as much more; the head has 200 classes.
     birds, plain = known["9", "ResNet-50 + CAM, CUB-200-2011"], cutmix
     assert 1.4 < birds["flops"] / plain["flops"] < 1.6
     assert plain["params"] - birds["params"] == 800 * 2049

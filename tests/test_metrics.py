@@ -1,4 +1,4 @@
-"""Counters and what is told of them."""
+"""Counters and what is reported of them."""
 
 import json
 

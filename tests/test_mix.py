@@ -1,6 +1,6 @@
-"""What a mix does to pixels and labels: properties, each with a mutant that it catches.
+"""Properties of pixels and labels under each mix. Each test catches a mutant.
 
-The mutants are in `mix_mutants.py`, by the names of the tests; `test_mix_mutants.py` runs them.
+The mutants are in `mix_mutants.py`, under the names of the tests. `test_mix_mutants.py` runs them.
 """
 
 import math
@@ -21,7 +21,7 @@ from cutmix_jax import mix
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 
-# One compilation a case: batches of 1 and odd ones; one pixel, one channel, odd, not square.
+# One compilation per case: batches of 1 and odd sizes; one pixel, one channel, odd, not square.
 CASES = {
     "cutmix": (mix.sample_cutmix, {}, (4, 8, 8, 3), jnp.uint8),
     "cutmix, box of the paper": (mix.sample_cutmix, {"box": "paper"}, (3, 7, 5, 1), jnp.float32),
@@ -59,7 +59,7 @@ def random_images(seed, shape, dtype):
 
 
 def images_by_numpy(plan, images):
-    """The reference: one example after the other, slice assignment, float64."""
+    """The reference: one example at a time, with slice assignment, in float64."""
     images = np.asarray(images)
     mixed = images.copy()
     for i, partner in enumerate(np.asarray(plan.partner)):
@@ -74,7 +74,7 @@ def images_by_numpy(plan, images):
 
 
 def kept_by_numpy(plan):
-    """Pixels that each box leaves, counted one by one."""
+    """The pixels outside each box, counted one by one."""
     kept = []
     for box in np.asarray(plan.box):
         canvas = np.ones(plan.sides, bool)
@@ -276,7 +276,7 @@ def test_mixing_losses_equals_mixing_labels_for_cross_entropy():
 
 
 def test_lam_is_rounded_once_under_jit():
-    # XLA's division by a constant is off by one unit for every fourth area of such a size.
+    # XLA's division by a constant is off by one unit for one in four areas of such sizes.
     kept = np.arange(225)
     boxes = np.stack([np.zeros((225, 2)), np.stack([225 - kept, np.full(225, 225)], 1)], 1)
     expected = (kept.astype(np.float64) / 225).astype(np.float32)
@@ -297,7 +297,7 @@ def test_a_batch_is_mixed_in_all_its_parts():
     mixed = mix.apply(plan, batch)
     for name in ("image", "depth", "mask"):
         np.testing.assert_array_equal(mixed[name], images_by_numpy(plan, batch[name]), name)
-    # A cell of 4 x 4 pixels is the partner's if its center is: rows 4..13 hold centers of cells
+    # A cell of 4 x 4 pixels is the partner's if its center is. Rows 4..13 hold centers of cells
     # 1 and 2 (at 6 and 10), columns 3..9 those of cell 1 (at 6).
     quarter = plan_with([[1, 1], [3, 2]], [1, 2, 0], (4, 3))
     np.testing.assert_array_equal(mixed["quarter"], images_by_numpy(quarter, batch["quarter"]))
@@ -459,7 +459,7 @@ def test_one_call_is_plan_apply_and_labels():
     np.testing.assert_array_equal(mixed, mix.apply(plan, images, spatial_axes=(2, 3)))
 
 
-def test_nothing_recompiles_but_for_shapes():
+def test_only_new_shapes_recompile():
     from cutmix_jax.mix import calls
 
     images, labels = random_images(0, (2, 5, 5, 1), jnp.uint8), jnp.arange(2)
@@ -480,7 +480,7 @@ def test_nothing_recompiles_but_for_shapes():
     assert len(traces) == 1
 
 
-def test_constants_of_a_jitted_step_are_no_tracers():
+def test_constants_of_a_jitted_step_are_not_tracers():
     images, labels, half = jnp.zeros((3, 4, 4, 1)), jnp.arange(3), jnp.float32(0.5)
     options = {"alpha": half, "min_ratio": half / 2, "max_ratio": half, "num_classes": 3}
     jax.eval_shape(lambda key: mix.cutmix(key, images, labels, **options), jax.random.key(0))
@@ -505,7 +505,7 @@ WRONG_CALLS = {
     "the batch as an axis": (IMAGES, CLASS_IDS, {"spatial_axes": (0, 1)}, r"no axes \(0, 1\)"),
     "alpha zero": (IMAGES, CLASS_IDS, {"alpha": 0}, "alpha must be above 0"),
     "alpha nan": (IMAGES, CLASS_IDS, {"alpha": math.nan}, "alpha .* got nan"),
-    "alpha of each image": (IMAGES, CLASS_IDS, {"alpha": np.ones(4)}, r"shape is \(4,\)"),
+    "alpha per image": (IMAGES, CLASS_IDS, {"alpha": np.ones(4)}, r"shape is \(4,\)"),
     "prob above one": (IMAGES, CLASS_IDS, {"prob": 2}, "prob .* at most 1.*2"),
     "min_ratio below zero": (IMAGES, CLASS_IDS, {"min_ratio": -0.1}, "min_ratio .* at least 0"),
     "max_ratio above one": (IMAGES, CLASS_IDS, {"max_ratio": 1.5}, "max_ratio .* at most 1"),
@@ -528,7 +528,7 @@ WRONG_CALLS = {
     "across no devices": (IMAGES, CLASS_IDS, {"across_devices": True}, "needs axis_name"),
     "num_classes of another kind": (IMAGES, CLASS_IDS, {"num_classes": 10.5}, "num_classes must"),
     "no classes": (IMAGES, CLASS_IDS, {"num_classes": 0}, "num_classes must be .* at least 1"),
-    "ids with an axis too many": (
+    "ids with one axis too many": (
         IMAGES,
         jax.ShapeDtypeStruct((4, 1), jnp.int32),
         {},
@@ -589,7 +589,7 @@ def test_arguments_of_other_kinds_work():
     jax.tree.map(np.testing.assert_array_equal, series[2], plan)
 
 
-def test_arguments_of_no_use_are_refused_in_a_sentence():
+def test_useless_arguments_are_refused_in_a_sentence():
     key, images, ids = jax.random.key(0), jnp.zeros((4, 8, 8, 3)), [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"images must be one array .* a list\. Stack them"):
         mix.cutmix(key, list(images), ids, num_classes=4)
@@ -623,7 +623,7 @@ def test_a_batch_of_none_stays_one(call, scope, partner):
     assert (mixed.shape, rows.shape, plan.partner.shape) == (images.shape, (0, 3), (0,))
 
 
-def test_a_plan_refuses_images_it_was_not_drawn_for():
+def test_a_plan_refuses_images_it_was_not_sampled_for():
     plan = mix.sample_cutmix(jax.random.key(0), 4, (32, 32))
     with pytest.raises(ValueError, match=r"batch of 3.*batch of 4"):
         mix.apply(plan, jnp.zeros((3, 32, 32, 1)))

@@ -1,4 +1,4 @@
-"""The docstrings of the mixing library: all there, and their examples true."""
+"""The docstrings of the mixing library are complete, and their examples are true."""
 
 import doctest
 import importlib

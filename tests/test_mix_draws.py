@@ -1,4 +1,4 @@
-"""How plans are distributed: seeds are fixed, and thresholds are four standard errors wide."""
+"""How plans are distributed. Seeds are fixed, and thresholds are four standard errors wide."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def draw(sampler, seed=0, draws=DRAWS, sides=(32, 32), **options):
 
 
 def close(values, expected, errors=4):
-    """Whether the mean is within so many standard errors of what is expected."""
+    """Whether the mean is within that many standard errors of the expected one."""
     return abs(values.mean() - expected) < errors * values.std() / np.sqrt(len(values)) + 5e-5
 
 
@@ -44,11 +44,11 @@ def test_lam_of_the_authors_box(side):
     assert close(lam, mean)
     assert lam.std() == pytest.approx(deviation, abs=1e-3)
     assert lam.min() >= least - 1e-4
-    if side < 224:  # where the least is not rarer than the draws are many
+    if side < 224:  # if the samples are enough to see the minimum
         assert lam.min() <= least + 0.005
     assert close(lam == 1, empty)
     assert close(lam < 0.5, below_half, errors=5)
-    # The share of draws below a quantile, and with it, enclose the quantile's own: lam has steps.
+    # lam has steps: the fractions below a quantile, and up to it, enclose the expected one.
     for share, quantile in zip((0.05, 0.25, 0.5, 0.75, 0.95), quantiles, strict=True):
         error = 4 * np.sqrt(share * (1 - share) / DRAWS)
         assert (
@@ -71,7 +71,7 @@ def test_mean_lam_of_other_alphas(alpha, mean):
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 1.0, 2.0, 4.0])
 def test_lambda_before_clipping_is_beta(alpha):
     lam = draw(mix.sample_mixup, seed=11, alpha=alpha).lam[:, 0].astype(float)
-    # Above one half float32 rounds to 1; below, it keeps the small values apart.
+    # Above one half float32 rounds to 1. Below, it distinguishes small values.
     assert close(lam < 0.5, 0.5)
     smaller = lam[lam < 0.5]
     fit = stats.kstest(smaller, lambda x: 2 * stats.beta.cdf(x, alpha, alpha))
@@ -84,7 +84,7 @@ def test_lambda_before_clipping_is_beta(alpha):
     assert fit.pvalue > 1e-3
 
 
-def test_drawn_lambda_is_kept_where_it_is_not_corrected():
+def test_sampled_lambda_is_kept_if_it_is_not_corrected():
     lam = draw(mix.sample_cutmix, correct_lam=False).lam[:, 0]
     assert stats.kstest(lam, stats.uniform.cdf).pvalue > 1e-3
 
@@ -165,7 +165,7 @@ def test_cutout_removes_its_share():
 @pytest.mark.parametrize("sides", [(64,), (24, 40), (16, 20, 12)])
 def test_side_exponent_by_the_number_of_sides(sides):
     lam = draw(mix.sample_cutmix, sides=sides, placement="inside", draws=50_000).lam[:, 0]
-    # Unclipped, the pasted share is that which was drawn, up to the rounding of the sides.
+    # Unclipped, the pasted area is the sampled one, up to the rounding of height and width.
     assert lam.mean() == pytest.approx(0.5, abs=0.01)
     quantiles = np.quantile(lam, [0.1, 0.3, 0.7, 0.9])
     np.testing.assert_allclose(quantiles, [0.1, 0.3, 0.7, 0.9], atol=0.03)
@@ -198,7 +198,7 @@ def test_equal_words_of_the_permutation_fall_in_either_order(monkeypatch):
         assert close(places[:, i] < places[:, j], 0.5)
 
 
-def test_a_layer_is_drawn_for_each_batch():
+def test_a_layer_is_sampled_per_batch():
     recipe = mix.create_mix("feature_cutmix", label="complete")
     sides = dict(zip(recipe.layers, [(32, 32), (32, 32), (32, 32), (16, 16), (8, 8)], strict=True))
     keys = jax.random.split(jax.random.key(0), 20_000)

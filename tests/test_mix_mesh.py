@@ -1,4 +1,4 @@
-"""Batches on a mesh: mixed as the unsharded ones, and each device keeps its part."""
+"""Batches on a mesh are mixed like unsharded ones, and each device keeps its part."""
 
 import contextlib
 
@@ -46,7 +46,7 @@ def blends(images, ids):
         yield images
 
 
-# What a product and a sum are rounded to depends on the vectors that a shard is computed in.
+# The rounding of products and sums depends on the vector width in which a shard is computed.
 TOLERANCE = {pastes: 0, blends: 2e-6}
 
 

@@ -1,4 +1,4 @@
-"""The tests of the mixing library see the mistakes that they are there for."""
+"""The tests of the mixing library catch the mistakes that they are written for."""
 
 import pathlib
 import shutil
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
     ("file", "right", "wrong", "test"),
     [pytest.param(*mutant, id=name) for name, mutant in MUTANTS.items()],
 )
-def test_places_of_mutants_exist(file, right, wrong, test):
+def test_the_code_that_mutants_replace_exists(file, right, wrong, test):
     assert (ROOT / "cutmix_jax" / "mix" / file).read_text().count(right) == 1
     module, name = test.split("::")
     assert f"def {name}(" in (ROOT / "tests" / module).read_text()

@@ -14,7 +14,7 @@ SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16,
     "layer3": (8, 8)
 }
 
-# The name in the paper, where it mixes, and what its description has to say.
+# The name in the paper, where it mixes, and what its description has to contain.
 PAPER = {
     "none": ((), "no mixing"),
     "cutmix": (("image",), "Beta(1, 1)"),
@@ -59,7 +59,7 @@ def check_mix(recipe, name, layers, words):
         assert plan.partner.shape == (5,)
 
 
-def test_a_recipe_draws_what_its_sampler_draws():
+def test_a_mix_samples_what_its_sampler_samples():
     (plan,) = mix.create_mix("cutmix", alpha=0.5, prob=0.9, box="paper").sample(KEY, 4, (8, 8))
     expected = mix.sample_cutmix(KEY, 4, (8, 8), alpha=0.5, prob=0.9, box="paper")
     jax.tree.map(np.testing.assert_array_equal, plan, expected)
@@ -134,7 +134,7 @@ def test_a_choice_is_as_likely_as_its_weight(weights):
 
 
 def test_the_choice_of_an_image_is_one_plan_of_plans_drawn_apart():
-    """Each image has the plan that its mix has drawn, and partners as they were before mixing."""
+    """Each image has the plan that its mix sampled, and partners as they were before mixing."""
     cut, blend = mix.create_mix("cutmix", scope="image"), mix.create_mix("mixup", scope="image")
     recipe = mix.random_choice(cut, blend, scope="image")
     (plan,) = recipe.sample(KEY, 64, (8, 8))

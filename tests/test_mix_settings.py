@@ -1,4 +1,4 @@
-"""JAX's stricter settings change no result: every public function, executed under each of them."""
+"""JAX's stricter settings change no result: every public function runs under each of them."""
 
 import pathlib
 import re
@@ -54,7 +54,7 @@ def recipes():
 
 
 def wider_under_x64():
-    """Drawn by `jax.random.randint`, whose default dtype and bits follow x64."""
+    """Sampled by `jax.random.randint`, whose default dtype and bits depend on x64."""
     layers = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
     return [mix.sample_cutmix(KEY, 6, (8, 12), partner="rotate"), layers.sample(KEY, 6, MAPS)]
 

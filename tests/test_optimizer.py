@@ -12,7 +12,7 @@ from tests.test_train import small_config
 @pytest.mark.parametrize(
     ("overrides", "rates"),
     [
-        # The paper's ImageNet recipe: x 0.1 at the start of epochs 75, 150 and 225 of 300.
+        # The paper's schedule for ImageNet: x 0.1 at the start of epochs 75, 150 and 225 of 300.
         (
             {"lr_drops": (0.25, 0.5, 0.75)},
             {0: 0.1, 74.9: 0.1, 75: 0.01, 150: 1e-3, 225: 1e-4, 299: 1e-4},

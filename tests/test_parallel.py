@@ -1,4 +1,4 @@
-"""Mapping over devices: both kinds do the same, and arrays lie where they should."""
+"""Mapping over devices: both ways do the same, and arrays are where they should be."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ KINDS = ["pmap", "shard_map"]
 
 
 def mean_of_shares(state, arrays, xs):
-    """A stand-in for the step: gathers from what is replicated, reduces over the axis."""
+    """A stand-in for the step: gathers from a replicated array and reduces over the axis."""
     return state + lax.pmean(arrays[xs].sum(), AXIS), lax.psum(xs.sum(), AXIS)
 
 
@@ -28,14 +28,14 @@ def test_a_function_sees_its_share_and_reduces_over_the_axis(kind, devices):
     assert float(result) == 1 + np.arange(16).sum() / devices
     assert int(total) == np.arange(16).sum()
     assert state.is_deleted()
-    # Before JAX 0.8 pmap had a kind of sharding of its own, which is equivalent to no other.
+    # Before JAX 0.8 pmap had its own kind of sharding, which is equivalent to no other.
     assert result.is_fully_replicated
     assert result.sharding.device_set == state.sharding.device_set
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_averaged_once(kind):
-    """shard_map, left to itself, would have summed them before `pmean` averages them."""
+    """shard_map alone would sum them before `pmean` averages them."""
     mapping = create_mapping(kind)
 
     def gradient(weight, arrays, xs):
@@ -86,7 +86,7 @@ def test_the_mapping_follows_the_number_of_processes(monkeypatch, processes, kin
 
 def test_pmap_with_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"'pmap' is for one process, and there are 2.*=auto"):
+    with pytest.raises(UserError, match=r"'pmap' is for one process, but there are 2.*=auto"):
         create_mapping("pmap")
 
 

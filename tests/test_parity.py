@@ -1,4 +1,4 @@
-"""A step of SGD here is the step of PyTorch: the same parameters, the same running statistics."""
+"""A step of SGD equals PyTorch's: the same parameters and the same running statistics."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from cutmix_jax import convert, tasks, train
 from cutmix_jax.parallel import create_mapping
 from tests.commands import small_config
 
-torch = pytest.importorskip("torch", reason="PyTorch, the numeric reference, is missing")
+torch = pytest.importorskip("torch", reason="needs PyTorch as the numeric reference")
 torch_models = pytest.importorskip("tests.torch_models")
 
 NETS = {
@@ -19,7 +19,7 @@ NETS = {
     "pyramidnet20_48": lambda: torch_models.PyramidNet(20, 48, channels=1),
     "pyramidnet110": lambda: torch_models.PyramidNet(110, 64, channels=1),
 }
-STEPS = 2  # so that the momentum of the first is seen in the second
+STEPS = 2  # so that the second shows the momentum of the first
 
 
 def to_float64(tree):
@@ -27,7 +27,7 @@ def to_float64(tree):
 
 
 def train_here(config, variables):
-    """Takes the steps of `train.train_step` in float64, and tells the batches it took them on."""
+    """Takes the steps of `train.train_step` in float64, and returns their batches as well."""
     with jax.enable_x64(True):
         task = tasks.create_task(config, create_mapping("pmap", 1))
         task = dataclasses.replace(task, model=task.model.copy(dtype=jnp.float64))
@@ -50,12 +50,12 @@ def train_here(config, variables):
 
 
 def stacked(x):
-    """As one step of a call."""
+    """The arguments of a call of one step."""
     return x[:, None]
 
 
 def train_there(net, config, batches):
-    """The same in PyTorch; tells over how many numbers each norm took its statistics."""
+    """The same in PyTorch; also returns how many numbers each norm averaged over."""
     net = net.double().train()
     sizes = {}
     for name, module in net.named_modules():
@@ -86,7 +86,7 @@ def train_there(net, config, batches):
     "name", ["resnet20", "pyramidnet20_48", pytest.param("pyramidnet110", marks=pytest.mark.slow)]
 )
 def test_two_steps_of_sgd_are_pytorchs(name):
-    # Weight decay so strong that it is seen beside the gradient.
+    # Weight decay strong enough to be visible next to the gradient.
     config = small_config(
         **{"model": name, "batch_size": 8, "weight_decay": 0.01, "augment.pad": 0}
     )

@@ -1,4 +1,4 @@
-"""Every path that a user gives is local: an address is refused before anything is written."""
+"""Paths from the user are local. An address is refused before anything is written."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ ADDRESS = "s3://bucket/run"
     [
         "s3://bucket/run",
         "gs://bucket",
-        "gs:/bucket",  # what pathlib makes of it
+        "gs:/bucket",  # what pathlib turns it into
         pathlib.Path("gs://bucket/run"),
         "GS://bucket",
         " gs://bucket",
@@ -51,8 +51,8 @@ def test_an_address_is_refused_in_one_sentence(path):
     with pytest.raises(UserError) as refusal:
         place(path, "--workdir")
     expected = (
-        f"--workdir is {os.fspath(path)!r}, and a local path was expected: mount or copy what lies "
-        "there, and give its path without a scheme."
+        f"--workdir is {os.fspath(path)!r}, but a local path was expected. Mount or copy the "
+        "data, and give its path without a scheme."
     )
     assert str(refusal.value) == expected
 
@@ -203,12 +203,12 @@ def test_main_refuses_before_it_imports_jax(tmp_path, words, name, status):
         timeout=120,
     )
     assert done.returncode == status
-    assert re.fullmatch(rf"error: {name} is 's3://bucket/run', and .*\n", done.stderr)
+    assert re.fullmatch(rf"error: {name} is 's3://bucket/run', but .*\n", done.stderr)
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["jax.py"]
 
 
 def refusal(call, capsys):
-    """What is said where a command or a function refuses."""
+    """The message with which a command or a function refuses."""
     try:
         status = call()
     except UserError as error:

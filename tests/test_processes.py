@@ -1,4 +1,4 @@
-"""Two processes of one device each, as two plain commands on one machine start them."""
+"""Two processes of one device each, started by two plain commands on one machine."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ ARGUMENTS = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every
 
 
 def start_two(workdir, *arguments, each=((), ())):
-    """Starts `main.py` twice, as docs/devices.md says; `each` has arguments of each."""
+    """Starts `main.py` twice, as docs/devices.md says; `each` has the arguments of each one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -35,7 +35,7 @@ def start_two(workdir, *arguments, each=((), ())):
 
 
 def finish(processes, timeout=240):
-    """Waits for all, and returns what they printed."""
+    """Waits for all processes, and returns what they printed."""
     outputs = [process.communicate(timeout=timeout) for process in processes]
     for process, (_, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err
@@ -60,7 +60,7 @@ def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
     assert (tmp_path / "two" / "results.json").exists()
     assert checkpoint_digest(tmp_path / "two")
 
-    # The run goes on with one process: here, it finds itself finished.
+    # One process resumes the run. Here, it finds it finished.
     again = run_main(f"--workdir={tmp_path / 'two'}", *ARGUMENTS)
     assert "is finished" in again.stdout
 
@@ -78,7 +78,7 @@ def own_images(values, process):
 def test_each_process_streams_its_own_images_as_one_would(tmp_path):
     """The images of the other process cannot even be decoded."""
     values = write_photographs(tmp_path / "photographs")
-    # At so small a learning rate, differences of rounding do not grow from step to step.
+    # With such a small learning rate, differences of rounding do not grow from step to step.
     arguments = [*ARGUMENTS, "--config.epochs=1", "--config.learning_rate=0.001"]
     arguments += [f"--config.{key}={value}" for key, value in values.items()]
     own = [set(own_images(values, process)) for process in (0, 1)]

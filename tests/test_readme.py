@@ -1,4 +1,4 @@
-"""The README is short, and requirements, notebook and options are as the pages say."""
+"""The README is short, and requirements, notebook and options match the pages."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ def test_every_requirement_has_its_reason():
 
 
 def test_colabs_versions_are_within_the_bounds():
-    """Offline; continuous integration lets pip resolve them."""
+    """Offline. Continuous integration resolves them with pip."""
     lines = (ROOT / "tests/colab-constraints.txt").read_text().splitlines()
     colab = dict(line.split("==") for line in lines if "==" in line)
     listed = map(Requirement, filter(None, map(plain, (ROOT / "requirements.txt").open())))

@@ -1,4 +1,4 @@
-"""MODEL,METHOD in words: each sets what the paper says, and nonsense is refused."""
+"""MODEL,METHOD: each word sets what the paper says, and nonsense is refused."""
 
 import functools
 import inspect
@@ -142,10 +142,10 @@ def test_each_of_several_mixes_has_its_own_parameters():
         ("cutmix_beta1", r"'cutmix' has no parameter 'beta'.*alpha, prob, size, layer"),
         ("mixup_size3", r"'mixup' has no parameter 'size'.*alpha, prob"),
         ("baseline_prob0.5", r"'baseline' has no parameter 'prob'"),
-        ("feature_cutmix_layer1.5", r"1\.5 where a whole number"),
+        ("feature_cutmix_layer1.5", r"1\.5, but a whole number"),
         ("cutmix+cutmix_alpha0.5", r"names 'cutmix' twice"),
-        ("baseline+cutmix", r"'baseline', which is no method"),
-        ("cutmix_or_shake_drop", r"'_or_'.*joins mixes alone"),
+        ("baseline+cutmix", r"joins 'baseline' with other methods"),
+        ("cutmix_or_shake_drop", r"'_or_'.*joins only mixes"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence(method, told):
@@ -162,7 +162,7 @@ def test_examples_in_docstrings():
     assert not re.search(r"import jax\b", inspect.getsource(recipes))
 
 
-# The networks of the paper's rows: exact trainable parameters, by network and classes, computed
+# The networks of the paper's rows: exact trainable parameters by network and classes, computed
 # from the authors' and torchvision's definitions; GE by formula.
 PARAMS = {
     ("resnet50", 1000): 25_557_032,
@@ -186,7 +186,7 @@ LISTED = paper.list_recipes()
 
 
 def open_nothing(config, shards):
-    """The data set that a config names, as far as its shapes: no image is read."""
+    """The shapes of the dataset that a config names. No image is read."""
     side = config.image_size or 32
     images = np.broadcast_to(np.uint8(0), (config.batch_size, side, side, 3))
     labels = np.zeros(config.batch_size, np.int32)
@@ -197,7 +197,7 @@ def open_nothing(config, shards):
 
 @functools.cache
 def trace_step(path_and_arg):
-    """Traces a training step of a recipe, and returns its task and the shapes of its state."""
+    """Traces a training step of a config, and returns its task and the shapes of its state."""
     config = read(path_and_arg)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "open_data", open_nothing)
@@ -214,7 +214,7 @@ def trace_step(path_and_arg):
 
 
 def check_row(row):
-    """A row of the list trains, with as many parameters as it says."""
+    """A row of the list trains, and has the number of parameters that the list says."""
     task, state = trace_step(row["config"])
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     assert count == row["params"] == PARAMS[task.config.model, task.data.num_classes]
@@ -232,7 +232,7 @@ def test_the_networks_of_the_list_are_those_of_the_paper():
             for known in paper.read_tables()
             if (known["table"], known["row"]) == (row["table"], row["row"])
         )
-        # To a digit: some of the paper's are truncated, or count running statistics too.
+        # Up to a digit: some of the paper's numbers are truncated, or include running statistics.
         assert abs(row["params"] / 1e6 - printed) < 0.16, row
 
 
@@ -241,7 +241,7 @@ def test_every_row_has_a_config_that_can_be_used(config):
     check_config(read(config))
 
 
-# One of each family of networks; all rows are traced by the slow tests.
+# One network per family. The slow tests trace all rows.
 QUICK = [
     "configs/cifar.py:resnet110,cutmix",
     "configs/imagenet.py:resnet50,feature_cutmix",
@@ -273,7 +273,7 @@ def test_a_step_of_every_row_traces(row):
 def test_operations_of_the_list_are_those_that_xla_counts(model, num_classes, last_stride):
     network = paper.read_networks()[model, num_classes, last_stride]
     side = network["image_side"]
-    # XLA counts the zeros with which convolution.py fills the blocks of a grouped kernel.
+    # XLA also counts the zeros with which convolution.py fills the blocks of a grouped kernel.
     net = create_model(model, num_classes, last_stride=last_stride).clone(conv_layer=nn.Conv)
     images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
     variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)

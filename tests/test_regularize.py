@@ -1,4 +1,4 @@
-"""What is dropped: how much, where, and what that does to the gradient."""
+"""What is dropped: how much, where, and the effect on the gradient."""
 
 import doctest
 
@@ -16,7 +16,7 @@ from cutmix_jax.regularize import DropBlock, Regularization, ShakeDrop, Stochast
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation():
-    """The programs of these tests compile for longer than they run."""
+    """Compiling takes longer than running in these tests."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -30,7 +30,7 @@ def train(module, x, key, *args):
 
 
 def factors(module, keys=KEYS, batch=3):
-    """Forward and backward factors [keys, batch] of a module on a branch of ones."""
+    """Forward and backward factors [keys, batch] of a module for a branch of ones."""
 
     def both(key):
         forward, pull = jax.vjp(lambda x: train(module, x, key), jnp.ones((batch, 2, 1)))
@@ -38,7 +38,7 @@ def factors(module, keys=KEYS, batch=3):
         return forward, backward
 
     forward, backward = map(np.asarray, jax.jit(jax.vmap(both))(keys))
-    for factor in (forward, backward):  # one for each example, not for each element
+    for factor in (forward, backward):  # one per example, not per element
         np.testing.assert_array_equal(factor[:, :, 0], factor[:, :, 1])
     return forward[:, :, 0, 0], backward[:, :, 0, 0]
 
@@ -55,7 +55,7 @@ class TestStochasticDepth:
         assert evaluated.dtype == jnp.bfloat16
         assert (evaluated == 6).all()
 
-    def test_one_draw_for_the_batch_or_one_for_each_example(self):
+    def test_one_sample_for_the_batch_or_one_per_example(self):
         forward, _ = factors(StochasticDepth(0.5))
         assert (forward == forward[:, :1]).all()
         forward, _ = factors(StochasticDepth(0.5, per_example=True))
@@ -73,12 +73,12 @@ class TestShakeDrop:
         forward, backward = factors(ShakeDrop(0.4))
         kept = forward[:, 0] == 1
         assert kept.mean() == pytest.approx(0.6, abs=0.03)
-        # b is that of the batch, and the same on the way there and back.
+        # b is the same for the batch, and in the forward and backward pass.
         assert (forward[kept] == 1).all()
         assert (backward[kept] == 1).all()
         alpha, beta = forward[~kept], backward[~kept]
         for draws, low, high in ((alpha, -1, 1), (beta, 0, 1)):
-            # Uniform: the greatest distance of the distribution functions (Kolmogorov, 0.1 %).
+            # Uniform: the largest distance between the distribution functions (Kolmogorov, 0.1 %).
             ranks = np.sort((draws[:, 0] - low) / (high - low))
             distance = np.abs(ranks - (np.arange(len(ranks)) + 0.5) / len(ranks)).max()
             assert distance < 1.95 / np.sqrt(len(ranks))
@@ -90,14 +90,14 @@ class TestShakeDrop:
         assert forward.mean() == pytest.approx(0.6, abs=4 * forward.std() / np.sqrt(len(KEYS)))
         assert ShakeDrop(0.4).apply({}, jnp.ones(1), True)[0] == pytest.approx(0.6)
 
-    def test_b_may_be_drawn_for_each_example(self):
+    def test_b_may_be_sampled_per_example(self):
         forward, backward = factors(ShakeDrop(0.5, per_example=True))
         np.testing.assert_array_equal(forward == 1, backward == 1)
         assert np.mean((forward[:, 0] == 1) & (forward[:, 1] == 1)) == pytest.approx(0.25, abs=0.03)
 
     @pytest.mark.parametrize("place", [0, 1])
     def test_gradient_against_finite_differences(self, place):
-        """With draws held fixed: those of the branch, times the factor of the way back."""
+        """With fixed samples: the gradient of the branch, times the backward factor."""
         x = jax.random.normal(jax.random.key(1), (3, 5)) * 0.5
         weights = jax.random.normal(jax.random.key(2), (3, 5))
         key = [k for k in KEYS[:50] if train(ShakeDrop(0.5), jnp.ones((1, 1)), k)[0] != 1][place]
@@ -108,7 +108,7 @@ class TestShakeDrop:
             total = jax.vmap(lambda shift: (weights * function(x + shift)).sum())
             return ((total(shifts) - total(-shifts)) / (2 * step)).reshape(3, 5)
 
-        # Where both factors are the same constant, the gradient is the function's own.
+        # If both factors are the same constant, it is the gradient of the function.
         plain = ShakeDrop(0.5, alpha=(0.3, 0.3), beta=(0.3, 0.3))
 
         def fixed(x):
@@ -118,7 +118,7 @@ class TestShakeDrop:
         np.testing.assert_allclose(grad, differences(fixed), rtol=2e-2, atol=2e-3)
         np.testing.assert_allclose(grad, 0.3 * weights * (1 - jnp.tanh(x) ** 2), rtol=1e-5)
 
-        # Where they differ, it is the branch's times beta, and the function's own has alpha.
+        # If they differ, it is the branch's times beta. The gradient of the function has alpha.
         def shaken(x):
             return train(ShakeDrop(0.5), jnp.tanh(x), key)
 
@@ -141,7 +141,7 @@ class TestShakeDrop:
 
 
 class TestDropBlock:
-    # Of PROTOCOLS' simulation: the share of W x W maps that squares of side s drop at 0.1.
+    # From a simulation: the fraction of W x W maps that squares of size s drop at rate 0.1.
     @pytest.mark.parametrize(
         ("width", "size", "share"), [(8, 4, 0.092), (16, 4, 0.095), (14, 7, 0.094), (7, 7, 0.10)]
     )
@@ -156,7 +156,7 @@ class TestDropBlock:
         y = np.asarray(train(DropBlock(0.3, size), x, jax.random.key(1)))
         dropped = y == 0
         assert 0 < dropped.mean() < 1
-        # All that is dropped is covered by squares that are dropped whole, inside the map.
+        # Everything dropped is covered by squares inside the map that are dropped completely.
         covered = np.zeros_like(dropped)
         for i in range(height - size + 1):
             for j in range(width - size + 1):
@@ -165,18 +165,18 @@ class TestDropBlock:
         np.testing.assert_array_equal(covered, dropped)
         scale = dropped.size / (~dropped).sum()
         np.testing.assert_allclose(y[~dropped], x[~dropped] * scale, rtol=1e-6)
-        # Every channel and every example has squares of its own.
+        # Every channel and every example has its own squares.
         assert (dropped != dropped[:1]).any()
         assert (dropped != dropped[..., :1]).any()
 
     def test_seeds_are_as_frequent_as_gamma_says(self):
-        """At side 1 every seed is seen: gamma is the rate, and at the map's own side, too."""
+        """At size 1 every seed is visible: gamma is the rate. So it is at the size of the map."""
         for size in (1, 6):
             y = train(DropBlock(0.2, size), jnp.ones((256, 6, 6, 64)), jax.random.key(2))
             share = float(jnp.mean(y == 0))
             assert share == pytest.approx(0.2, abs=0.02 if size == 6 else 0.003)
 
-    def test_the_schedule_raises_the_rate_without_compiling_anew(self):
+    def test_the_schedule_raises_the_rate_without_compiling_again(self):
         traces = []
 
         @jax.jit
@@ -209,7 +209,7 @@ class TestDropBlock:
 
 @pytest.mark.parametrize("kind", [StochasticDepth, ShakeDrop, DropBlock])
 @pytest.mark.parametrize("rate", [1.0, -0.1, float("nan")])
-def test_rates_that_are_no_probabilities_below_one_are_refused(kind, rate):
+def test_rates_that_are_not_probabilities_below_one_are_refused(kind, rate):
     with pytest.raises(UserError, match=rf"{kind.__name__} has a rate of"):
         kind(rate).apply({}, jnp.ones((1, 8, 8, 1)), deterministic=True)
 
@@ -246,7 +246,7 @@ class TestPlaces:
 
     @pytest.mark.parametrize("name", ["resnet29", "pyramidnet29_9"])
     def test_drop_block_for_cifar(self, name):
-        """Constant at the end of branch and shortcut."""
+        """At a constant rate, at the end of branch and shortcut."""
         calls = calls_in(name, 32, Regularization(drop_block=0.1, size=4, stages=(2, 3)))
         assert [(block, rate, shape[0]) for _, block, rate, shape in calls] == [
             (f"layer{stage}_{index}", 0.1, 32 // 2 ** (stage - 1))
@@ -256,11 +256,11 @@ class TestPlaces:
         ]
 
     def test_drop_block_for_imagenet(self):
-        """After each of three norms and on the shortcut; a quarter of the rate in stage 3."""
+        """After each of three norms and on the shortcut, with a quarter of the rate in stage 3."""
         calls = calls_in("resnet50", 224, Regularization(drop_block=0.1))
         assert len(calls) == 4 * (6 + 3)
         rates = {(block[:6], rate, shape[0]) for _, block, rate, shape in calls}
-        # conv1 of the first block has not met the stride yet.
+        # conv1 of the first block comes before the stride.
         assert rates == {
             ("layer3", 0.025, 28),
             ("layer3", 0.025, 14),
@@ -286,7 +286,7 @@ class TestPlaces:
             run(dropping, train=True)
 
     def test_a_dropped_block_is_its_shortcut(self):
-        """Stochastic depth on one block: its training outputs are those with and without F."""
+        """Under stochastic depth, training outputs are those with or without each block."""
         model = create_model("pyramidnet11_6", 10, regularization=Regularization(0.6))
         images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
         variables = jax.jit(model.init)(jax.random.key(0), images)
@@ -299,12 +299,12 @@ class TestPlaces:
 
         outputs = [np.asarray(logits(key)) for key in KEYS[:60]]
         kinds = {tuple(np.round(out.ravel(), 4)) for out in outputs}
-        assert 4 <= len(kinds) <= 8  # three blocks, each there or not
+        assert 4 <= len(kinds) <= 8  # three blocks, each dropped or not
         np.testing.assert_array_equal(logits(KEYS[0]), outputs[0])
 
 
-def test_recomputed_blocks_draw_the_same():
-    """The gradient of a block that is computed twice is that of one that is kept."""
+def test_recomputed_blocks_sample_the_same():
+    """A block that is computed again has the gradient of one that is kept."""
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     drops = Regularization(0.3, 0.5, drop_block=0.2, size=2, stages=(2, 3), schedule="linear")
 

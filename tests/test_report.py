@@ -1,4 +1,4 @@
-"""One page of what was run: in words and numbers, in a real browser, and of broken runs."""
+"""The report: its words and numbers, in a real browser, and for broken runs."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ BROWSER = next(
 
 
 def write_run(folder, recipe, error, seed=0, **changes):
-    """A workdir as main.py leaves it, of a training that was not made."""
+    """A workdir as main.py leaves it, without any training."""
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
     config = to_plain(read_config(recipe, [*overrides, f"--config.seed={seed}"]))
     folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def write_run(folder, recipe, error, seed=0, **changes):
 
 
 def write_eval(folder, name, values, rows=""):
-    """What an evaluation leaves."""
+    """The file of an evaluation."""
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "evals" / f"{name}.json").write_text(json.dumps(values))
     if rows:
@@ -57,7 +57,7 @@ def write_eval(folder, name, values, rows=""):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The folder of the report of a few runs."""
+    """The folder with the report of a few runs."""
     folder = tmp_path_factory.mktemp("report")
     small = functools.partial(write_run, epochs=2, train_examples=500, model="resnet20")
     for seed, errors in enumerate([(0.50, 0.44), (0.52, 0.50)]):
@@ -80,7 +80,7 @@ def page(tmp_path_factory):
 
 
 def of_images(folder, count):
-    """The run on a dataset that holds so many training images."""
+    """The run on a dataset with that many training images."""
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**results, "train_examples": count}))
     return folder
@@ -88,7 +88,7 @@ def of_images(folder, count):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """The folder of a report of runs as large as the paper's, and of two of another alpha."""
+    """The folder with a report of full runs of the paper, and two with another alpha."""
     folder = tmp_path_factory.mktemp("full")
     write_run(folder / "cifar", "configs/cifar.py:resnet110,cutmix", 0.2)
     of_images(write_run(folder / "part", "configs/cifar.py:resnet110,cutmix", 0.7), 1234)
@@ -106,7 +106,7 @@ def full(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figure_3(tmp_path_factory):
-    """The folder of runs of several alphas and layers and of a baseline, with their report."""
+    """The folder of runs with several alphas and layers and a baseline, and their report."""
     folder = tmp_path_factory.mktemp("figure3")
     small = functools.partial(write_run, model="resnet20", epochs=2)
     for seed in (0, 1):
@@ -126,11 +126,11 @@ def figure_3(tmp_path_factory):
     ("name", "points"),
     [
         ("figure-3-left", {0.1: [48], 0.5: [44], 1: [42, 44], 4: [47]}),
-        # Layer 0 is the image: CutMix itself. Of layers drawn at random there is no point.
+        # Layer 0 is the image: CutMix itself. Layers sampled at random have no point in the figure.
         ("figure-3-right", {0: [42, 44], 1: [45], 2: [46], 3: [49], 4: [52]}),
     ],
 )
-def test_figure_3_is_drawn_over_alpha_and_over_the_layer(figure_3, name, points):
+def test_figure_3_is_plotted_over_alpha_and_over_the_layer(figure_3, name, points):
     (methods,) = group(read_runs([figure_3]))
     curve = drawings.PARAMETERS[name]
     (line,) = drawings.parameter_lines(methods, curve).values()
@@ -151,8 +151,8 @@ def test_figure_3_says_what_it_lacks(page, figure_3, tmp_path):
     assert "Figure 3, right: the layer that is mixed; baseline not run\n" in text
 
 
-def test_what_was_evaluated_under_other_options_is_told_apart(tmp_path):
-    """Seeds share a row where all is equal; an older file tells no options."""
+def test_evaluations_under_other_options_are_separate_rows(tmp_path):
+    """Seeds share a row if all options are equal. An older file has no options."""
     rows = "side,center_top1_error,boundary_top1_error\n0,0.5,0.5\n8,0.9,0.5\n"
     asked = {
         "cutmix0": {"options.clip": True},
@@ -192,12 +192,12 @@ def rows_of(page):
 
 def test_runs_are_compared_over_seeds_with_paired_gains(page):
     row = next(row for row in rows_of(page) if row[:2] == ["cutmix", "2"])
-    # By hand: mean of 44 and 50, deviation 6 / sqrt(2); gains of 6 and 2.
+    # By hand: the mean of 44 and 50, deviation 6 / sqrt(2), gains of 6 and 2.
     assert row == ["cutmix", "2", "47.00 ± 4.24", "4.00 ± 2.83 (2)", "46.00 ± 4.24",
                    "4.00 ± 2.83 (2)", "14.47"]  # fmt: skip
 
 
-def test_only_a_run_of_the_whole_recipe_stands_beside_the_paper(page):
+def test_only_a_full_run_is_compared_with_the_paper(page):
     row = next(row for row in rows_of(page) if row[-1] == "configs/cifar.py:resnet110,cutmix")
     assert row[1:3] == ["20.11", "4.43"]
     assert row[3].startswith("20.10 / 19.10, 1 seed (resnet110, cifar100 (50,000 training images)")
@@ -207,7 +207,7 @@ def test_only_a_run_of_the_whole_recipe_stands_beside_the_paper(page):
     assert other[3] == "not run"
 
 
-def test_a_part_of_the_images_is_not_the_whole_recipe(full):
+def test_training_on_part_of_the_images_is_not_a_full_run(full):
     row = next(row for row in rows_of(full) if row[-1] == "configs/cifar.py:resnet110,cutmix")
     assert row[3].startswith("20.00 / 19.00, 1 seed (resnet110, cifar100 (50,000 training images)")
     assert "70.00 / 69.00, 1 seed (resnet110, cifar100 (1,234 training images)" in row[4]
@@ -220,7 +220,7 @@ def test_a_row_has_the_runs_of_its_own_parameters(full):
         cell = cells[f"configs/cifar.py:pyramidnet200,cutmix_alpha{alpha}"]
         assert cell.startswith(f"{error}, 1 seed (resnet20")
         assert cell.count("seed") == 1
-        # Two lines of an evaluation, too, and no two seeds of one.
+        # The evaluation has two rows as well, instead of two seeds in one row.
         (row,) = [row for row in rows_of(full) if row[0] == f"cutmix (alpha={alpha})"
                   and row[-1].startswith("scaled down: resnet20")]  # fmt: skip
         assert row[2] == f"{10 * alpha:.2f}"
@@ -251,13 +251,13 @@ def test_every_table_of_the_paper_is_there(page):
     assert all((page / "figures" / name).is_file() for name in figures)
 
 
-def test_what_stands_in_the_files_is_no_markup(page):
+def test_text_from_files_is_not_markup(page):
     assert "<img src=http" not in (page / "index.html").read_text()
     assert "<" not in (page / "index.md").read_text()
     assert ["&lt;b>a\\|b", "&lt;img src=http://localhost/x> # 2"] in rows_of(page)
 
 
-@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to open the page with")
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium or Chrome")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
     def open_page(path):
@@ -265,14 +265,14 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
         command += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
         command += ["--window-size=1400,900", path.as_uri()]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        # A request would be refused by the page's own policy, which the console tells.
+        # The page's own policy would refuse a request, and the console would report it.
         assert not [line for line in shown.stderr.splitlines() if ":CONSOLE" in line]
         return shown.stdout
 
     html = (page / "index.html").read_text()
     assert "default-src 'none'" in open_page(page / "index.html")
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
-    # The same page, which measures itself in a frame: its own policy lets no script run, and a
+    # The same page in a frame that measures it: the page's policy lets no script run, and a
     # window may not be as narrow as a phone.
     script = (
         "<script>document.querySelectorAll('details').forEach(d => d.open = true);"
@@ -374,7 +374,7 @@ def test_epochs_that_were_not_evaluated_are_left_out_of_the_curves(tmp_path):
     assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
 
 
-def test_methods_of_the_same_words_are_told_apart(tmp_path):
+def test_methods_with_the_same_words_are_distinguished(tmp_path):
     for alpha in (0.5, 1.0):
         recipe = f"configs/cifar.py:resnet20,cutmix_alpha{alpha}"
         write_run(tmp_path / str(alpha), recipe, 0.3, epochs=2)

@@ -1,4 +1,4 @@
-"""A run that is killed, however often and whenever, ends with the bits of one that is not."""
+"""A run that is killed, at any time and any number of times, ends with the same bits."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import SMALL, checkpoint_digest, run_main, start_main, write_photographs
 
-# Forty steps, with a checkpoint every third of them and at the end of each epoch.
+# Forty steps, with a checkpoint at every third step and at the end of each epoch.
 LONGER = [*SMALL, "--config.epochs=8", "--config.checkpoint_every=3", "--config.ema=0.9"]
 
 
@@ -28,7 +28,7 @@ def is_written(folder):
 
 
 def holds(step):
-    """A checkpoint of at least this step is there; in the middle of an epoch, mostly."""
+    """A checkpoint of at least this step exists, usually in the middle of an epoch."""
 
     def condition(folder):
         names = [path.name for path in (folder / "checkpoints").glob("*")]
@@ -56,7 +56,7 @@ def test_kill_at_several_moments(uninterrupted, tmp_path):
         process = kill_when(tmp_path, moment, signal.SIGKILL)
         killed += process.returncode == -signal.SIGKILL
         time.sleep(pause.random() / 10)
-    assert killed >= 3  # otherwise nothing was tested
+    assert killed >= 3  # otherwise this tests nothing
     done = run_main(f"--workdir={tmp_path}", *LONGER)
     assert done.returncode == 0, done.stderr
     state, records = uninterrupted
@@ -77,7 +77,7 @@ def test_a_stream_that_is_killed_within_epochs(tmp_path):
     for step in (6, 18):
         process = kill_when(tmp_path / "killed", holds(step), signal.SIGKILL, arguments)
         assert process.returncode == -signal.SIGKILL
-    # Whether threads decode or processes makes no difference.
+    # Threads and processes give the same bits.
     arguments.append("--config.reader_processes=2")
     done = run_main(f"--workdir={tmp_path / 'killed'}", *arguments)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_a_damaged_image_ends_a_stream_in_one_sentence(tmp_path):
 
 
 def test_bits_do_differ_where_the_run_does(uninterrupted, tmp_path):
-    """The negative control: a few steps that are not mixed are enough to be noticed."""
+    """The negative control: a few steps without mixing are noticed."""
     other = run_main(f"--workdir={tmp_path}", *LONGER, "--config.mix.prob=0.9")
     assert other.returncode == 0, other.stderr
     assert checkpoint_digest(tmp_path) != uninterrupted[0]
@@ -129,6 +129,6 @@ def test_a_run_of_eight_devices_goes_on_with_one(tmp_path):
 
 
 def without_speed(jsonl):
-    """Records of the epochs without what depends on the clock."""
+    """Records of the epochs, without values that depend on the clock."""
     records = [json.loads(line) for line in jsonl.splitlines()]
     return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]

@@ -1,4 +1,4 @@
-"""A run as its user sees it: outputs, resume, what stops it, and what it says then."""
+"""A run as the user sees it: outputs, resuming, and what stops it with which message."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ RESULTS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of two epochs: its folder, and what it printed."""
+    """A finished run of two epochs: its folder and its output."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -46,14 +46,14 @@ def test_a_run_leaves_all_its_outputs(finished):
     assert results["top1_error_last"] == records[-1]["test_top1_error"]
     best = min(record["test_top1_error"] for record in records)
     assert results["top1_error_best"] == best
-    # Of epochs that are equally good the last is chosen.
+    # Of equally good epochs the last one is chosen.
     chosen = min(reversed(records), key=lambda record: record["held_out_top1_error"])
     assert results["top1_error_held_out"] == chosen["test_top1_error"]
     for picture in ("mixed.png", "error.png"):
         with Image.open(folder / picture) as image:
             assert min(image.size) > 300
     assert "layer1_0/conv1/kernel" in (folder / "parameters.txt").read_text()
-    # The recipe in words, the devices, the sizes; the errors, the last epoch's first.
+    # The method in words, the devices, the sizes, and the errors, the last epoch's first.
     for words in ("CutMix", "320 train, 297 test, 100 held-out", "1 x cpu", "learning rate 0.1"):
         assert words in printed
     assert printed.index("last epoch") < printed.index("held-out choice")
@@ -116,7 +116,7 @@ def test_tensorboard_can_read_the_events(finished):
         assert values[name, last["step"]] == pytest.approx(last[name])
 
 
-def test_a_finished_run_prints_its_results_again_and_how_to_start_anew(finished):
+def test_a_finished_run_prints_its_results_again_and_how_to_start_over(finished):
     folder, printed = finished
     again = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert again.returncode == 0
@@ -132,17 +132,17 @@ def test_evaluation_of_a_workdir_repeats_what_training_measured(finished, which)
     result = json.loads(done.stdout)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     record = records[-1]
-    if which == "best":  # by the held-out split, of equal ones the last
+    if which == "best":  # by the held-out split, the last of equal ones
         record = min(reversed(records), key=lambda record: record["held_out_top1_error"])
     assert result["checkpoint"] == record["step"]
     assert result["test_top1_error"] == record["test_top1_error"]
 
 
-def test_an_unreadable_checkpoint_is_told_of_where_the_best_is_asked_for(finished, tmp_path):
+def test_an_unreadable_checkpoint_is_named_if_the_best_is_asked_for(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     spoil(folder / "checkpoints" / "5" / "meta" / "metadata", "truncated")
     done = run_main(f"--workdir={folder}", "--mode=evaluate", "--checkpoint=best")
-    assert "Checkpoint 5 is not whole" in done.stderr
+    assert "Checkpoint 5 is damaged" in done.stderr
 
 
 def test_reading_a_workdir_leaves_what_another_process_is_writing(finished, tmp_path):
@@ -160,7 +160,7 @@ def test_a_workdir_of_another_run_is_refused_by_the_key_that_differs(finished):
 
 
 def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
-    """Nor does it call itself finished; but its weights may be measured on them."""
+    """It does not count as finished either. But its weights can be evaluated on them."""
     arrays, names = resident.digits()
     others = {
         split: {**part, "image": part["image"][::-1].copy()} for split, part in arrays.items()
@@ -230,13 +230,13 @@ def spoil(path, how):
         ("changed", "meta/metadata"),
     ],
 )
-def test_a_broken_newest_checkpoint_is_passed_over_and_said(finished, tmp_path, how, pattern):
+def test_a_broken_newest_checkpoint_is_skipped_with_a_message(finished, tmp_path, how, pattern):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     for path in (folder / "checkpoints" / "10").glob(pattern):
         spoil(path, how)
     done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert done.returncode == 0, done.stderr
-    assert "Checkpoint 10 is not whole" in done.stdout
+    assert "Checkpoint 10 is damaged" in done.stdout
     assert "Going on from step 5 of 10" in done.stdout
     assert checkpoint_digest(folder) == checkpoint_digest(finished[0])
     assert "Traceback" not in done.stderr
@@ -248,7 +248,7 @@ def test_a_run_without_a_whole_checkpoint_stops_instead_of_starting_afresh(finis
         spoil(path, "truncated")
     done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: No checkpoint in .* is whole.*\n", done.stderr)
+    assert re.fullmatch(r"error: No checkpoint in .* could be restored: .*\n", done.stderr)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""Sweeps: every run once, whatever interrupts them, and a table that NumPy agrees with."""
+"""Sweeps: every run happens once, whatever interrupts it, and the table matches NumPy."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.commands import REPOSITORY, SMALL, environment
 
 DIGITS = f"{REPOSITORY}/configs/digits.py"
 BASELINE, CUTMIX = f"{DIGITS}:resnet8,baseline", f"{DIGITS}:resnet8,cutmix"
-# By recipe and seed: errors of the last and of the best epoch.
+# By config and seed: errors of the last and of the best epoch.
 ERRORS = {
     (BASELINE, 0): (0.25, 0.22),
     (BASELINE, 1): (0.21, 0.21),
@@ -31,7 +31,7 @@ ERRORS = {
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Lets `run.train` take no time; the list of the folders it was called for."""
+    """Replaces `run.train`; returns the list of folders for which it was called."""
     calls = []
 
     def train(config, folder):
@@ -134,7 +134,7 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
     monkeypatch.setattr(run, "train", told_at_the_end)
     assert sweep.main(arguments(tmp_path)) == 1
     assert len(trained) == 1
-    assert re.search(r"5 of 6 runs are left: start the same command", capsys.readouterr().out)
+    assert re.search(r"5 of 6 runs are left. Run the same command", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
     [
         (["--config.lerning_rate=1"], r"no config key 'lerning_rate' .*'learning_rate'"),
         (["--config.epochs=many"], r"epochs=many"),
-        (["--config.seed=3"], r"seeds are given by --seeds"),
-        (["--seeds=0"], r"--seeds is a number of at least 1"),
+        (["--config.seed=3"], r"set the seeds with --seeds"),
+        (["--seeds=0"], r"--seeds must be at least 1"),
         (["--seeds=two"], r"--seeds: invalid int value"),
-        (["--worker=4/4"], r"--worker is '4/4', and I/N"),
-        (["--worker=first"], r"--worker is 'first', and I/N"),
-        (["--wrker=0/1"], r"'--wrker=0/1' is no flag"),
-        (["--baseline=x"], r"--baseline is 'x', which is none of the recipes"),
+        (["--worker=4/4"], r"--worker is '4/4', but I/N"),
+        (["--worker=first"], r"--worker is 'first', but I/N"),
+        (["--wrker=0/1"], r"'--wrker=0/1' is not a flag"),
+        (["--baseline=x"], r"--baseline is 'x', which is not one of the recipes"),
         (["--recipes", CUTMIX, CUTMIX], r"are the same run"),
         (["--recipes", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
         (["--recipes", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
@@ -164,7 +164,7 @@ def test_a_wrong_command_line_is_one_sentence_and_status_2(tmp_path, capsys, mor
     assert not (tmp_path / "new").exists()
 
 
-def test_a_workdir_that_cannot_be_written_and_a_recipe_that_cannot_run_are_told_first(tmp_path):
+def test_a_workdir_that_cannot_be_written_and_a_config_that_cannot_run_are_refused_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"workdir .* cannot be written"):
         sweep.main(arguments(tmp_path / "file" / "sweep"))
@@ -189,7 +189,7 @@ def start(workdir):
 
 
 def signal_when_saved(process, folder, number):
-    """Sends the signal once the run has a checkpoint, and returns what the process said."""
+    """Sends the signal once the run has a checkpoint, and returns the output of the process."""
     while not any(path.name.isdecimal() for path in folder.glob("checkpoints/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -202,7 +202,7 @@ def test_a_sweep_goes_on_after_sigterm_and_after_kill(tmp_path):
     process = start(tmp_path)
     out = signal_when_saved(process, first, signal.SIGTERM)
     assert process.returncode == 1
-    assert "2 of 2 runs are left: start the same command again to go on." in out
+    assert "2 of 2 runs are left. Run the same command again to resume." in out
     assert json.loads((tmp_path / "sweep.json").read_text())["unfinished"] == [
         first.name,
         second.name,

@@ -1,4 +1,4 @@
-"""The training step and its loop: what they compute does not depend on how they are run."""
+"""The training step and its loop compute the same however they are run."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ from cutmix_jax.parallel import AXIS, create_mapping
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation():
-    """The steps of these tests compile for longer than they run."""
+    """Compiling takes longer than running in these tests."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -64,7 +64,7 @@ def test_eight_devices_take_the_step_of_one(kind, one_device):
     assert task.mapping.local_devices == 8
     assert int(counters["loss"].count[0]) == 64
     np.testing.assert_allclose(counters["loss"].total, expected_counters["loss"].total, rtol=1e-5)
-    # After one step of SGD from the same start the parameters differ as the gradients do.
+    # After one step of SGD from the same start, parameters differ by as much as gradients.
     chex.assert_trees_all_close(
         jax.device_get(state.params), jax.device_get(expected.params), atol=2e-5
     )
@@ -105,7 +105,7 @@ def test_regularizers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch
 
 
 def test_what_is_dropped_is_a_function_of_seed_step_device_and_part(monkeypatch):
-    """The key that the model is given, on each of two devices, for each of two parts."""
+    """The key that the model gets on each of two devices, for each of two parts."""
 
     def keys(step, **overrides):
         config = small_config(accumulate=2, **DROPS, **overrides)
@@ -174,9 +174,9 @@ def plans_of_devices(config, step, kind="pmap"):
 def test_the_plan_is_a_function_of_seed_step_and_device():
     config = small_config(**{"mix.name": "cutmix"})
     plan = plans_of_devices(config, step=3)
-    for box in plan.box[1:]:  # one box for the whole batch, on all devices
+    for box in plan.box[1:]:  # one box for the whole batch, the same on all devices
         np.testing.assert_array_equal(box, plan.box[0])
-    assert len({tuple(partner) for partner in plan.partner}) > 1  # but partners of their own
+    assert len({tuple(partner) for partner in plan.partner}) > 1  # but other partners per device
     other_data = small_config(**{"mix.name": "cutmix", "train_examples": 256, "augment.pad": 1})
     for again in (plans_of_devices(other_data, 3), plans_of_devices(config, 3, "shard_map")):
         chex.assert_trees_all_equal(plan, again)
@@ -197,15 +197,15 @@ def test_the_compiled_step_reduces_and_calls_nothing_else():
     assert not re.findall("infeed|outfeed|callback", program)
     needed = reduced_bytes(state)
     assert collectives(lowered.as_text(dialect="hlo")) == {"all-reduce": needed}
-    # XLA sends gradients that are equal by construction (a shortcut's bias and its block's last
-    # one) and equal counts only once.
+    # XLA sends values that are equal by construction once: the gradients of a shortcut's bias and
+    # of its block's last one, and equal counts.
     sent = collectives(program)
     assert sent.keys() == {"all-reduce"}
     assert needed - 400 < sent["all-reduce"] <= needed
 
 
-def test_one_program_serves_every_seed():
-    """Else each seed of a sweep would be compiled anew."""
+def test_one_compiled_step_serves_every_seed():
+    """Otherwise each seed of a sweep would compile again."""
 
     def program(seed):
         dropping = {"mix.name": "cutmix", "stochastic_depth": 0.2, "augment.pad": 1}
@@ -227,7 +227,7 @@ def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
 
 
-def test_several_steps_a_call_are_the_same_steps():
+def test_several_steps_per_call_are_the_same_steps():
     config = small_config(**{"mix.name": "cutmix", "learning_rate": 1e-3})
     task = tasks.create_task(config, create_mapping("pmap", 1))
     one, _ = take_steps(task, 2)
@@ -252,7 +252,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     np.testing.assert_allclose(counted["loss"].total, counted_too["loss"].total, rtol=1e-5)
 
 
-def test_averaged_weights_follow_the_formula_and_are_evaluated():
+def test_ema_weights_follow_the_formula_and_are_evaluated():
     config = small_config(ema=0.75)
     task = tasks.create_task(config, create_mapping("pmap", 1))
     start = jax.device_get(train.create_state(task))
@@ -345,7 +345,7 @@ def test_squares_larger_than_the_map_are_refused_before_training():
 
 
 def test_feature_maps_are_mixed_inside_the_model():
-    """At a fixed layer: the step's loss is that of a model which mixes this map by hand."""
+    """At a fixed layer, the loss is that of a model that mixes this map by hand."""
     config = small_config(**{"mix.name": "manifold_mixup", "mix.layers": ("layer1",)})
     task = tasks.create_task(config, create_mapping("pmap", 1))
     assert task.sides == {
@@ -391,8 +391,8 @@ def test_a_box_larger_than_the_images_is_refused():
         tasks.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
 
 
-def test_compilation_ahead_keeps_no_process_that_has_failed(monkeypatch):
-    """And an error of its own reaches whoever asks for the programs."""
+def test_compilation_ahead_does_not_hold_a_process_that_has_failed(monkeypatch):
+    """Its own error reaches the caller that asks for the compiled steps."""
     released = threading.Event()
 
     class Slow:

@@ -1,4 +1,4 @@
-"""Training for localization: its recipes, the head's own rate, and a head that starts anew."""
+"""Training for localization: its configs, the head's own rate, and a head that starts over."""
 
 import json
 
@@ -59,7 +59,7 @@ def by_factor():
 
 
 def test_the_head_moves_ten_times_as_far(by_factor):
-    """Two steps, so that momentum and decay are in it; gradients of the first are the same."""
+    """Two steps, which include momentum and decay. Gradients of the first are the same."""
     state = train.create_state(by_factor[1.0])
     grads = jax.tree.map(lambda x: np.cos(np.arange(x.size)).reshape(x.shape), state.params)
     moved = {}
@@ -98,8 +98,8 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_network_that_tells_shapes_apart_finds_them(tmp_path):
-    """Minutes of training; the best box in the center, which knows no image, is far behind."""
+def test_a_network_that_classifies_shapes_finds_them(tmp_path):
+    """Minutes of training. The best centered box, which ignores the image, is far worse."""
     arguments = (f"--workdir={tmp_path}", "--config.train_examples=5000")
     done = run_main("--config=configs/shapes.py:resnet8x2,baseline", *arguments, timeout=1800)
     assert done.returncode == 0, done.stderr

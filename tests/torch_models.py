@@ -1,4 +1,4 @@
-"""The networks in PyTorch, with the names that torchvision, timm and the authors give their parts.
+"""The networks in PyTorch, with the names of torchvision, timm and the authors for their parts.
 
 Import it behind `pytest.importorskip("torch")`. Written from the papers' definitions.
 """
@@ -15,7 +15,7 @@ def conv(inputs, outputs, side, stride=1, groups=1):
 
 
 class SqueezeExcite(nn.Module):
-    """Two 1x1 convolutions on the mean of each channel, as timm writes them."""
+    """Two 1x1 convolutions on the mean of each channel, as in timm."""
 
     def __init__(self, features):
         super().__init__()
@@ -28,7 +28,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block of two convolutions, or of three where `inner` planes are given."""
+    """A residual block of two convolutions, or of three if `inner` planes are given."""
 
     def __init__(self, inputs, planes, stride, inner=None, groups=1, se=False):
         super().__init__()
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """torchvision's ResNet, ResNeXt, timm's SE-ResNet; of three stages, the authors' for CIFAR."""
+    """torchvision's ResNet and ResNeXt, timm's SE-ResNet; with three stages, the CIFAR nets."""
 
     def __init__(
         self, sizes, classes=10, *, bottleneck=True, groups=1, share=None, se=False, channels=3

@@ -1,4 +1,4 @@
-"""Images by the batch, from device memory or streamed from disk, behind one face."""
+"""Batches of images from device memory or streamed from disk, with one interface."""
 
 import dataclasses
 import os
@@ -21,23 +21,23 @@ ONE_DEVICE = Shards()
 
 
 def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
-    """Opens the data set that the configuration names.
+    """Opens the dataset of a config.
 
-    `source='auto'` holds a set in device memory where its images are all of one size, this size
-    is the `image_size` asked for (if any), no crop of larger images is asked for, and the whole
-    takes at most `resident_limit_mib`; it streams the others. Under `source='resident'` images
-    are resized to `image_size`.
+    `source='auto'` keeps a dataset in device memory if all images have the same size, `image_size`
+    (if set) equals it, the config does not crop larger images, and the dataset takes at most
+    `resident_limit_mib`. Other datasets are streamed. `source='resident'` resizes images to
+    `image_size`.
 
     Args:
-      config: a config that `check_config` has passed, or a mapping of what differs from the
+      config: a config that passed `check_config`, or a mapping with the keys that differ from the
         defaults of `config.SCHEMA`.
-      shards: how batches are divided over devices and processes.
+      shards: how batches are split over devices and processes.
 
     Returns:
-      The opened set; nothing is on a device yet.
+      The opened dataset; nothing is on a device yet.
 
     Raises:
-      UserError: the configuration or the data set cannot be used; the message says why.
+      UserError: the config or the dataset cannot be used; the message says why.
 
     Example:
       >>> data = open_data({'dataset': 'digits', 'batch_size': 50})
@@ -54,7 +54,7 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     if data.color is not None and data.image_shape[2] != 3:
         raise UserError(
             f"config.augment.color_jitter and config.augment.lighting need images of 3 channels, "
-            f"but those of {config.dataset} have {data.image_shape[2]}: set both to 0."
+            f"but those of {config.dataset} have {data.image_shape[2]}. Set both to 0."
         )
     return data
 
@@ -64,10 +64,10 @@ def _open_made(config: ConfigDict, shards: Shards) -> Data:
     name = config.dataset
     if config.source == "streaming" or crops_larger_images(config):
         raise UserError(
-            f"{name} is always resident, but streaming or a crop of larger images was asked for: "
-            "use --config.source=auto without augment.min_area and square_resize."
+            f"{name} is always resident, but the config asks for streaming or a crop of larger "
+            "images. Use --config.source=auto without augment.min_area and square_resize."
         )
-    from cutmix_jax.data import resident, shapes  # import jax, which reader processes do without
+    from cutmix_jax.data import resident, shapes  # import jax, which reader processes do not need
 
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(f"{name} has no split {config.test_split!r}, only test and train.")
@@ -111,7 +111,7 @@ def _with_xml_boxes(image_set: ImageSet, folder: str) -> ImageSet:
 
 
 def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
-    """Whether the set is to be held on the device; see `open_data`."""
+    """Whether to keep the dataset in device memory; see `open_data`."""
     demanded = config.source == "resident"
     if config.source == "streaming" or crops_larger_images(config):
         return False
@@ -127,8 +127,8 @@ def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
         if demanded:
             raise UserError(
                 f"{config.dataset} takes {mib:,.1f} MiB in device memory, more than "
-                f"resident_limit_mib={config.resident_limit_mib}: use "
-                "--config.source=streaming, or raise --config.resident_limit_mib"
+                f"resident_limit_mib={config.resident_limit_mib}. Use "
+                "--config.source=streaming, or raise --config.resident_limit_mib."
             )
         return False
     if demanded:
@@ -141,7 +141,7 @@ def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
 
 
 def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> ImageSet:
-    """The folder tree or TFDS set that the configuration names, with splits train and test."""
+    """The folder or TFDS dataset of a config, with splits train and test."""
     if dataset == "folder":
         return open_folder(_existing(data_dir), test_split)
     if data_dir is not None:
@@ -156,13 +156,13 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
 def _existing(data_dir: str | None) -> pathlib.Path:
     if data_dir is None:
         raise UserError(
-            "dataset=folder needs the folder that holds train/ and val/: "
-            "give --config.data_dir=PATH"
+            "dataset=folder needs the folder that holds train/ and val/. "
+            "Set --config.data_dir=PATH."
         )
     path = place(data_dir, "config.data_dir")
     if not path.is_dir():
         raise UserError(
-            f"data_dir={data_dir} is not a folder: expected the folder that holds the data set; "
-            "check --config.data_dir"
+            f"data_dir={data_dir} is not a folder, but the folder of the dataset was expected. "
+            "Check --config.data_dir."
         )
     return path

@@ -1,7 +1,7 @@
-"""Augmentation on the device: pad-and-crop and flip of uint8, color jitter and lighting of float.
+"""Augmentation on the device: pad, crop and flip of uint8; color jitter and lighting of float.
 
-Every function takes one key an image. Keys from `example_keys` follow the example, not its place
-in the batch, so that an image is altered in the same way on any number of devices.
+Every function takes one key per image. Keys from `example_keys` depend on the example, not on its
+position in the batch. So an image is augmented alike on any number of devices.
 """
 
 import jax
@@ -15,11 +15,11 @@ EIGENVECTORS = (
     (-0.5836, -0.6948, 0.4203),
 )
 GRAY = (0.299, 0.587, 0.114)
-PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # the names that NumPy gives them
+PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # NumPy's names
 
 
 def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """One key per example, a function of (seed, epoch, index)."""
+    """One key per example, as a function of (seed, epoch, index)."""
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
@@ -27,20 +27,20 @@ def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Arr
 def crop_and_flip(
     keys: jax.Array, images: jax.Array, *, pad: int, flip: bool, pad_mode: str = "zero"
 ) -> jax.Array:
-    """Pads each side, crops back at a random position, and mirrors every other image.
+    """Pads each side, crops at a random position, and flips at random.
 
-    Each image moves by `(dy, dx)`, both uniform on `{-pad, ..., pad}`, and is mirrored left to
-    right with probability 1/2 where `flip` is set.
+    Each image moves by `(dy, dx)`, both uniform on `{-pad, ..., pad}`. If `flip` is set, it is
+    flipped horizontally with probability 1/2.
 
     Args:
-      keys: `[B]` keys, one an image.
+      keys: `[B]` keys, one per image.
       images: `[B, H, W, C]` of any dtype.
       pad: pixels per side; 0 for no crop.
-      flip: whether to mirror.
+      flip: whether to flip at random.
       pad_mode: 'zero', or 'reflect' for the image mirrored at its border, without the border pixel.
 
     Returns:
-      `[B, H, W, C]`, the dtype of `images`.
+      `[B, H, W, C]`, in the dtype of `images`.
 
     Example:
       >>> keys = example_keys(0, 0, jnp.arange(4))
@@ -87,9 +87,9 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
     target `t`: 0 (brightness), the mean gray value (contrast), the gray image (saturation).
 
     Args:
-      keys: `[B]` keys, one an image.
+      keys: `[B]` keys, one per image.
       images: float `[B, H, W, 3]` in [0, 1].
-      strength: largest `|a|`; the CutMix recipe has 0.4.
+      strength: largest `|a|`; the authors of CutMix use 0.4.
 
     Returns:
       float `[B, H, W, 3]`.
@@ -104,7 +104,7 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
     for step in range(3):
         operation = order[:, step][:, None, None, None]
         a = weights[:, step][:, None, None, None]
-        # A sum of products: a matmul would round to bfloat16 on TPU.
+        # A sum of products, because a matmul would round to bfloat16 on TPU.
         gray = jnp.sum(images * jnp.asarray(GRAY, images.dtype), axis=-1, keepdims=True)
         contrast = jnp.mean(gray, axis=(1, 2), keepdims=True)
         target = jnp.where(operation == 0, 0.0, jnp.where(operation == 1, contrast, gray))
@@ -124,14 +124,14 @@ def jitter_draws(keys: jax.Array, strength: float, dtype=jnp.float32):
 
 
 def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
-    """AlexNet's PCA noise: every pixel of an image is shifted along the axes of ImageNet's colors.
+    """AlexNet's PCA noise: shifts all pixels of an image along the principal colors of ImageNet.
 
     Channel `c` gets `sum_j V[c, j] a_j e_j` with `a_j ~ N(0, std)`.
 
     Args:
-      keys: `[B]` keys, one an image.
+      keys: `[B]` keys, one per image.
       images: float `[B, H, W, 3]` in [0, 1].
-      std: standard deviation of `a`; the CutMix recipe has 0.1.
+      std: standard deviation of `a`; the authors of CutMix use 0.1.
 
     Returns:
       float `[B, H, W, 3]`.
@@ -140,7 +140,7 @@ def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
       >>> keys = jax.random.split(jax.random.key(0), 4)
       >>> images = jnp.full((4, 8, 8, 3), 0.5)
       >>> shift = lighting(keys, images, 0.1) - images
-      >>> bool(jnp.allclose(shift, shift[:, :1, :1])), shift.shape  # one shift an image
+      >>> bool(jnp.allclose(shift, shift[:, :1, :1])), shift.shape  # one shift per image
       (True, (4, 8, 8, 3))
 
     Reference:
@@ -158,7 +158,7 @@ def lighting_draws(keys: jax.Array, std: float, dtype=jnp.float32) -> jax.Array:
 
 
 def create_color(jitter: float, light: float):
-    """`(key, images) -> images`, the key split over the batch, or None where both are 0."""
+    """`(key, images) -> images`, which splits the key over the batch; None if both are 0."""
     if not jitter and not light:
         return None
 

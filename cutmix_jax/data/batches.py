@@ -1,4 +1,4 @@
-"""Which example goes where: order, subsets and shards by arithmetic on indices."""
+"""Order, subsets and shards of examples, computed from indices."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -8,13 +8,13 @@ import numpy as np
 
 from cutmix_jax import UserError
 
-# Subsets must not move with config.seed: runs with other seeds train on the same images.
+# Subsets must not depend on config.seed, so runs with other seeds train on the same images.
 SUBSET_SEED = 20190513
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """How a global batch is divided: processes first, then the devices of each."""
+    """How a global batch is split: by processes, then by the devices of each."""
 
     local_devices: int = 1
     process_index: int = 0
@@ -27,7 +27,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """An opened data set, as the training loop sees it.
+    """An opened dataset, as the training loop sees it.
 
     `load_train` and `load_eval` are traced inside the step, for one device's shard. Their first
     argument is one split's entry of `arrays`: `load_train(arrays['train'], xs, epoch)`,
@@ -38,30 +38,30 @@ class Data:
       kind: 'resident' (the arrays live on the device, `xs` holds indices) or 'streaming' (`xs`
         holds the images).
       num_classes: number of classes.
-      class_names: one name a class.
-      image_shape: (H, W, C) of the images the model sees.
-      examples: number of examples per split: 'train', 'test' and, if asked for, 'held_out'.
+      class_names: one name per class.
+      image_shape: (H, W, C) of the images that the model sees.
+      examples: number of examples per split: 'train', 'test' and, if configured, 'held_out'.
       batch_size: examples per step over all devices and processes.
       arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
       load_train: `(arrays[split], xs, epoch) -> batch`, augmented.
       load_eval: `(arrays[split], xs) -> batch`, not augmented.
-      train_batches: `(epoch, start_step=0) -> iterator of xs`, leaves `[local_devices,
-        per_device, ...]`, from `start_step` of that epoch on; this process's share. Besides, the
-        run's `seed`, int32 `[local_devices]`: what is drawn on the device takes it from there, so
-        that one compiled program serves every seed.
+      train_batches: `(epoch, start_step=0) -> iterator of xs`, with this process's part of each
+        batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`. `seed`, int32
+        `[local_devices]`, is the run's seed for sampling on the device. So one compiled step
+        serves every seed.
       train_shapes: shapes and dtypes of one device's part of such a batch, without the leading
-        axis; so that the step can be compiled before the first batch is there.
-      eval_batches: `(split, order=None) -> iterator of xs`: every example once over all devices
-        and processes, the last batch padded where `mask` is False; equally many in every process.
-        `order`, int `[n]`, gives the positions to go through instead, in any order.
+        axis. With them the step can be compiled before the first batch arrives.
+      eval_batches: `(split, order=None) -> iterator of xs`. Every example occurs once over all
+        devices and processes. `mask` is False for the padding of the last batch. All processes
+        have the same number of batches. `order`, int `[n]`, selects other positions, in any order.
       color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
-      digest: None where the images are in `arrays`, or `(split) -> text` that changes whenever an
-        image or a label of the split does. The records are read when this is called.
-      reader: names and versions of what makes the pixels, where that happens batch by batch: others
-        may make others. Else None.
-      boxes: None where the set has no boxes, or `(split) -> list of float32 [n_i, 4]`, one entry
-        an example in the order of the split: (top, left, bottom, right), half-open, in pixels of
-        the images of `load_eval`. They are read when this is called.
+      digest: None if the images are in `arrays`. Else `(split) -> text`, which changes with any
+        image or label of the split. Calling it reads the records.
+      reader: names and versions of the libraries that decode each batch, because other versions
+        may give other pixels. None if images are not decoded per batch.
+      boxes: None if the dataset has no boxes. Else `(split) -> list of float32 [n_i, 4]`, one entry
+        per example in the order of the split: (top, left, bottom, right), half-open, in pixels of
+        the images of `load_eval`. Calling it reads the boxes.
     """
 
     kind: str
@@ -87,28 +87,28 @@ class Data:
 
 
 def random_state(*seed: int) -> np.random.RandomState:
-    """Random numbers that no version of NumPy changes: those of Generator may."""
+    """A generator whose numbers are stable across NumPy versions, unlike those of Generator."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
 
 
 def permutation(seed: int, stream: int, n: int) -> np.ndarray:
-    """int64 [n] permutation, a function of its arguments alone."""
+    """int64 [n] permutation, which depends only on the arguments."""
     return random_state(seed, stream).permutation(n)
 
 
 def choose_examples(n: int, held_out: int = 0, train_examples: int | None = None):
-    """Fixed index sets (train, held out), sorted; the held-out one is drawn first."""
+    """Fixed, sorted index sets (train, held out); the held-out one is sampled first."""
     if held_out >= n:
         raise UserError(
-            f"held_out={held_out} leaves nothing of the {n} training examples; "
-            "use a smaller --config.held_out"
+            f"held_out={held_out} leaves none of the {n} training examples. "
+            "Use a smaller --config.held_out."
         )
     order = permutation(SUBSET_SEED, 0, n)
     held, rest = order[:held_out], order[held_out:]
     if train_examples is not None and train_examples > len(rest):
         raise UserError(
-            f"train_examples={train_examples}, but only {len(rest)} examples are there to train "
-            "on; use a smaller --config.train_examples"
+            f"train_examples={train_examples}, but only {len(rest)} training examples are "
+            "left. Use a smaller --config.train_examples."
         )
     return np.sort(rest[:train_examples]), np.sort(held)
 
@@ -116,7 +116,7 @@ def choose_examples(n: int, held_out: int = 0, train_examples: int | None = None
 def train_positions(
     seed: int, epoch: int, n: int, batch_size: int, shards: Shards, start_step: int = 0
 ) -> np.ndarray:
-    """int64 [steps, local_devices, per_device] positions of this process, from start_step on."""
+    """int64 [steps, local_devices, per_device]: this process's positions from start_step on."""
     steps = n // batch_size
     order = permutation(seed, epoch, n)[start_step * batch_size : steps * batch_size]
     return _share(order, batch_size, shards)
@@ -138,8 +138,8 @@ def eval_positions(
 
 
 def train_shapes(batch_size: int, shards: Shards, image_shape=None) -> dict:
-    """`Data.train_shapes` of a set whose batches are indices, or images of this shape."""
-    import jax  # not before: processes that only decode images are spared it
+    """`Data.train_shapes` for batches of indices, or of images with this shape."""
+    import jax  # here, because reader processes do not need it
 
     part = (batch_size // shards.devices,)
     shapes = {"index": (part, np.int32), "mask": (part, bool), "seed": ((), np.int32)}
@@ -160,13 +160,13 @@ def _share(values: np.ndarray, batch_size: int, shards: Shards) -> np.ndarray:
 
 
 def choose_splits(counts, config) -> dict[str, tuple[str, np.ndarray]]:
-    """split -> (split of the data set it comes from, indices there)."""
+    """split -> (split of the dataset it comes from, indices there)."""
     train, held = choose_examples(counts["train"], config.held_out, config.train_examples)
     splits = {"train": ("train", train)}
     if config.test_split == "held_out":
         if not len(held):
             raise UserError(
-                "test_split=held_out, but no example is held out: give --config.held_out=N"
+                "test_split=held_out, but no example is held out. Set --config.held_out=N."
             )
         splits["test"] = ("train", held)
     else:
@@ -174,10 +174,10 @@ def choose_splits(counts, config) -> dict[str, tuple[str, np.ndarray]]:
         if len(held):
             splits["held_out"] = ("train", held)
     if not counts["train"] or not len(splits["test"][1]):
-        raise UserError("the data set has an empty split: expected examples in train and test")
+        raise UserError("The dataset has an empty split, but train and test need examples.")
     if len(train) < config.batch_size:
         raise UserError(
-            f"{len(train)} training examples are fewer than one batch of {config.batch_size}: "
-            "use a smaller --config.batch_size"
+            f"{len(train)} training examples are fewer than one batch of {config.batch_size}. "
+            "Use a smaller --config.batch_size."
         )
     return splits

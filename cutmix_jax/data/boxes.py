@@ -1,7 +1,7 @@
-"""Where the objects are: boxes of TFDS records and of ILSVRC's XML files, moved with the image.
+"""Boxes of objects from TFDS records and ILSVRC's XML files, transformed with the image.
 
-A box is (top, left, bottom, right), half-open: in shares of the image as it is stored, in pixels
-once it is moved to the model's input. Boxes are read only when they are asked for.
+A box is (top, left, bottom, right), half-open. It is stored as fractions of the image, and
+converted to pixels of the model's input. Boxes are read only when needed.
 """
 
 import collections
@@ -16,19 +16,19 @@ from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
 from cutmix_jax.paths import place
 
-# Names shown where files are missing.
+# Number of missing files to list.
 SHOWN = 3
 
 
 def in_pixels(shares: np.ndarray, resized, offset, shape) -> np.ndarray:
-    """Boxes of an image that is resized and then cropped, as the crop shows them.
+    """Boxes of an image after a resize and a crop.
 
-    A coordinate `y` in shares of the height `H` of the resized image is at `H y - top`, clipped
-    to the crop; a box outside the crop becomes empty.
+    A coordinate `y`, as a fraction of the height `H` of the resized image, moves to `H y - top`,
+    clipped to the crop. A box outside the crop becomes empty.
 
     Args:
-      shares: float `[n, 4]`, (top, left, bottom, right) in shares of the image.
-      resized: (height, width) in pixels that the whole image is resized to.
+      shares: float `[n, 4]`, (top, left, bottom, right) as fractions of the image.
+      resized: (height, width) of the whole resized image, in pixels.
       offset: (top, left) of the crop in the resized image, in pixels.
       shape: (height, width) of the crop in pixels.
 
@@ -45,7 +45,7 @@ def in_pixels(shares: np.ndarray, resized, offset, shape) -> np.ndarray:
 
 
 def per_split(indices: Mapping, boxes_of: Callable | None) -> Callable | None:
-    """`Data.boxes`, from `(split of the data set, index there) -> boxes in pixels`."""
+    """`Data.boxes`, from `(split of the dataset, index there) -> boxes in pixels`."""
     if boxes_of is None:
         return None
 
@@ -57,19 +57,19 @@ def per_split(indices: Mapping, boxes_of: Callable | None) -> Callable | None:
 
 
 def checked(shares: np.ndarray, name: str) -> np.ndarray:
-    """Boxes in shares of the image, as float32 [n, 4], clipped to it.
+    """Boxes as fractions of the image, float32 [n, 4], clipped to it.
 
     Raises:
-      UserError: a corner is not a number, or nothing of the image lies within a box; the message
-        names `name`.
+      UserError: a corner is not finite, or a box covers none of the image; the message contains
+        `name`.
     """
     shares = np.asarray(shares, np.float64).reshape(-1, 4)
     clipped = np.clip(shares, 0, 1)
     for box, (top, left, bottom, right) in zip(shares, clipped, strict=True):
         if not (np.isfinite(box).all() and top < bottom and left < right):
             raise UserError(
-                f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, in "
-                "shares of the image), which holds nothing of it: correct it or take it out"
+                f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, as "
+                "fractions of the image), which covers none of it. Correct or remove the box."
             )
     return clipped.astype(np.float32)
 
@@ -77,7 +77,7 @@ def checked(shares: np.ndarray, name: str) -> np.ndarray:
 def from_corners(corners, size, name: str) -> np.ndarray:
     """`checked` boxes from inclusive corners (top, left, bottom, right) in pixels, counted from 0.
 
-    `size` is (height, width) of the image that they were drawn in.
+    `size` is (height, width) of the annotated image.
 
     Example:
       >>> from_corners([[0, 8, 31, 15]], (64, 16), 'cat.xml').tolist()
@@ -85,8 +85,8 @@ def from_corners(corners, size, name: str) -> np.ndarray:
     """
     if not all(0 < side < np.inf for side in size):
         raise UserError(
-            f"{name} says that its image has height {size[0]:g} and width {size[1]:g}, but pixels "
-            "are expected: correct it"
+            f"{name} says that its image has height {size[0]:g} and width {size[1]:g}. Correct "
+            "them to positive numbers of pixels."
         )
     boxes = np.asarray(corners, np.float64).reshape(-1, 4)
     boxes = boxes + np.array([0, 0, 1, 1])
@@ -94,22 +94,22 @@ def from_corners(corners, size, name: str) -> np.ndarray:
 
 
 def of_record(data: bytes, key: str, name: str) -> np.ndarray:
-    """float32 [n, 4] of a serialized `tf.train.Example`, in shares of the image."""
+    """float32 [n, 4] of a serialized `tf.train.Example`, as fractions of the image."""
     return checked(records.parse_example(data)[key].float_list.value, name)
 
 
 def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarray]:
-    """Boxes of the ILSVRC XML files below `folder`, which are named like the images of `split`."""
+    """Boxes from the ILSVRC XML files below `folder`, matched to images of `split` by name."""
     root = place(folder, "config.boxes_dir")
     if not root.is_dir():
         raise UserError(
-            f"boxes_dir={folder} is not a folder: expected the folder of ILSVRC's XML files; "
-            "check --config.boxes_dir"
+            f"boxes_dir={folder} is not a folder, but the folder of ILSVRC's XML files was "
+            "expected. Check --config.boxes_dir."
         )
     files = {}
 
     def read(i: int) -> np.ndarray:
-        if not files:  # looked up at the first use, and all at once: one answer names what lacks
+        if not files:  # finds all files at first use, so one error lists all missing ones
             _find_xml_files(root, split, files)
         return _of_xml_file(files[i])
 
@@ -132,8 +132,8 @@ def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> No
         raise UserError(
             f"boxes_dir={root} holds {sum(map(len, found.values()))} XML files, but "
             f"{len(missing)} of {split.count} images have none "
-            f"({some}{', ...' if len(missing) > SHOWN else ''}): give the folder "
-            "with a file for every image of this split by --config.boxes_dir"
+            f"({some}{', ...' if len(missing) > SHOWN else ''}). Set "
+            "--config.boxes_dir to a folder with a file for every image of this split."
         )
     images_of = collections.defaultdict(list)
     for stem, image in zip(stems, images, strict=True):
@@ -142,14 +142,14 @@ def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> No
         for same in (images_of[stem], found[stem]):
             if len(same) > 1:
                 raise UserError(
-                    f"{same[0]} and {same[1]} have the same name, so that boxes_dir={root} does "
-                    "not say which boxes belong to which image: give every image a name of its own"
+                    f"{same[0]} and {same[1]} have the same name, so boxes in boxes_dir={root} "
+                    "cannot be matched to images. Give every image its own name."
                 )
     files |= {i: found[stem][0] for i, stem in enumerate(stems)}
 
 
 def _of_xml_file(path: str) -> np.ndarray:
-    """float32 [n, 4], in shares of the image; the file has inclusive corners from 0."""
+    """float32 [n, 4], as fractions of the image; the file has inclusive corners from 0."""
     try:
         tree = xml.etree.ElementTree.parse(path).getroot()
         size = [float(tree.findtext(f"size/{name}")) for name in ("height", "width")]
@@ -159,7 +159,7 @@ def _of_xml_file(path: str) -> np.ndarray:
         ]
     except (xml.etree.ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise UserError(
-            f"{path} is not an annotation file ({first_line(error)}): expected the XML of "
-            "ILSVRC, with size and object/bndbox; replace it"
+            f"{path} is not an annotation file ({first_line(error)}). Replace it by an XML file "
+            "of ILSVRC, with size and object/bndbox."
         ) from error
     return from_corners(corners, size, path)

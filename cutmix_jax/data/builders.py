@@ -1,9 +1,9 @@
-"""TFDS builders of our sets, for other tools: training reads both sets without them.
+"""TFDS builders of this project's datasets, for other tools. Training does not need them.
 
     python -m cutmix_jax.data.prepare shapes/several --data_dir=PATH
     python -m cutmix_jax.data.prepare tiny_imagenet --data_dir=PATH --source=tiny-imagenet-200
 
-Importing this file makes both known to `tfds.load`. Preparing needs TensorFlow.
+Importing this file registers both with `tfds.load`. Preparing needs TensorFlow.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from cutmix_jax.paths import place
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
-    """Tiny-ImageNet from the folder tiny-imagenet-200, whose JPEG bytes are kept."""
+    """Tiny-ImageNet from the folder tiny-imagenet-200. JPEG bytes are kept as they are."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, source=None, **options):
-        """`source` is the folder tiny-imagenet-200, or the one that holds it."""
+        """`source` is the folder tiny-imagenet-200, or its parent."""
         self._source = source and place(source, "source")
         super().__init__(**options)
 
@@ -47,8 +47,8 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         tree = self._source and tiny_imagenet.find_tree(self._source)
         if not tree:
             raise UserError(
-                f"source={self._source} holds no {tiny_imagenet.FOLDER} with wnids.txt and train/: "
-                f"give the folder that {tiny_imagenet.FOLDER}.zip was unpacked into"
+                f"source={self._source} holds no {tiny_imagenet.FOLDER} with wnids.txt and train/. "
+                f"Give the folder that {tiny_imagenet.FOLDER}.zip was unpacked into."
             )
         image_set, words = tiny_imagenet.open_tree(tree, None), tiny_imagenet.read_words(tree)
         self.info.features["label"].names = image_set.class_names
@@ -75,7 +75,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
 @dataclasses.dataclass
 class ShapesConfig(tfds.core.BuilderConfig):
-    """Side of the pictures, how many objects they have at most, and how many pictures there are."""
+    """Side of the images, maximum number of objects, and number of images per split."""
 
     size: int = shapes.DEFAULT_SIZE
     max_objects: int = 1
@@ -84,7 +84,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Pictures of colored, textured shapes, with boxes, masks and captions."""
+    """Images of colored, textured shapes, with boxes, masks and captions."""
 
     VERSION = tfds.core.Version(f"{shapes.VERSION}.0.0")
     BUILDER_CONFIGS = (

@@ -1,4 +1,4 @@
-"""Arrays that took long to make, kept on disk for the next start."""
+"""Keeps arrays that are slow to create on disk, for the next start."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from cutmix_jax.data import image_files
 from cutmix_jax.paths import place, whole_file
 
-# Part of every key: raise it when the meaning of what is stored changes.
+# Part of every key. Increase it when the meaning of stored arrays changes.
 FORMAT = 1
 
 
@@ -26,20 +26,20 @@ def cache_dir() -> pathlib.Path:
 
 
 def cache_path(name: str, fingerprint: str) -> pathlib.Path:
-    """The file that holds `name` as made from what `fingerprint` describes."""
-    # Of a path that is not UTF-8 the bytes as they are.
+    """The file for (name, fingerprint)."""
+    # Paths may contain bytes that are not UTF-8.
     described = f"{FORMAT}\n{fingerprint}".encode(errors="surrogateescape")
     digest = hashlib.sha256(described).hexdigest()[:16]
     return cache_dir() / f"{name.replace('/', '-').replace(':', '-')}-{digest}.npz"
 
 
 def is_stored(name: str, fingerprint: str) -> bool:
-    """Whether something was stored under (name, fingerprint), whole or not."""
+    """Whether a file exists for (name, fingerprint), valid or damaged."""
     return cache_path(name, fingerprint).exists()
 
 
 def stats(paths: Iterable) -> list[str]:
-    """One line a file, which changes whenever the file does."""
+    """One line per file, which changes with the file."""
     lines = []
     for path in paths:
         try:
@@ -53,23 +53,23 @@ def stats(paths: Iterable) -> list[str]:
 def load_or_make(
     name: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The arrays stored under (name, fingerprint), made and stored if they are not whole there."""
+    """The arrays stored under (name, fingerprint); makes and stores them if missing or damaged."""
     path = cache_path(name, fingerprint)
     try:
-        # Reading a zip member checks its CRC, so that changed bytes do not pass.
+        # Reading a zip member checks its CRC, so changed bytes are found.
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _say(f"{path} is not readable ({error}); reading the data set again.")
+        _say(f"{path} is not readable ({error}); reading the dataset again.")
     arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
-        _say(f"{path} could not be written ({error}); the next start reads the data set again.")
+        _say(f"{path} could not be written ({error}); the next start reads the dataset again.")
     return arrays
 
 

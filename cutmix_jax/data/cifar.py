@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official archives to array_record files, without TensorFlow."""
+"""Converts the official archives of CIFAR-10 and CIFAR-100 to array_record, without TensorFlow."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from cutmix_jax import UserError, first_line
 from cutmix_jax.data import tfds_files
 from cutmix_jax.data.records import import_tfds, require
 
-VERSION = "3.0.2"  # whose features these are, in TFDS
+VERSION = "3.0.2"  # of the dataset in TFDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Archive:
     """One of the official archives: a tar file of pickled batches.
 
     Attributes:
-      url: where it can be downloaded.
-      files: MD5 of each batch by its name in the archive, for each split.
+      url: download address.
+      files: for each split, the MD5 of each batch by its name in the archive.
       meta: name and MD5 of the file with the class names.
       labels: for each label feature, its key in a batch and the key of its class names.
     """
@@ -71,15 +71,15 @@ ARCHIVES = {
 def prepare(name: str, root: pathlib.Path) -> None:
     """Writes a dataset of `ARCHIVES` to ``root/NAME/VERSION``, in the layout of TFDS.
 
-    The archive is read from `root` if it lies there, and downloaded otherwise. The folder appears
-    when all of it is written.
+    The archive is read from `root` if it exists there, and downloaded otherwise. The folder appears
+    when it is complete.
 
     Args:
       name: a key of `ARCHIVES`.
-      root: the folder of TFDS datasets; made if it does not exist.
+      root: the folder of TFDS datasets; created if it does not exist.
 
     Raises:
-      UserError: the archive cannot be downloaded, is cut short or has other content, or the folder
+      UserError: the archive cannot be downloaded, is truncated or has other content, or the folder
         cannot be written.
     """
     require("array_record", f"preparing {name}", "pip install array_record")
@@ -92,7 +92,7 @@ def prepare(name: str, root: pathlib.Path) -> None:
 
 
 def _download(name: str, url: str, folder: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
-    """The downloaded archive, in `folder`."""
+    """Downloads the archive to `folder`, and returns its path."""
     path = folder / pathlib.PurePosixPath(url).name
     print(f"{name} is not prepared in {root}: downloading {url}.", file=sys.stderr, flush=True)
     with path.open("wb") as file:
@@ -102,7 +102,7 @@ def _download(name: str, url: str, folder: pathlib.Path, root: pathlib.Path) -> 
 
 
 def _parts(name: str, url: str, root: pathlib.Path) -> Iterator[bytes]:
-    """The bytes at an address, in parts of a mebibyte."""
+    """The bytes at a URL, in parts of 1 MiB."""
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             size = int(response.headers.get("Content-Length") or 0) or None
@@ -119,7 +119,7 @@ def _parts(name: str, url: str, root: pathlib.Path) -> Iterator[bytes]:
 
 
 def _read(path: pathlib.Path, archive: Archive) -> dict[str, dict]:
-    """The batches and the class names by their names in the archive, each with the known MD5."""
+    """The batches and class names by their names in the archive, after checking their MD5."""
     wanted = {archive.meta[0]: archive.meta[1]}
     for files in archive.files.values():
         wanted |= files
@@ -136,11 +136,11 @@ def _read(path: pathlib.Path, archive: Archive) -> dict[str, dict]:
                         f"{path} is not the official archive: its file {name} has other content. "
                         f"Delete it, and download {archive.url} again."
                     )
-                # Known bytes, so that unpickling runs nothing but what the authors wrote.
+                # The MD5 matches, so unpickling is safe.
                 found[name] = pickle.loads(data, encoding="latin1")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
-            f"{path} is cut short or damaged ({first_line(error)}). Delete it, and download "
+            f"{path} is truncated or damaged ({first_line(error)}). Delete it, and download "
             f"{archive.url} again."
         ) from error
     missing = sorted(wanted.keys() - found.keys())

@@ -1,29 +1,29 @@
-"""Which part of an image is shown: the central one, or a random one.
+"""Positions of central and random crops.
 
-Random numbers are a function of (seed, epoch, index) alone. So an image's crop does not depend on
-who reads it, in which order, or after how many restarts.
+Random numbers depend only on (seed, epoch, index). So an image's crop is the same for any reader,
+order and number of restarts.
 """
 
 import math
 
 import numpy as np
 
-RATIO = 4 / 3  # the widest box of a random-resized crop; the tallest has the inverse
+RATIO = 4 / 3  # largest aspect ratio of a random-resized crop; the smallest is its inverse
 ATTEMPTS = 10
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
-    """The random numbers of some images in one epoch.
+    """The random numbers of given images in one epoch.
 
     Args:
-      seed: of the run.
-      epoch: counted from 0.
-      index: int `[n]`, which images.
+      seed: seed of the run.
+      epoch: epoch, counted from 0.
+      index: int `[n]`, indices of the images.
 
     Returns:
-      float64 `[n, ATTEMPTS, 4]`, uniform in [0, 1): for each attempt the area and the ratio of a
-      box, and the place of its top and of its left.
+      float64 `[n, ATTEMPTS, 4]`, uniform in [0, 1): for each attempt the area, ratio, top and left
+      of a box.
 
     Example:
       >>> numbers = sample(0, 1, np.array([5, 7]))
@@ -31,7 +31,7 @@ def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
       True
     """
     key = np.random.SeedSequence((seed, epoch)).generate_state(2)
-    # Each call of the generator gives two numbers.
+    # Each call of the generator returns two numbers.
     pair = np.arange(2 * ATTEMPTS, dtype=np.uint32)
     bits = np.stack(threefry(key, *np.meshgrid(np.uint32(index), pair, indexing="ij")), -1)
     return bits.reshape(-1, ATTEMPTS, 4) * 2.0**-32
@@ -40,7 +40,7 @@ def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
 def threefry(key, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds: two random uint32 arrays for a key and the counters (x, y).
 
-    It is the generator of `jax.random`, in NumPy.
+    This is the generator of `jax.random`, in NumPy.
 
     Reference:
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011.
@@ -59,18 +59,18 @@ def threefry(key, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def random_resized(
     numbers: np.ndarray, height: int, width: int, area: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """The box (top, left, height, width) of a random-resized crop, as torchvision draws it.
+    """The box (top, left, height, width) of a random-resized crop, as in torchvision.
 
-    Up to ten times a share `a ~ U(area)` of the image and a ratio `r` of width to height,
-    log-uniform on [3/4, 4/3], give a box of sides `sqrt(a H W / r)` and `sqrt(a H W r)`. The first
-    that lies within the image is placed uniformly. If none does, the largest central box of an
-    allowed ratio is taken.
+    Each of ten attempts samples a fraction `a ~ U(area)` of the image and an aspect ratio `r` of
+    width to height, log-uniform on [3/4, 4/3]. The box has height `sqrt(a H W / r)` and width
+    `sqrt(a H W r)`. The first box that fits into the image is placed uniformly. If none fits, the
+    result is the largest central box with an allowed ratio.
 
     Args:
-      numbers: float `[ATTEMPTS, 4]`, of `sample`.
+      numbers: float `[ATTEMPTS, 4]`, from `sample`.
       height: H.
       width: W.
-      area: lowest and highest share.
+      area: smallest and largest fraction.
 
     Example:
       >>> random_resized(np.full((ATTEMPTS, 4), 0.5), 60, 80, (0.25, 0.25))
@@ -88,7 +88,7 @@ def random_resized(
 
 
 def place(numbers, size, part) -> tuple[int, int]:
-    """(top, left) of a part (height, width) within a size, uniform for uniform `numbers` [2]."""
+    """(top, left) of a crop `part` in an image of `size`, uniform for uniform `numbers` [2]."""
     top, left = (int(u * (n - k + 1)) for u, n, k in zip(numbers, size, part, strict=True))
     return top, left
 
@@ -98,7 +98,7 @@ def central(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """((height, width) of the resized image, (top, left) of the central crop).
 
-    `resize` is the shorter side, or both where the image becomes a square.
+    `resize` is the shorter side, or both sides if `square` is set.
 
     Example:
       >>> central(300, 400, (224, 224), 256, square=False)
@@ -108,6 +108,6 @@ def central(
     resized = (resize * height // shorter, resize * width // shorter)
     if square:
         resized = (resize, resize)
-    # Half a pixel is rounded to even, as in torchvision.
+    # Rounds half to even, as in torchvision.
     top, left = (round((n - k) / 2) for n, k in zip(resized, shape, strict=True))
     return resized, (top, left)

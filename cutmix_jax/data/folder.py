@@ -1,6 +1,6 @@
 """Folders of images: train/CLASS/*.jpg and val/CLASS/*.jpg, classes and files sorted by name.
 
-Folders within a class folder belong to that class, at any depth.
+Subfolders of a class folder belong to that class, at any depth.
 """
 
 import functools
@@ -15,12 +15,12 @@ from cutmix_jax.data.records import ImageSet, Split, choose_split
 
 
 def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
-    """The tree below `root`, with its class names."""
+    """Opens the folder `root` as a dataset."""
     folders = {entry.name for entry in image_files.list_folder(root) if os.path.isdir(entry)}
     if "train" not in folders:
         raise UserError(
-            f"{root} holds no folder train: expected train/CLASS/*.jpg and val/CLASS/*.jpg; "
-            "check --config.data_dir"
+            f"{root} has no folder train, but train/CLASS/*.jpg and val/CLASS/*.jpg are expected. "
+            "Check --config.data_dir."
         )
     names = {"train": "train"}
     if test_split != "held_out":
@@ -35,14 +35,14 @@ def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
         for name in _class_folders(root / folder, passed_over):
             if name not in classes:
                 raise UserError(
-                    f"{root / folder / name} is a class without a folder in {root / 'train'}: "
-                    "every class must occur in train"
+                    f"{root / folder / name} is a class without a folder in {root / 'train'}. "
+                    "Every class must occur in train."
                 )
             found = image_files.find(root / folder / name, passed_over)
             if not found and split == "train":
                 raise UserError(
-                    f"{root / folder / name} holds no image: expected files ending in "
-                    f"{', '.join(image_files.SUFFIXES)}; remove the folder or fill it"
+                    f"{root / folder / name} holds no image with a suffix of "
+                    f"{', '.join(image_files.SUFFIXES)}. Add images or remove the folder."
                 )
             files += found
             labels += [classes.index(name)] * len(found)
@@ -73,14 +73,14 @@ def _class_folders(folder: pathlib.Path, passed_over: dict[str, list[str]]) -> l
         else:
             passed_over.setdefault("in no class folder", []).append(entry.path)
     for name in found:
-        if not name.isprintable():  # bytes that are not UTF-8 come as lone surrogates
+        if not name.isprintable():  # bytes that are not UTF-8 become lone surrogates
             raise UserError(
-                f"{folder} holds the class folder {name!r}, whose name cannot be printed: rename "
-                "it in UTF-8"
+                f"{folder} has the class folder {name!r}, whose name is not printable. Rename it "
+                "in UTF-8."
             )
     if not found:
         raise UserError(
-            f"{folder} holds no class folders: expected {folder.name}/CLASS/*.jpg; sort the "
-            "images into one folder a class"
+            f"{folder} has no class folders, but {folder.name}/CLASS/*.jpg is expected. Sort the "
+            "images into one folder per class."
         )
     return found

@@ -1,9 +1,8 @@
-"""Image files: which there are below a folder, and how the bytes of one become pixels.
+"""Finds image files in folders, and decodes them to pixels.
 
-Every reader of images goes through this file, so that a file is read alike, or refused alike,
-wherever it is met. Pillow says what is an image and what its pixels are. simplejpeg gives the same
-pixels of most JPEG files in half the time, and cykooz-resizer resizes training crops faster, where
-they are installed.
+All images are read by this file, so each one is decoded or rejected in the same way everywhere.
+Pillow defines what a valid image is, and its pixels. If installed, simplejpeg decodes most JPEG
+files to the same pixels in half the time, and cykooz-resizer resizes training crops faster.
 """
 
 import functools
@@ -19,7 +18,7 @@ import numpy as np
 
 from cutmix_jax import UserError, first_line
 
-# What is read, by Pillow's names, and how such files end. What the bytes say counts, not the name.
+# Supported formats, by Pillow's names, and their suffixes. The content decides, not the name.
 ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -30,18 +29,18 @@ ENDINGS = {
     "GIF": (".gif",),
 }
 SUFFIXES = tuple(suffix for endings in ENDINGS.values() for suffix in endings)
-MOST_PIXELS = 2**26  # of a JPEG; Pillow has its own limits and says so
+MOST_PIXELS = 2**26  # of a JPEG for simplejpeg; Pillow has its own limits
 PNG_START = b"\x89PNG\r\n\x1a\n"
 BITS_PER_SAMPLE = 258  # a tag of TIFF
-# How large an image may become on the way to its crop, in units of the image and the crop.
+# Maximum size of the resized image, relative to the stored image and the crop together.
 LARGEST = 4
-# Of JPEG files that simplejpeg decodes, for each number of channels; Pillow decodes the others.
+# Color spaces that simplejpeg decodes, per number of channels. Pillow decodes the others.
 JPEG_START = b"\xff\xd8"
 JPEG_COLORS = {3: ("YCbCr", "RGB", "Gray"), 1: ("Gray",)}
 LIBRARIES = ("simplejpeg", "cykooz-resizer", "pillow")
-# Names shown of what is passed over, for each reason.
+# Number of skipped files to list for each reason.
 SHOWN = 2
-# Of a weight in Pillow's resize of bytes.
+# Precision of the weights in Pillow's resize of uint8.
 FRACTION_BITS = 22
 
 
@@ -59,28 +58,29 @@ def read(path) -> bytes:
 
 
 def read_nth(paths: Sequence, i: int) -> bytes:
-    """The bytes of one of several files."""
+    """The bytes of the i-th file."""
     return read(paths[i])
 
 
 def unreadable(path, error: OSError) -> UserError:
-    """What to say of a file that the system does not open."""
-    return UserError(f"{os.fspath(path)} cannot be read ({error.strerror}): replace or remove it")
+    """The error for a file that cannot be opened."""
+    return UserError(f"{os.fspath(path)} cannot be read ({error.strerror}). Replace or remove it.")
 
 
 def decode(data: bytes, channels: int, name) -> np.ndarray:
-    """Pixels of an encoded image: of its first frame, neither rotated nor blended.
+    """Decodes the first frame of an image, without rotation or blending.
 
     Args:
-      data: the bytes of a file of one of the kinds in `ENDINGS`.
-      channels: 3 for colors, 1 for gray; either is converted to the other.
-      name: what to call the image in an error message.
+      data: the bytes of a file in a format of `ENDINGS`.
+      channels: 3 for color, 1 for gray; images are converted.
+      name: name of the image in error messages.
 
     Returns:
       uint8 `[H, W, channels]`.
 
     Raises:
-      UserError: the image is of another kind, damaged, or has more than 8 bits per channel.
+      UserError: the format is not supported, or the image is damaged or has more than 8 bits per
+        channel.
 
     Example:
       >>> decode(b'P5 2 1 255 ' + bytes([7, 9]), 1, 'two.pgm').tolist()
@@ -93,11 +93,11 @@ def decode(data: bytes, channels: int, name) -> np.ndarray:
     def pixels(image):
         if _is_deep(image):
             raise UserError(
-                f"{name} has more than 8 bits per channel (mode {image.mode}), but 8 bits a "
-                "channel are expected: convert it"
+                f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 "
+                "bits per channel."
             )
         image.load()
-        # Else Pillow warns that it drops the transparency.
+        # Otherwise Pillow warns that it drops the transparency.
         image.info.pop("transparency", None)
         return np.asarray(image.convert("RGB" if channels == 3 else "L"))
 
@@ -106,7 +106,7 @@ def decode(data: bytes, channels: int, name) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
-    """Pixels of a JPEG file that raises no doubt; None leaves it to Pillow."""
+    """Pixels of a regular JPEG file; None leaves the file to Pillow."""
     simplejpeg = _optional("simplejpeg")
     if simplejpeg is None or not data.startswith(JPEG_START):
         return None
@@ -121,7 +121,7 @@ def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
 
 @functools.cache
 def _optional(package: str):
-    """The module, or None where it is not installed."""
+    """The module, or None if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -129,7 +129,7 @@ def _optional(package: str):
 
 
 def libraries() -> str:
-    """The names and versions of all that makes pixels here."""
+    """The names and versions of all libraries that decode images."""
     found = []
     for name in LIBRARIES:
         try:
@@ -140,12 +140,12 @@ def libraries() -> str:
 
 
 def stored_size(data: bytes, name) -> tuple[int, int]:
-    """(height, width) from the head of an encoded image; raises like `decode`."""
+    """(height, width) from the header of an encoded image; raises like `decode`."""
     return _ask(data, name, lambda image: (image.height, image.width))
 
 
 def _ask(data: bytes, name, question: Callable):
-    """The answer of the opened image."""
+    """Opens the image, and returns `question(image)`."""
     from PIL import Image
 
     attempts = [data]
@@ -159,12 +159,12 @@ def _ask(data: bytes, name, question: Callable):
         except Exception as error:
             cause = error
     raise UserError(
-        f"{name} is not a readable image ({first_line(cause)}): replace or remove it"
+        f"{name} is not a readable image ({first_line(cause)}). Replace or remove it."
     ) from cause
 
 
 def _critical_chunks(data: bytes) -> bytes:
-    """A PNG without texts and the like: their damage says nothing about the pixels."""
+    """A PNG without its ancillary chunks, whose damage does not affect the pixels."""
     kept, position = [PNG_START], len(PNG_START)
     while position + 8 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4])
@@ -175,7 +175,7 @@ def _critical_chunks(data: bytes) -> bytes:
 
 
 def _is_deep(image) -> bool:
-    """Whether a channel has more than 8 bits in the file: Pillow cuts some of them off silently."""
+    """Whether a channel has more than 8 bits in the file. Pillow silently truncates some."""
     if image.mode[0] in "IF":  # integers of 16 or 32 bits, and floating point
         return True
     if image.format == "TIFF":
@@ -187,14 +187,14 @@ def _is_deep(image) -> bool:
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, C] to [*shape, C], bilinear, the filter widened where it shrinks."""
+    """Resizes uint8 [H, W, C] to [*shape, C], bilinear with antialiasing."""
     return resize_and_crop(image, shape, (0, 0), shape)
 
 
 def crop_and_resize(
     image: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, int]
 ) -> np.ndarray:
-    """A box of the image, resized as `resize` does, within one level; pixels outside do not matter.
+    """Resizes a box of the image, like `resize` up to one level. Pixels outside have no effect.
 
     Args:
       image: uint8 `[H, W, C]`.
@@ -224,14 +224,14 @@ def crop_and_resize(
 def resize_and_crop(
     image: np.ndarray, resized: tuple[int, int], offset: tuple[int, int], shape: tuple[int, int]
 ) -> np.ndarray:
-    """A crop of the resized image, in memory that the image and the crop bound.
+    """A crop of the resized image, with memory bounded by the image and the crop.
 
-    Where the resized image would be much larger than both, only what the crop shows of it is made,
-    with the same bits.
+    If the resized image would be much larger than both, only the crop is computed, with the same
+    bits.
 
     Args:
       image: uint8 `[H, W, C]`.
-      resized: (height, width) of the whole image when resized, by Pillow's bilinear filter.
+      resized: (height, width) of the whole resized image, with Pillow's bilinear filter.
       offset: (top, left) of the crop in the resized image, in pixels.
       shape: (height, width) of the crop.
 
@@ -257,9 +257,9 @@ def resize_and_crop(
 
 
 def _enlarge_and_crop(image: np.ndarray, resized, offset, shape) -> np.ndarray:
-    """`resize_and_crop` without the resized image, where neither axis shrinks.
+    """`resize_and_crop` without the resized image, if neither axis shrinks.
 
-    As in Pillow, rows are made before columns, in fixed-point numbers, and rounded in between.
+    As in Pillow, rows come before columns, in fixed-point numbers, with rounding in between.
     """
     (rows, tall), (columns, wide) = map(_taps, image.shape[:2], resized, offset, shape)
     image = image[rows.min() : rows.max() + 1]
@@ -268,7 +268,7 @@ def _enlarge_and_crop(image: np.ndarray, resized, offset, shape) -> np.ndarray:
 
 
 def _taps(stored: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [count, 3], twice: which stored pixels make a pixel of the crop, with what weights."""
+    """Stored pixels of each pixel of the crop, and their weights; both int64 [count, 3]."""
     center = (start + np.arange(count)[:, None] + 0.5) * (stored / resized)
     index = np.maximum(np.floor(center - 0.5), 0).astype(int) + np.arange(3)
     weight = np.maximum(1 - np.abs(index + 0.5 - center), 0) * (index < stored)
@@ -283,15 +283,15 @@ def _blend(image: np.ndarray, axis: int, index: np.ndarray, weight: np.ndarray) 
 
 
 def find(folder, passed_over: dict[str, list[str]]) -> list[str]:
-    """Paths of all image files below a folder, at any depth, sorted part by part.
+    """Paths of all image files below a folder, at any depth, sorted by path component.
 
     Args:
-      folder: where to look.
-      passed_over: gets, by reason, the paths of what is no image file: add up several folders,
-        and then call `say_passed_over`.
+      folder: the folder to search.
+      passed_over: collects the paths of skipped files by reason, for one or more folders. Call
+        `say_passed_over` afterwards.
 
     Raises:
-      UserError: a folder cannot be listed, or what is named like an image file is none.
+      UserError: a folder cannot be listed, or something named like an image file is not a file.
     """
     files = []
     for entry in list_folder(folder):
@@ -313,7 +313,7 @@ def find(folder, passed_over: dict[str, list[str]]) -> list[str]:
             continue
         else:
             raise UserError(
-                f"{entry.path} is named like an image, but is {kind}: replace or remove it"
+                f"{entry.path} is named like an image, but is {kind}. Replace or remove it."
             )
         passed_over.setdefault(reason, []).append(entry.path)
     return files
@@ -329,7 +329,7 @@ def list_folder(folder) -> list[os.DirEntry]:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be listed ({error.strerror}): check its path and permissions"
+            f"{folder} cannot be listed ({error.strerror}). Check its path and permissions."
         ) from error
 
 
@@ -347,7 +347,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _is_above(entry: os.DirEntry, folder) -> bool:
-    """Whether the entry is a link that would lead in a circle."""
+    """Whether the entry is a link that creates a cycle."""
     if not entry.is_symlink():
         return False
     target = os.path.realpath(entry.path)
@@ -355,7 +355,7 @@ def _is_above(entry: os.DirEntry, folder) -> bool:
 
 
 def say_passed_over(root, passed_over: dict[str, list[str]]) -> None:
-    """One line on the standard error with counts and reasons; none if nothing was passed over."""
+    """Prints one line with counts and reasons to stderr, if files were skipped."""
     if not passed_over:
         return
     reasons = []
@@ -368,5 +368,5 @@ def say_passed_over(root, passed_over: dict[str, list[str]]) -> None:
 
 
 def printable(path) -> str:
-    """The path with bytes that are not UTF-8 written out, as they cannot be printed."""
+    """The path as printable text, with escapes for bytes that are not UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")

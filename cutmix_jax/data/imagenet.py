@@ -1,8 +1,8 @@
-"""ImageNet from the two official archives to array_record files, without TensorFlow.
+"""Converts the two official archives of ImageNet to array_record, without TensorFlow.
 
     python -m cutmix_jax.data.prepare imagenet2012 --source=FOLDER --data_dir=PATH
 
-Labels of the validation images come with the package tensorflow-datasets.
+The package tensorflow-datasets contains the labels of the validation images.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from cutmix_jax import UserError, first_line
 from cutmix_jax.data import tfds_files
 from cutmix_jax.data.records import import_tfds, require
 
-NAME, VERSION = "imagenet2012", "5.1.0"  # whose features these are, in TFDS
+NAME, VERSION = "imagenet2012", "5.1.0"  # of the dataset in TFDS
 PAGE = "https://image-net.org/download-images"
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """An official archive, by its name, bytes and SHA-256 as TFDS lists them."""
+    """An official archive: name, size and SHA-256 as in TFDS."""
 
     name: str
     size: int
@@ -45,15 +45,15 @@ VALIDATION = Archive(
 def prepare(source: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
     """Writes ``root/imagenet2012/5.1.0`` in the layout of TFDS, and returns this folder.
 
-    It appears when all of it is written. The bytes of the images stay as they are; TFDS encodes 23
-    of them again.
+    The folder appears when it is complete. The bytes of the images are unchanged; TFDS reencodes 23
+    of them.
 
     Args:
       source: the folder that holds both archives.
-      root: the folder of TFDS datasets; made if it does not exist.
+      root: the folder of TFDS datasets; created if it does not exist.
 
     Raises:
-      UserError: an archive is missing, cut short or has other content, or the folder cannot be
+      UserError: an archive is missing, truncated or has other content, or the folder cannot be
         written.
     """
     require("array_record", f"preparing {NAME}", "pip install array_record")
@@ -71,7 +71,7 @@ def prepare(source: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
     )
     with tfds_files.unfinished(NAME, VERSION, root) as folder:
         splits = {
-            # First, since it takes minutes and not hours to find out that it is damaged.
+            # First, because it takes minutes and not hours to find damage.
             "validation": _write_validation(source, classes, folder),
             "train": _write_train(source, classes, folder),
         }
@@ -81,13 +81,13 @@ def prepare(source: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
 
 
 def read_list(name: str) -> list[str]:
-    """The lines of a file that TFDS has for this dataset: WordNet ids."""
+    """The WordNet ids in a file that TFDS has for this dataset."""
     folder = pathlib.Path(import_tfds().__file__).parent / "datasets" / NAME
     return (folder / name).read_text().split()
 
 
 def _write_validation(source, classes, folder) -> list[tuple[int, int]]:
-    # The labels are in the order of the names.
+    # The labels are in the order of the file names.
     labels = {
         f"ILSVRC2012_val_{number:08d}.JPEG": classes.index(label)
         for number, label in enumerate(read_list("validation_labels.txt"), 1)
@@ -100,7 +100,7 @@ def _write_validation(source, classes, folder) -> list[tuple[int, int]]:
 
 
 def _write_train(source, classes, folder) -> list[tuple[int, int]]:
-    """Writes a file for each class, as the archive has them."""
+    """Writes one file per class, in the order of the archive."""
     labels, written = {f"{name}.tar": label for label, name in enumerate(classes)}, {}
     with _open(source, TRAIN) as tars:
         for member in tars:
@@ -141,7 +141,7 @@ def _check_size(source: pathlib.Path, archive: Archive) -> None:
 
 @contextlib.contextmanager
 def _open(source: pathlib.Path, archive: Archive) -> Iterator[tarfile.TarFile]:
-    """The archive, to be read once from front to back; its SHA-256 is checked at the end."""
+    """Opens the archive to read it once from start to end, and then checks its SHA-256."""
     path = source / archive.name
     words = f"reading {archive.name}"
     with (
@@ -166,7 +166,7 @@ def _open(source: pathlib.Path, archive: Archive) -> Iterator[tarfile.TarFile]:
 
 
 class _Hashed:
-    """A file that is hashed while it is read."""
+    """A file that computes its hash as it is read."""
 
     def __init__(self, file: BinaryIO, bar):
         self._file, self._bar, self.sha256 = file, bar, hashlib.sha256()

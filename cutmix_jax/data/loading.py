@@ -1,4 +1,4 @@
-"""From records to the pixels of a batch: what every thread and process of the reader does."""
+"""Turns records into the pixels of a batch, in every reader thread and process."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ class Loader:
     """Decodes, crops and resizes images. It can be pickled.
 
     Attributes:
-      set_name: what to call the set in an error message.
-      shape: (H, W, C) of the images handed out.
-      resize: the shorter side before the crop; None where images already have their size.
+      set_name: name of the dataset in error messages.
+      shape: (H, W, C) of the resulting images.
+      resize: the shorter side before the crop; None if images already have their size.
       square: whether both sides are resized to `resize`.
-      area: (least, largest) fraction that the random-resized crop keeps; None: no such crop.
-      splits: name -> (records, which of them: int [n]).
+      area: (smallest, largest) fraction in the random-resized crop; None: no such crop.
+      splits: name -> (records, int [n] indices of those to use).
     """
 
     set_name: str
@@ -38,14 +38,14 @@ class Loader:
         positions: np.ndarray,
         numbers: np.ndarray | None,
     ) -> None:
-        """Writes examples of a split into `images` and `labels`.
+        """Writes examples of a split to `images` and `labels`.
 
         Args:
-          name: of the split.
-          images: uint8 `[n, H, W, C]`, written to.
-          labels: int64 `[n]`, written to.
-          positions: int `[n]`, which examples.
-          numbers: random numbers `[n, ...]` of `crops.sample`; None at evaluation.
+          name: name of the split.
+          images: uint8 `[n, H, W, C]`, output.
+          labels: int64 `[n]`, output.
+          positions: int `[n]`, positions of the examples.
+          numbers: random numbers `[n, ...]` from `crops.sample`; None in evaluation.
 
         Raises:
           UserError: an image cannot be used; the message names it.
@@ -61,12 +61,12 @@ class Loader:
             if image.shape != self.shape:
                 raise UserError(
                     f"{split.name(i)} is {image.shape[0]}x{image.shape[1]}, but {self.set_name} "
-                    f"says {self.shape[0]}x{self.shape[1]}: replace or remove it"
+                    f"says {self.shape[0]}x{self.shape[1]}. Replace or remove it."
                 )
             images[slot] = image
 
     def center(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(size of the resized image, offset of the crop) at evaluation."""
+        """(size of the resized image, offset of the crop) in evaluation."""
         if self.resize is None:
             return (height, width), (0, 0)
         return crops.central(height, width, self.shape[:2], self.resize, self.square)

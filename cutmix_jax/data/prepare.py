@@ -1,4 +1,4 @@
-"""Prepares ImageNet and our sets: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
+"""Prepares a dataset: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
 
 import argparse
 import sys
@@ -11,16 +11,16 @@ NAMES = ("imagenet2012", "tiny_imagenet", "shapes", "shapes/single", "shapes/sev
 
 
 def main(words=None):
-    """Reads the command line, prepares the set, and prints where it is."""
+    """Reads the command line, prepares the dataset, and prints its folder."""
     parser = argparse.ArgumentParser(prog="python -m cutmix_jax.data.prepare", description=__doc__)
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--data_dir", required=True, help="folder of TFDS data sets to write into")
+    parser.add_argument("--data_dir", required=True, help="folder of TFDS datasets to write to")
     parser.add_argument(
         "--source",
-        help="of imagenet2012: the folder with both archives; of tiny_imagenet: the unpacked "
+        help="for imagenet2012: the folder with both archives; for tiny_imagenet: the unpacked "
         "folder tiny-imagenet-200",
     )
-    parser.add_argument("--examples", type=int, help="at most so many a split")
+    parser.add_argument("--examples", type=int, help="maximum number per split")
     flags = parser.parse_args(words)
     try:
         print(prepare(flags.name, flags.data_dir, flags.source, flags.examples))
@@ -30,14 +30,14 @@ def main(words=None):
 
 
 def prepare(name: str, data_dir: str, source: str | None = None, examples: int | None = None):
-    """Writes the set `name` below `data_dir`, and returns its folder."""
+    """Writes the dataset `name` below `data_dir`, and returns its folder."""
     root = place(data_dir, "--data_dir")
     source = source and place(source, "--source")
     if name == imagenet.NAME:
         if source is None or examples is not None:
             raise UserError(
-                f"{name} is prepared whole, from its two archives: give their folder with "
-                "--source, and no --examples"
+                f"{name} is prepared from its two whole archives: give their folder with --source, "
+                "and leave out --examples."
             )
         return imagenet.prepare(source, root)
     records.require("tensorflow_datasets", f"preparing {name}", "pip install tensorflow-datasets")

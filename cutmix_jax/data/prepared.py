@@ -1,7 +1,7 @@
-"""Data sets in the formats of TFDS: found, or downloaded, and read without TensorFlow.
+"""Finds, downloads and reads datasets in the formats of TFDS; reading needs no TensorFlow.
 
-Records are read by index: array_record files have it, and in tfrecord files the place of each
-record is looked up once.
+Records are read by index. array_record files have an index. For tfrecord files, the position of
+each record is looked up once.
 """
 
 import bisect
@@ -32,40 +32,40 @@ from cutmix_jax.data.records import (
     require,
 )
 
-# What is read without TFDS.
+# Datasets that do not use TFDS.
 OURS = ("digits", "shapes", "folder")
-# Their 'test' split carries no labels (-1).
+# Their 'test' split has no labels (-1).
 UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset", "places365_small")
-# Bytes of tfrecord files; looking through less is faster than keeping where the records lie.
+# Bytes of tfrecord files. Below this, scanning them is faster than caching the index.
 INDEX_KEPT_ABOVE = 2**30
 
 
 def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> ImageSet:
-    """The set of this name in a TFDS folder; it is downloaded if it is not there."""
+    """Opens a dataset in a TFDS folder; downloads it if it does not exist."""
     folder = find_prepared(dataset, root)
     if folder is None:
         if dataset in cifar.ARCHIVES:
             cifar.prepare(dataset, root)
         elif _parse(dataset)[0] == imagenet.NAME:
             raise UserError(
-                f"{dataset} is not prepared in {root}: download its archives from {imagenet.PAGE} "
-                f"and call python -m cutmix_jax.data.prepare {imagenet.NAME} --source=FOLDER "
-                f"--data_dir={root}, or read a folder of images by --config.dataset=folder "
-                "--config.data_dir=PATH"
+                f"{dataset} is not prepared in {root}. Download its archives from {imagenet.PAGE} "
+                f"and run python -m cutmix_jax.data.prepare {imagenet.NAME} --source=FOLDER "
+                f"--data_dir={root}, or read a folder of images with --config.dataset=folder "
+                "--config.data_dir=PATH."
             )
         else:
             _prepare(dataset, root)
         folder = find_prepared(dataset, root)
         if folder is None:
-            raise UserError(f"{dataset} was prepared, but not found in {root} afterwards")
+            raise UserError(f"{dataset} was prepared, but is not in {root}.")
     tfds = import_tfds()
     try:
         info = tfds.builder_from_directory(folder).info
         features = info.features
     except Exception as error:
         raise UserError(
-            f"{folder} could not be read as a TFDS data set ({first_line(error)}): prepare "
-            f"{dataset} again"
+            f"{folder} cannot be read as a TFDS dataset ({first_line(error)}). Prepare "
+            f"{dataset} again."
         ) from error
     shape = _image_shape(tfds, dataset, features)
     prefer = ("test", "validation")
@@ -73,8 +73,8 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         prefer = ("validation",)
     if "train" not in info.splits:
         raise UserError(
-            f"{dataset} has no split 'train', only {', '.join(sorted(info.splits))}: choose "
-            "another data set"
+            f"{dataset} has no split 'train', only {', '.join(sorted(info.splits))}. Choose "
+            "another dataset."
         )
     names = {"train": "train"}
     if test_split != "held_out":
@@ -90,9 +90,9 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
 
 
 def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the newest prepared version, found in the file system alone.
+    """The folder of the newest prepared version, without network access.
 
-    TFDS itself may try the network for minutes when a set is missing.
+    TFDS itself may try the network for minutes if a dataset is missing.
     """
     name, config, version = _parse(dataset)
 
@@ -113,7 +113,7 @@ def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
     configs = [path for path in sorted(base.iterdir()) if path.is_dir() and versions(path)]
     if len(configs) > 1:
         names = ", ".join(f"{name}/{path.name}" for path in configs)
-        raise UserError(f"{name} is prepared in several configurations: choose one of {names}")
+        raise UserError(f"{name} is prepared in several configurations. Choose one of {names}.")
     return versions(configs[0])[-1] if configs else None
 
 
@@ -122,14 +122,14 @@ def _parse(dataset: str) -> tuple[str, str | None, str | None]:
     match = re.fullmatch(r"([\w-]+)(?:/([^:]+))?(?::([\d.]+))?", dataset)
     if not match:
         raise UserError(
-            f"dataset={dataset!r} is no name of a data set: expected digits, shapes, folder, or "
-            "NAME[/CONFIG][:VERSION] of TFDS"
+            f"dataset={dataset!r} is not the name of a dataset. Use digits, shapes, folder, or "
+            "NAME[/CONFIG][:VERSION] of TFDS."
         )
     return match.groups()
 
 
 def _image_shape(tfds, dataset: str, features) -> tuple[int | None, int | None, int]:
-    """Shape of the feature `image`, after checking that image and label are what they must be."""
+    """Shape of the feature `image`, after checking the types of image and label."""
     named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = named.get("image"), named.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(
@@ -137,14 +137,14 @@ def _image_shape(tfds, dataset: str, features) -> tuple[int | None, int | None, 
     ):
         raise UserError(
             f"{dataset} has the features {', '.join(sorted(named)) or 'no names'}, but an "
-            "image-classification set with an Image called 'image' and a ClassLabel called "
-            "'label' is expected: choose another data set"
+            "Image called 'image' and a ClassLabel called 'label' are expected. Choose another "
+            "dataset."
         )
     shape = image.shape
     if np.dtype(image.np_dtype) != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3):
         raise UserError(
             f"{dataset} has images of shape {shape} and type {np.dtype(image.np_dtype).name}, but "
-            "[height, width, 1 or 3] of uint8 is expected: choose another data set"
+            "[height, width, 1 or 3] of uint8 is expected. Choose another dataset."
         )
     return tuple(shape)
 
@@ -154,12 +154,12 @@ def _class_names(label) -> tuple[str, ...]:
 
 
 def _box_key(tfds, features) -> str | None:
-    """The feature of a record that holds its boxes, in shares of the image."""
+    """The feature of a record that holds its boxes, as fractions of the image."""
     objects = dict(features.items()).get("objects")
-    within = getattr(objects, "feature", None)  # that of a sequence
+    within = getattr(objects, "feature", None)  # of a sequence
     for key, parent in (("bbox", features), ("objects/bbox", within)):
         feature = dict(parent.items()).get("bbox") if hasattr(parent, "items") else None
-        # Sets prepared long ago do not name the format, and have this one.
+        # Old datasets have this format, but do not name it.
         if isinstance(feature, tfds.features.BBoxFeature) and (
             feature.bbox_format is None or feature.bbox_format.value == "REL_YXYX"
         ):
@@ -171,12 +171,14 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
     paths = [str(path) for path in info.splits[split].filepaths]
     for path in paths:
         if not os.path.isfile(path):
-            raise UserError(f"{path} is missing: prepare {dataset} again, or copy the whole folder")
+            raise UserError(
+                f"{path} is missing. Prepare {dataset} again, or copy its whole folder."
+            )
     file_format = info.file_format.value
     if file_format not in READERS:
         raise UserError(
-            f"{dataset} is prepared as {file_format}, but {' or '.join(READERS)} is expected: "
-            "prepare it again in one of these formats"
+            f"{dataset} is prepared as {file_format}, but {' or '.join(READERS)} is expected. "
+            "Prepare it again in one of these formats."
         )
     files = _Files(dataset, split, file_format, paths, info.splits[split].shard_lengths)
     return Split(
@@ -191,7 +193,7 @@ def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
 
 
 class _Files:
-    """The files of a split: opened at the first use, and opened again in another process."""
+    """The files of a split, opened at first use; other processes open them again."""
 
     def __init__(self, dataset: str, split: str, file_format: str, paths: list[str], lengths):
         self._arguments = dataset, split, file_format, paths, lengths
@@ -220,14 +222,14 @@ class _Files:
         if found != self._ends[-1]:
             raise UserError(
                 f"{dataset} has {found} records in split {split}, but its dataset_info.json says "
-                f"{self._ends[-1]}: prepare it again"
+                f"{self._ends[-1]}. Prepare it again."
             )
         return read
 
 
 def _array_record(name: str, paths: list[str]) -> tuple[Callable[[int], bytes], int]:
     del name
-    require("array_record", "a set prepared as array_record", "pip install array_record")
+    require("array_record", "a dataset in array_record files", "pip install array_record")
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     records = ArrayRecordDataSource(paths)
@@ -241,7 +243,7 @@ def _tfrecord(name: str, paths: list[str]) -> tuple[Callable[[int], bytes], int]
     def make():
         if large:
             print(f"Looking up the records of {name}, once.", file=sys.stderr, flush=True)
-        # Threads, because each record costs a wait for the disk.
+        # Threads, because each record waits for the disk.
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             spans = list(pool.map(_tfrecord_spans, paths))
         return {
@@ -275,7 +277,7 @@ def _tfrecord_spans(path: str) -> np.ndarray:
             spans.append((position + 12, length))
             position += length + 16
     if position != size:
-        raise UserError(f"{path} is cut short or damaged: prepare or copy the data set again")
+        raise UserError(f"{path} is truncated or damaged. Prepare or copy the dataset again.")
     return np.asarray(spans, np.int64).reshape(-1, 2)
 
 
@@ -288,7 +290,7 @@ def _fingerprint(folder: pathlib.Path, names: dict[str, str]) -> str:
 
 
 def _prepare(dataset: str, root: pathlib.Path) -> None:
-    """Downloads a set that TFDS knows."""
+    """Downloads a dataset that TFDS knows."""
     tfds = import_tfds()
     name = _parse(dataset)[0]
     known = tfds.list_builders(with_community_datasets=False)
@@ -296,12 +298,12 @@ def _prepare(dataset: str, root: pathlib.Path) -> None:
         here = {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
         near = difflib.get_close_matches(name, [*known, *here, *OURS], 3, 0.5)
         raise UserError(
-            f"dataset={name!r} is neither {', nor '.join(OURS)}, nor known to TFDS, nor prepared "
-            f"in {root}: " + (f"did you mean {', '.join(near)}?" if near else "check the name")
+            f"dataset={name!r} is not {', '.join(OURS)} or a dataset of TFDS, and is not prepared "
+            f"in {root}. " + (f"Did you mean {', '.join(near)}?" if near else "Check the name.")
         )
     remedy = (
         f'prepare it where there is a network (python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{dataset}').download_and_prepare()\"), and give the folder by "
+        f"tfds.builder('{dataset}').download_and_prepare()\"), and give the folder with "
         "--config.data_dir"
     )
     missing = f"{dataset} is not prepared in {root}, and"
@@ -314,7 +316,7 @@ def _prepare(dataset: str, root: pathlib.Path) -> None:
     if by_hand:
         remedy = (
             f"download its files as TFDS says ({' '.join(by_hand.split())}), or read a folder of "
-            "images by --config.dataset=folder --config.data_dir=PATH"
+            "images with --config.dataset=folder --config.data_dir=PATH"
         )
     elif not reachable(builder.url_infos):
         raise UserError(f"{missing} there is no network to download it: {remedy}")
@@ -329,7 +331,7 @@ def _prepare(dataset: str, root: pathlib.Path) -> None:
 
 
 def reachable(urls: Iterable[str]) -> bool:
-    """Whether any host of these addresses answers; TFDS itself tries for minutes."""
+    """Whether any host of these URLs answers. TFDS itself tries for minutes."""
     parts = map(urllib.parse.urlsplit, urls)
     hosts = {f"{part.scheme}://{part.netloc}" for part in parts if part.scheme.startswith("http")}
     for host in sorted(hosts):

@@ -1,6 +1,6 @@
-"""Records on disk: what a data set is made of, and how one record becomes pixels.
+"""Records on disk: the parts of a dataset, and the decoding of records to pixels.
 
-Every set gives random access by index, so that both sources share one order: a permutation of
+Every dataset has random access by index. So both sources use the same order, a permutation of
 indices.
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 from cutmix_jax import UserError, first_line
 from cutmix_jax.data import image_files
 
-# How TFDS calls the feature with the name of an image's file.
+# Names of the TFDS feature with an image's file name.
 FILE_NAMES = ("file_name", "image/filename")
-# Without the second, TensorFlow announces at every start that it uses oneDNN.
+# Without the second, TensorFlow logs at every start that it uses oneDNN.
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
@@ -29,11 +29,11 @@ class Split:
 
     Attributes:
       count: number of records.
-      read: index -> bytes; an encoded image where `labels` is given, else a serialized
+      read: index -> bytes: an encoded image if `labels` is set, else a serialized
         `tf.train.Example` with the features `image` and `label`.
       labels: int32 [count], or None.
-      name: index -> what to call the record in an error message.
-      boxes: None, or index -> float32 [n, 4], (top, left, bottom, right) in shares of the image.
+      name: index -> name of the record in error messages.
+      boxes: None, or index -> float32 [n, 4], (top, left, bottom, right) as fractions of the image.
     """
 
     count: int
@@ -45,14 +45,14 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """A data set on disk.
+    """A dataset on disk.
 
     Attributes:
-      name: what the configuration calls it.
-      class_names: one name a class.
-      shape: (H, W, C), H and W None where images may differ in size.
-      splits: 'train' and, unless held-out images stand for it, 'test'.
-      fingerprint: gives a text that changes whenever the files do.
+      name: name in the config.
+      class_names: one name per class.
+      shape: (H, W, C), H and W None if images may differ in size.
+      splits: 'train' and, unless held-out images replace it, 'test'.
+      fingerprint: returns a text that changes with the files.
     """
 
     name: str
@@ -63,8 +63,8 @@ class ImageSet:
 
 
 def choose_split(splits, test_split: str | None, preferred: tuple[str, ...], name: str) -> str:
-    """The split to evaluate on: the one asked for, or the first preferred one there."""
-    # Folders say 'val' where TFDS says 'validation'.
+    """The split to evaluate: `test_split` if set, or the first of `preferred` that exists."""
+    # 'val' in folders is 'validation' in TFDS.
     alike = {"val": ("validation",), "validation": ("val",)}
     wanted = (test_split, *alike.get(test_split, ())) if test_split else preferred
     for candidate in wanted:
@@ -72,29 +72,29 @@ def choose_split(splits, test_split: str | None, preferred: tuple[str, ...], nam
             return candidate
     raise UserError(
         f"{name} has no split {test_split or ' or '.join(preferred)}, only "
-        f"{', '.join(sorted(splits))}: choose one by --config.test_split=NAME, or hold out "
-        "training images with --config.test_split=held_out --config.held_out=N"
+        f"{', '.join(sorted(splits))}. Choose one with --config.test_split=NAME, or hold out "
+        "training images with --config.test_split=held_out --config.held_out=N."
     )
 
 
 def require(package: str, purpose: str, remedy: str) -> None:
-    """Refuses to go on where a package that this purpose needs is not installed."""
+    """Raises a `UserError` if the package is not installed."""
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{purpose} needs {package}, which is not installed: {remedy}")
 
 
 def import_tfds():
-    """TFDS, which does not import TensorFlow by itself."""
+    """Imports TFDS, which does not import TensorFlow by itself."""
     require("tensorflow_datasets", "this dataset", "pip install tensorflow-datasets")
-    # Where a package does not fit, importing TFDS logs pages, and leaves it empty.
+    # With an incompatible package, importing TFDS logs pages of text and leaves it empty.
     log = logging.getLogger("absl")
     before, log.disabled = log.disabled, True
     try:
         import tensorflow_datasets.public_api
     except Exception as error:
         raise UserError(
-            f"tensorflow_datasets cannot be imported ({first_line(error)}). Install versions that "
-            "fit each other; with protobuf 5, pip install 'tensorflow-metadata<1.21'."
+            f"tensorflow_datasets cannot be imported ({first_line(error)}). Install compatible "
+            "versions; with protobuf 5, pip install 'tensorflow-metadata<1.21'."
         ) from error
     finally:
         log.disabled = before
@@ -102,10 +102,10 @@ def import_tfds():
 
 
 def import_tensorflow():
-    """TensorFlow, kept off the accelerator, whose memory belongs to JAX."""
+    """Imports TensorFlow without access to the accelerator, whose memory JAX needs."""
     require(
         "tensorflow",
-        "preparing a dataset of TFDS",
+        "preparing a TFDS dataset",
         "pip install tensorflow-cpu, or copy a prepared one",
     )
     for name, value in QUIET_TENSORFLOW.items():
@@ -113,14 +113,14 @@ def import_tensorflow():
     import tensorflow
 
     for kind in ("GPU", "TPU"):
-        # In a notebook that has used TensorFlow before, it is too late: then it stays as it is.
+        # In a notebook that has already used TensorFlow, it is too late to change this.
         with contextlib.suppress(RuntimeError):
             tensorflow.config.set_visible_devices([], kind)
     return tensorflow
 
 
 def encoded(split: Split, i: int) -> tuple[bytes, int]:
-    """(the bytes of the image, label) of one record."""
+    """(bytes of the image, label) of one record."""
     data = split.read(i)
     if split.labels is not None:
         return data, int(split.labels[i])
@@ -135,15 +135,15 @@ def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
-    """Labels outside the classes would silently become one-hot rows of zeros."""
+    """Rejects labels outside the classes, which would silently become one-hot rows of zeros."""
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
-        remedy = "repair the labels"
+        remedy = "Correct the labels."
         if (wrong == -1).all():
-            remedy = "this split has no labels; choose another one by --config.test_split=NAME"
+            remedy = "This split has no labels; choose another one with --config.test_split=NAME."
         raise UserError(
             f"{what} has the label {wrong[0]}, but labels from 0 to {num_classes - 1} are "
-            f"expected: {remedy}"
+            f"expected. {remedy}"
         )
 
 
@@ -155,26 +155,26 @@ def parse_example(data: bytes):
 
 
 def file_name(split: Split, i: int) -> str:
-    """The name that the image's file has, or had before it became a record."""
+    """The name of the image's file, or of the file that the record was made from."""
     if split.labels is not None:
         return split.name(i)
     feature = parse_example(split.read(i))
     key = next((key for key in FILE_NAMES if key in feature), None)
     if key is None:
         raise UserError(
-            f"{split.name(i)} does not say which file it comes from: expected the feature "
-            f"{' or '.join(FILE_NAMES)}; use a set that has it, or a folder of images"
+            f"{split.name(i)} does not say which file it comes from: it lacks the feature "
+            f"{' or '.join(FILE_NAMES)}. Use a dataset that has it, or a folder of images."
         )
     return feature[key].bytes_list.value[0].decode(errors="surrogateescape")
 
 
 def stored_size(split: Split, i: int) -> tuple[int, int]:
-    """(height, width) of the image as it is stored."""
+    """(height, width) of the stored image."""
     return image_files.stored_size(encoded(split, i)[0], split.name(i))
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of parts of bytes, which also changes when a border between two of them moves."""
+    """SHA-256 of several byte strings and the boundaries between them."""
     result = hashlib.sha256()
     for part in parts:
         result.update(hashlib.sha256(part).digest())
@@ -192,12 +192,12 @@ def first_shape(image_set: ImageSet) -> tuple[int, int, int]:
 
 
 def headers_are_cheap(image_set: ImageSet) -> bool:
-    """Whether the size of an image is known from the head of its file alone."""
+    """Whether the header of a file is enough to get the size of an image."""
     return all(split.labels is not None for split in image_set.splits.values())
 
 
 def all_of_size(image_set: ImageSet, size: tuple[int, int]) -> bool:
-    """Whether every image file says that it is of this size."""
+    """Whether every image file has this size, according to its header."""
     return all(
         image_files.stored_size(split.read(i), split.name(i)) == size
         for split in image_set.splits.values()

@@ -1,7 +1,7 @@
-"""Data sets that fit into device memory: arrays of uint8, batches of indices.
+"""Datasets that fit into device memory: arrays of uint8, and batches of indices.
 
-The whole set is handed to the step as an argument; a batch is gathered there, cropped and
-flipped. The host only makes an epoch's permutation of indices.
+The whole dataset is an argument of the step, which gathers, crops and flips a batch. The host only
+creates an epoch's permutation of indices.
 """
 
 import functools
@@ -22,9 +22,9 @@ DIGITS_SIZE = 16
 
 
 def digits(size: int = 8) -> tuple[dict, tuple[str, ...]]:
-    """Arrays and class names of scikit-learn's handwritten digits; a fixed stratified split.
+    """Arrays and class names of scikit-learn's handwritten digits.
 
-    scikit-learn gives no split; ours holds the same share of every digit in train and test.
+    scikit-learn defines no split. This one is fixed and stratified by digit.
     """
     records.require("sklearn", "dataset=digits", "pip install scikit-learn")
 
@@ -35,10 +35,10 @@ def digits(size: int = 8) -> tuple[dict, tuple[str, ...]]:
         image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         return {"image": image, "label": label}
 
-    # Kept, because importing scikit-learn takes a second and more.
+    # Cached, because importing scikit-learn takes more than a second.
     stored = cache.load_or_make("digits", importlib.metadata.version("scikit-learn"), make)
     image, label = resize(stored["image"], size), stored["label"]
-    # Within each class in random order, then interleaved: any cut is nearly stratified.
+    # Random order within each class, then interleaved, so any cut is nearly stratified.
     shuffled = batches.permutation(batches.SUBSET_SEED, 1, len(label))
     rank = np.empty(len(label))
     for digit in range(10):
@@ -54,7 +54,7 @@ def digits(size: int = 8) -> tuple[dict, tuple[str, ...]]:
 
 
 def read(image_set: records.ImageSet) -> dict:
-    """Arrays of every split, decoded, or from the cache of an earlier start."""
+    """Arrays of every split, decoded or from the cache."""
 
     def make() -> dict[str, np.ndarray]:
         flat = {}
@@ -71,7 +71,7 @@ def read(image_set: records.ImageSet) -> dict:
 
 def _decode(image_set: records.ImageSet, split: records.Split) -> tuple[np.ndarray, np.ndarray]:
     channels = image_set.shape[2]
-    labels = np.empty(split.count, np.int64)  # as records have them, for check_labels
+    labels = np.empty(split.count, np.int64)  # as in the records, for check_labels
     images = None
     for i in range(split.count):
         image, labels[i] = records.decode_record(split, i, channels)
@@ -79,10 +79,10 @@ def _decode(image_set: records.ImageSet, split: records.Split) -> tuple[np.ndarr
             images = np.empty((split.count, *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise UserError(
-                f"{image_set.name} has images of differing size ({split.name(0)} is "
+                f"{image_set.name} has images of different sizes ({split.name(0)} is "
                 f"{images.shape[1]}x{images.shape[2]}, {split.name(i)} {image.shape[0]}x"
-                f"{image.shape[1]}), but source=resident needs one size: use "
-                "--config.source=streaming"
+                f"{image.shape[1]}), but source=resident needs one size. Use "
+                "--config.source=streaming."
             )
         images[i] = image
     return images, labels
@@ -108,7 +108,7 @@ def open_resident(
 ) -> Data:
     """Data over `{'train': {'image', 'label'}, 'test': ...}`.
 
-    `find_boxes` is None, or `(split, index) -> float [n, 4]` in shares of the image.
+    `find_boxes` is None, or `(split, index) -> float [n, 4]` as fractions of the image.
     """
     for split, part in arrays.items():
         records.check_labels(part["label"], len(class_names), f"split {split} of {name}")
@@ -125,14 +125,14 @@ def open_resident(
     shapes = {part["image"].shape[1:] for part in chosen.values()}
     if len(shapes) > 1:
         raise UserError(
-            f"the splits of {name} have images of differing size ({shapes}): "
-            "give --config.image_size=N"
+            f"The splits of {name} have images of different sizes ({shapes}). "
+            "Set --config.image_size=N."
         )
     (shape,) = shapes
     if config.augment.pad > min(shape[:2]):
         raise UserError(
             f"augment.pad={config.augment.pad} is larger than the images of {name} ({shape[0]}x"
-            f"{shape[1]}): use a smaller one"
+            f"{shape[1]}). Use a smaller one."
         )
     size = config.batch_size
     counts = {split: len(part["label"]) for split, part in chosen.items()}
@@ -181,7 +181,7 @@ def open_resident(
 
 
 def gather(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]) -> dict:
-    """The examples that `xs['index']` points at."""
+    """The examples at `xs['index']`."""
     return {
         "image": jnp.take(arrays["image"], xs["index"], axis=0, mode="clip"),
         "label": jnp.take(arrays["label"], xs["index"], axis=0, mode="clip"),

@@ -1,8 +1,8 @@
-"""Shapes: pictures of colored, textured shapes on cluttered grounds, drawn by NumPy.
+"""Shapes: images of colored, textured shapes on cluttered backgrounds, rendered by NumPy.
 
-Each example is a function of (seed, index) alone. Its class is the form of the object: color,
-texture, place, size and turn are drawn alike for all classes, so that nothing but the form tells
-the class. The ground holds scraps of every color, so that color does not tell the place either.
+Each example depends only on (seed, index). Its class is the form of the object. Color, texture,
+position, size and rotation have the same distribution for all classes, so only the form reveals the
+class. The background has scraps of every color, so color does not reveal the position.
 """
 
 import dataclasses
@@ -41,32 +41,32 @@ COLORS = {
     "gray": (130, 130, 130),
 }
 TEXTURES = ("plain", "striped", "dotted", "chequered")
-# Part of what is kept on disk: raise it when an example comes out otherwise.
+# Part of the cache key. Increase it when examples change.
 VERSION = 1
 SEEDS = {"train": 0, "test": 1}
 DEFAULT_SIZE, SMALLEST_SIZE = 64, 16
 TRAIN_EXAMPLES, TEST_EXAMPLES = 10_000, 2_000
 
 _NAMES, _RGB = tuple(COLORS), np.array(list(COLORS.values()), np.float32)
-RADIUS = (0.2, 0.38)  # of an object, in sides of the image
-TURN = 20.0  # degrees to either side
-JITTER = 20.0  # of a color's channels, on [0, 255]
+RADIUS = (0.2, 0.38)  # of an object, relative to the side of the image
+TURN = 20.0  # maximum rotation in degrees
+JITTER = 20.0  # of a color's channels, in [0, 255]
 SCRAPS = (2, 6)
-MUTED, GRAY = 0.5, 150.0  # grounds are mixed with gray: objects stand out, as most do
-GRID = 5  # coarse squares a side of the ground's shading
-TRIES = 20  # to place a further object beside the others
+MUTED, GRAY = 0.5, 150.0  # backgrounds are mixed with gray, so objects stand out
+GRID = 5  # coarse squares per side of the background's shading
+TRIES = 20  # to place another object next to the others
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture and all that is known of it.
+    """One image and its annotations.
 
     Attributes:
       image: uint8 [size, size, 3].
-      label: class of the first object, which no other one is larger than.
+      label: class of the first object, which is the largest.
       labels: int32 [n], the class of each object.
-      boxes: float32 [n, 4], (top, left, bottom, right) in shares of the side, half-open, tight.
-      mask: uint8 [size, size], 0 for the ground and k for the k-th object.
+      boxes: float32 [n, 4], (top, left, bottom, right) as fractions of the side, half-open, tight.
+      mask: uint8 [size, size], 0 for the background and k for the k-th object.
       caption: one sentence.
     """
 
@@ -79,19 +79,19 @@ class Example:
 
 
 def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: int = 1) -> Example:
-    """Draws one picture, a function of the arguments alone.
+    """Renders one image, which depends only on the arguments.
 
     Args:
-      seed: which sequence of pictures; train and test have one each.
-      index: which picture of it.
+      seed: seed of a sequence of images; train and test have one each.
+      index: index in the sequence.
       size: side in pixels, at least 16.
-      max_objects: 1 to so many objects, none of which hides another.
+      max_objects: maximum number of objects; they do not overlap.
 
     Returns:
       An `Example`.
 
     Raises:
-      UserError: the size is too small for the forms to be told apart.
+      UserError: the size is too small to distinguish the forms.
 
     Example:
       >>> example = draw_example(seed=0, index=0)
@@ -111,7 +111,7 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
         place = _find_place(random, radius, boxes)
         if place is None:
             continue
-        color = grounds[random.randint(1, len(grounds))]  # another than that of the ground
+        color = grounds[random.randint(1, len(grounds))]  # differs from the background
         texture = random.randint(len(TEXTURES))
         box = _draw_object(
             random, image, mask, len(boxes) + 1, place, radius, label, color, texture
@@ -133,16 +133,16 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
 
 
 def check_size(size: int) -> None:
-    """Refuses pictures too small to show a form."""
+    """Rejects images that are too small to show a form."""
     if size < SMALLEST_SIZE:
         raise UserError(
-            f"image_size={size} is too small for dataset=shapes, whose forms are told apart from "
-            f"{SMALLEST_SIZE} pixels on: use a larger --config.image_size"
+            f"image_size={size} is too small for dataset=shapes, which needs at least "
+            f"{SMALLEST_SIZE} pixels. Use a larger --config.image_size."
         )
 
 
 def size_and_counts(config: ConfigDict) -> tuple[int, dict[str, int]]:
-    """The side of the pictures, and how many there are per split, as the config asks for."""
+    """The side of the images and their number per split, from the config."""
     size = config.image_size or DEFAULT_SIZE
     check_size(size)
     wanted = config.train_examples or TRAIN_EXAMPLES - config.held_out
@@ -151,17 +151,17 @@ def size_and_counts(config: ConfigDict) -> tuple[int, dict[str, int]]:
     if mib > config.resident_limit_mib:
         raise UserError(
             f"shapes takes {mib:,.1f} MiB in device memory, more than resident_limit_mib="
-            f"{config.resident_limit_mib}: use fewer by --config.train_examples=N, or raise "
-            "--config.resident_limit_mib"
+            f"{config.resident_limit_mib}. Use fewer with --config.train_examples=N, or raise "
+            "--config.resident_limit_mib."
         )
     return size, counts
 
 
 def read_arrays(size: int, counts: dict[str, int]) -> dict:
-    """`{'train': {'image', 'label', 'boxes'}, 'test': ...}`, drawn or from the cache."""
+    """`{'train': {'image', 'label', 'boxes'}, 'test': ...}`, rendered or from the cache."""
 
     def make() -> dict[str, np.ndarray]:
-        print(f"Drawing {sum(counts.values()):,} shapes, once.", file=sys.stderr, flush=True)
+        print(f"Rendering {sum(counts.values()):,} shapes, once.", file=sys.stderr, flush=True)
         flat = {}
         for split, count in counts.items():
             drawn = [draw_example(SEEDS[split], i, size) for i in range(count)]
@@ -183,18 +183,18 @@ def _with_article(words: str) -> str:
 
 @functools.cache
 def _pixels(size: int) -> np.ndarray:
-    """float32 [2, size, size]: y and x of the pixels' centers, in sides of the image."""
+    """float32 [2, size, size]: y and x of the pixels' centers, as fractions of the side."""
     return (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
 
 
 def _draw_ground(random, size: int, color: np.ndarray) -> np.ndarray:
-    """float32 [size, size, 3]: uneven shading in one color, and scraps in all of them."""
+    """float32 [size, size, 3]: uneven shading in one color, and scraps in all colors."""
     shading = random.uniform(-1, 1, (GRID, GRID, 1)).astype(np.float32) * 30
     shading = shading + random.uniform(-1, 1, (GRID, GRID, 3)).astype(np.float32) * 10
     pale = MUTED * color + (1 - MUTED) * GRAY
     image = _enlarge(shading, size) + (pale + _jitter(random))
     for _ in range(random.randint(*SCRAPS)):
-        # Long and thin, or small, so that none passes for an object.
+        # Long and thin, or small, so none looks like an object.
         half = np.array([random.uniform(0.01, 0.035), random.uniform(0.05, 0.16)])
         center = random.uniform(0, 1, 2)
         reach = half[1] * 1.1
@@ -211,7 +211,7 @@ def _draw_ground(random, size: int, color: np.ndarray) -> np.ndarray:
 
 
 def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
-    """[size, size, C] of [g, g, C], bilinear."""
+    """Resizes [g, g, C] to [size, size, C], bilinear."""
     place = np.linspace(0, len(grid) - 1, size, dtype=np.float32)
     low = np.minimum(place.astype(int), len(grid) - 2)
     share = (place - low)[:, None, None]
@@ -233,14 +233,14 @@ def _window(size: int, center, reach: float):
 
 
 def _turned(pixels: np.ndarray, center, degrees: float) -> np.ndarray:
-    """[2, h, w]: y (down) and x of the pixels as seen from a turned `center`."""
+    """[2, h, w]: y (down) and x of the pixels relative to a rotated `center`."""
     y, x = pixels[0] - np.float32(center[0]), pixels[1] - np.float32(center[1])
     c, s = np.float32(np.cos(np.radians(degrees))), np.float32(np.sin(np.radians(degrees)))
     return np.stack([c * y - s * x, s * y + c * x])
 
 
 def _paint(image: np.ndarray, window, distance: np.ndarray, color) -> np.ndarray:
-    """Paints where `distance` (in sides of the image) is negative, with a soft edge of a pixel."""
+    """Paints where `distance` (as a fraction of the side) is negative; the edge is antialiased."""
     cover = np.clip(0.5 - distance * len(image), 0, 1).astype(np.float32)
     part = image[window]
     part += cover[..., None] * (color - part)
@@ -248,7 +248,7 @@ def _paint(image: np.ndarray, window, distance: np.ndarray, color) -> np.ndarray
 
 
 def _find_place(random, radius: float, boxes: list):
-    """A center (y, x), whose object lies within the image and overlaps no other; or None."""
+    """A center (y, x) whose object fits into the image and overlaps no other; or None."""
     for _ in range(TRIES):
         center = random.uniform(radius, 1 - radius, 2)
         low, high = center - radius, center + radius
@@ -258,13 +258,13 @@ def _find_place(random, radius: float, boxes: list):
 
 
 def _draw_object(random, image, mask, number, center, radius, label, color, texture):
-    """Draws one object; returns its box in shares of the side."""
+    """Renders one object; returns its box as fractions of the side."""
     size = len(image)
     window, pixels = _window(size, center, radius * 1.05)
     place = _turned(pixels, center, random.uniform(-TURN, TURN)) / np.float32(radius)
     distance = FORMS[CLASS_NAMES[label]](*place) * np.float32(radius)
     paint = _RGB[color] + _jitter(random)
-    # The second tone is darker or lighter, whichever is farther from the first.
+    # The second tone is darker or lighter than the first, depending on its brightness.
     other = paint * 0.65 if paint.mean() > 110 else paint * 0.7 + 75
     pattern = _pattern(random, TEXTURES[texture], place, radius * size)
     painted = _paint(image, window, distance, paint + pattern[..., None] * (other - paint))
@@ -276,8 +276,8 @@ def _draw_object(random, image, mask, number, center, radius, label, color, text
 
 
 def _pattern(random, texture: str, place: np.ndarray, pixels: float) -> np.ndarray:
-    """float32 [h, w], 1 where the second tone of a texture is."""
-    # Waves across the object, but no finer than four pixels.
+    """float32 [h, w], 1 for the second tone of a texture."""
+    # Waves across the object, each at least four pixels wide.
     waves = min(random.uniform(1.6, 3.0), pixels / 2)
     y, x = np.sin(place * np.float32(np.pi * waves) + random.uniform(0, 6, (2, 1, 1)))
     wave = {
@@ -289,12 +289,12 @@ def _pattern(random, texture: str, place: np.ndarray, pixels: float) -> np.ndarr
     return (wave > 0).astype(np.float32)
 
 
-# Forms: y (down) and x in radii of the object -> a signed distance to the edge, or about that,
-# negative inside. All of them lie within the unit disc.
+# Forms: y (down) and x in radii of the object -> (approximate) signed distance to the edge,
+# negative inside. All forms lie within the unit disc.
 
 
 def _polygon(y, x, corners):
-    """Distance to the edges, with the sign of the even-odd rule."""
+    """Signed distance to the edges, by the even-odd rule."""
     nearest, inside = np.full(y.shape, 9.0, np.float32), np.zeros(y.shape, bool)
     for (y0, x0), (y1, x1) in zip(corners, [*corners[1:], corners[0]], strict=True):
         dy, dx = y1 - y0, x1 - x0

@@ -1,10 +1,10 @@
-"""Datasets that do not fit into device memory: decoded by threads or processes, batch by batch.
+"""Datasets that do not fit into device memory. Threads or processes decode them batch by batch.
 
 The order is the same permutation of indices as for resident data. Each process reads and decodes
-its own slice of every global batch and nothing else; an epoch is entered in the middle by leaving
-out indices, before anything is read. Padding, crop and flip run on the device, as for resident
-data, keyed by (seed, epoch, index); the random-resized crop belongs to decoding and is keyed by
-the same three numbers. So pixels do not depend on the number of threads or processes.
+only its own slice of every global batch. To resume in the middle of an epoch, indices are skipped
+before anything is read. Padding, crop and flip run on the device, as for resident data. The
+random-resized crop is part of decoding. All are keyed by (seed, epoch, index), so pixels do not
+depend on the number of threads or processes.
 """
 
 import collections
@@ -27,11 +27,11 @@ from cutmix_jax.data.loading import Loader
 from cutmix_jax.data.workers import Workers
 
 DEFAULT_SIZE = 224
-# The shorter side at evaluation in units of the crop: 256 for 224.
+# The shorter side in evaluation, relative to the crop: 256 for 224.
 DEFAULT_RESIZE = 256 / 224
-# Batches that are decoded at the same time, or wait for their step.
+# Batches that are being decoded or wait for their step.
 PREFETCH = 4
-# Images that a thread takes at once, and a process, which costs more to ask.
+# Images per task of a thread and of a process, which has more overhead.
 TOGETHER, SENT_TOGETHER = 16, 64
 
 
@@ -45,7 +45,7 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         if split.labels is not None:
             records.check_labels(split.labels, num_classes, f"split {name}")
     shape, area = _shape(config, image_set), config.augment.min_area
-    # Boxes are read here, and cannot be sent to other processes.
+    # Boxes are read here, and cannot be pickled.
     sent = {name: dataclasses.replace(s, boxes=None) for name, s in image_set.splits.items()}
     loader = Loader(
         set_name=image_set.name,
@@ -65,7 +65,7 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
 
     @functools.cache
     def start_workers() -> Workers:
-        # What the first read of a large set takes long for is kept on disk, and found by all.
+        # The first read of a large dataset caches its index on disk, for all processes.
         for split, index in loader.splits.values():
             with contextlib.suppress(UserError):
                 split.read(int(index[0]))
@@ -136,13 +136,13 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
 
 
 def load_eval(arrays, xs) -> dict:
-    """The batch as it came from the host."""
+    """The batch from the host, unchanged."""
     del arrays
     return {key: xs[key] for key in ("image", "label", "mask")}
 
 
 def _shape(config: ConfigDict, image_set: records.ImageSet) -> tuple[int, int, int]:
-    """(H, W, C) of the images handed out."""
+    """(H, W, C) of the resulting images."""
     height, width, channels = image_set.shape
     if config.image_size:
         return config.image_size, config.image_size, channels
@@ -152,15 +152,15 @@ def _shape(config: ConfigDict, image_set: records.ImageSet) -> tuple[int, int, i
 
 
 def _resize(config: ConfigDict, image_set: records.ImageSet, shape) -> int | None:
-    """The shorter side before the crop; None where images already have their size."""
+    """The shorter side before the crop; None if images already have their size."""
     if not crops_larger_images(config):
         return None if image_set.shape == shape else shape[0]
     key = "eval_resize" if config.square_resize is None else "square_resize"
     resize = config[key] or round(shape[0] * DEFAULT_RESIZE)
     if resize < shape[0]:
         raise UserError(
-            f"{key}={resize} is smaller than image_size={shape[0]}, which is cut out of "
-            f"it: use a larger --config.{key}"
+            f"{key}={resize} is smaller than image_size={shape[0]}, the size of the crop. "
+            f"Use a larger --config.{key}."
         )
     return resize
 
@@ -168,20 +168,20 @@ def _resize(config: ConfigDict, image_set: records.ImageSet, shape) -> int | Non
 def _load_in_order(
     fill: Callable, threads: int, together: int, rows: np.ndarray, sample: Callable, shape
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of each row of positions, loaded ahead by threads.
+    """Yields (images, labels) of each row of positions, which threads load in advance.
 
     Args:
-      fill: (images, labels, positions, random numbers), of which it writes the first two. What it
-        raises is raised here, for the first image in order that fails.
-      threads: how many.
-      together: how many images a call of `fill` gets at most.
+      fill: function of (images, labels, positions, random numbers), which writes the first two.
+        Its errors are raised here, in the order of the images.
+      threads: number of threads.
+      together: maximum number of images per call of `fill`.
       rows: int `[steps, n]`.
       sample: positions `[n]` -> random numbers `[n, ...]`, or None.
-      shape: of an image.
+      shape: shape of an image.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads, "images")
     parts = [slice(i, i + together) for i in range(0, rows.shape[1], together)]
-    # Of small batches more, so that all threads have work.
+    # More for small batches, to keep all threads busy.
     ahead = max(PREFETCH, math.ceil(2 * threads / len(parts)))
 
     def start(row):

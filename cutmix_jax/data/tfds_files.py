@@ -1,4 +1,4 @@
-"""Datasets written as array_record files in the layout of TFDS, without TensorFlow."""
+"""Writes datasets as array_record files in the layout of TFDS, without TensorFlow."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ from cutmix_jax import UserError, first_line
 
 @contextlib.contextmanager
 def unfinished(name: str, version: str, root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write to, which becomes ``root/NAME/VERSION`` once all of it is written.
+    """A folder to write to, which becomes ``root/NAME/VERSION`` when it is complete.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the folder cannot be written.
     """
     try:
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def unfinished(name: str, version: str, root: pathlib.Path) -> Iterator[pathlib.
             written.mkdir()
             yield written
             target = root / name / version
-            if not target.exists():  # else another process was faster
+            if not target.exists():  # otherwise another process was faster
                 os.rename(written, target)
     except OSError as error:
         raise UserError(
@@ -44,14 +44,14 @@ def write_shard(
     shards: int,
     examples: Iterable[Mapping],
 ) -> tuple[int, int]:
-    """Writes one file of a split; returns how many examples, and their bytes.
+    """Writes one file of a split; returns its number of examples and of bytes.
 
     Args:
-      folder: to write to.
-      name: of the dataset.
-      split: whose examples these are.
+      folder: folder to write to.
+      name: name of the dataset.
+      split: name of the split.
       shard: number of the file.
-      shards: how many files the split has.
+      shards: number of files in the split.
       examples: feature -> bytes or an integer.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -79,15 +79,15 @@ def write_info(
     module: str,
     urls: list[str],
 ) -> None:
-    """Writes what TFDS reads before the records.
+    """Writes the metadata that TFDS reads before the records.
 
     Args:
-      folder: to write to, named after the version.
-      name: of the dataset.
+      folder: folder to write to, named after the version.
+      name: name of the dataset.
       features: `tfds.features.FeaturesDict`.
       splits: (examples, bytes) of each file of each split.
-      module: where TFDS builds this dataset.
-      urls: where the data come from.
+      module: module of the TFDS builder.
+      urls: sources of the data.
     """
     features.save_config(folder)
     info = {
@@ -110,6 +110,6 @@ def write_info(
 
 
 def progress(items, words: str, **options) -> tqdm.tqdm:
-    """A progress bar over items, or up to a number; on a terminal only."""
+    """A progress bar over items, or up to a number; only on a terminal."""
     count = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
     return tqdm.tqdm(**count, desc=words, disable=not sys.stderr.isatty(), leave=False, **options)

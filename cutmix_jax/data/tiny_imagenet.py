@@ -1,4 +1,4 @@
-"""Tiny-ImageNet as it is distributed: the folder tiny-imagenet-200, with a box for each image.
+"""Tiny-ImageNet in its official form: the folder tiny-imagenet-200, with one box per image.
 
     wnids.txt  words.txt
     train/CLASS/images/*.JPEG        train/CLASS/CLASS_boxes.txt    FILE x0 y0 x1 y1
@@ -22,7 +22,7 @@ FOLDER = "tiny-imagenet-200"
 
 
 def find_tree(root: pathlib.Path) -> pathlib.Path | None:
-    """The official folder, if it is `root` or lies in it."""
+    """The official folder, if it is `root` or in it."""
     for folder in (root, root / FOLDER):
         if (folder / "wnids.txt").is_file() and (folder / "train").is_dir():
             return folder
@@ -30,7 +30,7 @@ def find_tree(root: pathlib.Path) -> pathlib.Path | None:
 
 
 def open_tree(root: pathlib.Path, test_split: str | None) -> ImageSet:
-    """The official folder as a set of encoded images."""
+    """The official folder as a dataset of encoded images."""
     classes = tuple(sorted(_read(root / "wnids.txt").split()))
     splits = {"train": _train(root, classes)}
     if test_split != "held_out":
@@ -59,8 +59,8 @@ def _train(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
         found = image_files.find(folder, passed_over) if folder.is_dir() else []
         if not found:
             raise UserError(
-                f"{folder} holds no image, but {name} is listed in wnids.txt: unpack "
-                f"{FOLDER}.zip again, or take the line out"
+                f"{folder} holds no image, but wnids.txt lists {name}. Unpack "
+                f"{FOLDER}.zip again, or remove the line."
             )
         files += found
         labels += [label] * len(found)
@@ -83,7 +83,7 @@ def _validation(root: pathlib.Path, classes: tuple[str, ...]) -> Split:
     number = {name: label for label, name in enumerate(classes)}
     rows = sorted(item for item in table.items() if item[1][0] in number)
     if not rows:
-        raise UserError(f"{path} lists no image of the classes in wnids.txt: unpack it again")
+        raise UserError(f"{path} lists no image of the classes in wnids.txt. Unpack it again.")
     folder, passed_over = root / "val" / "images", {}
     for file in image_files.find(folder, passed_over):
         name = os.path.basename(file)
@@ -114,16 +114,16 @@ def _table(path: pathlib.Path, columns: int) -> dict[str, list[str]]:
         if len(row) != columns or not all(field.isdecimal() for field in row[-4:]):
             raise UserError(
                 f"{path} has the line {' '.join(row)!r}, but {columns} columns that end in four "
-                f"whole numbers are expected: unpack {FOLDER}.zip again"
+                f"whole numbers are expected. Unpack {FOLDER}.zip again."
             )
     return {row[0]: row[1:] for row in rows}
 
 
 def _box(table: dict[str, list[str]], path: pathlib.Path, file: str) -> np.ndarray:
-    """float32 [1, 4], half-open, in shares of the image."""
+    """float32 [1, 4], half-open, as fractions of the image."""
     name = os.path.basename(file)
     if name not in table:
-        raise UserError(f"{path} has no line for {name}: unpack {FOLDER}.zip again")
+        raise UserError(f"{path} has no line for {name}. Unpack {FOLDER}.zip again.")
     left, top, right, bottom = map(int, table[name][-4:])
     return boxes.from_corners([[top, left, bottom, right]], (SIDE, SIDE), f"{name} of {path}")
 
@@ -133,7 +133,4 @@ def _read(path: pathlib.Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UserError(
-            f"{path} cannot be read ({reason}), and belongs to the folder {FOLDER}: unpack "
-            f"{FOLDER}.zip again"
-        ) from error
+        raise UserError(f"{path} cannot be read ({reason}). Unpack {FOLDER}.zip again.") from error

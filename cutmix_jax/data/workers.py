@@ -1,8 +1,8 @@
-"""Processes that decode images, where the threads of one would wait for Python's lock.
+"""Processes that decode images, for cases where threads would wait for Python's GIL.
 
-Each does one task at a time. Pixels come back through memory that both processes see and that has
-no name, so that nothing of it stays behind, however a process ends. A worker ends with its
-connection, also where the process that started it is killed.
+Each does one task at a time. Pixels are returned in anonymous shared memory, so nothing is left
+behind, however a process ends. A worker ends when its connection closes, even if its parent process
+is killed.
 """
 
 import mmap
@@ -22,23 +22,23 @@ import numpy as np
 from cutmix_jax import UserError, host
 from cutmix_jax.data.loading import Loader
 
-# Not by `multiprocessing`, which would run the user's script once more in every process.
+# Not with `multiprocessing`, which would run the user's script again in every process.
 START = "import sys; from cutmix_jax.data import workers; workers.serve(*map(int, sys.argv[1:]))"
 
 
 class Workers:
-    """Processes that do what `Loader.fill` does, as many at once as there are threads that ask.
+    """Processes that run `Loader.fill`, one task per calling thread.
 
     Args:
-      count: how many.
-      loader: what they do.
-      most: how many images a task has at most.
+      count: number of processes.
+      loader: the loader to run.
+      most: maximum number of images per task.
     """
 
     def __init__(self, count: int, loader: Loader, most: int):
         if os.name != "posix":
             raise UserError(
-                f"reader_processes={count} needs Linux or macOS: set --config.reader_processes=0"
+                f"reader_processes={count} needs Linux or macOS. Set --config.reader_processes=0."
             )
         self._free = queue.SimpleQueue()
         started = [_start(most * int(np.prod(loader.shape))) for _ in range(count)]
@@ -50,7 +50,7 @@ class Workers:
             self._free.put((process, connection, images))
 
     def fill(self, name: str, images: np.ndarray, labels: np.ndarray, *task) -> None:
-        """`Loader.fill`, by the next process that is free."""
+        """Runs `Loader.fill` in the next free process."""
         worker = process, connection, made = self._free.get()
         try:
             _ask(process, lambda: connection.send((name, *task)))
@@ -63,7 +63,7 @@ class Workers:
 
 
 def _start(size: int):
-    """(process, connection to it, memory of `size` bytes that both see)."""
+    """(process, connection to it, shared memory of `size` bytes)."""
     ours, theirs = multiprocessing.Pipe()
     with theirs, _nameless_file() as file:
         file.truncate(size)
@@ -73,7 +73,7 @@ def _start(size: int):
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
             pass_fds=shared,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the process that started it
+            start_new_session=True,  # keeps Ctrl-C from the worker
         )
         return process, ours, mmap.mmap(file.fileno(), size)
 
@@ -89,8 +89,8 @@ def _ask(process: subprocess.Popen, call):
         return call()
     except (EOFError, OSError) as error:
         raise UserError(
-            f"A process that decodes images ended with status {process.wait()}: the lines above "
-            "may say why. Where memory ran out, use fewer by --config.reader_processes"
+            f"A process that decodes images ended with status {process.wait()}. The lines above "
+            "may say why; if memory ran out, lower --config.reader_processes."
         ) from error
 
 
@@ -102,7 +102,7 @@ def _end(started) -> None:
 
 
 def serve(connection: int, memory: int) -> None:
-    """Answers tasks until the connection ends; the arguments are file descriptors."""
+    """Runs tasks until the connection closes. The arguments are file descriptors."""
     host.keep_freed_memory()
     with multiprocessing.connection.Connection(connection) as tasks:
         try:

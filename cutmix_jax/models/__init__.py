@@ -28,35 +28,34 @@ def create_model(
     last_stride: int = 2,
     regularization: Regularization | None = None,
 ) -> nn.Module:
-    """Makes the network called `name`; `xK` after the name makes every layer K times as wide.
+    """Creates the network `name`; `xK` after the name makes every layer K times as wide.
 
     Args:
-      name: a key of `NETS`, for instance 'resnet110' (CIFAR), 'resnet50' (ImageNet); with a factor:
-        'resnet20x4' has 64, 128 and 256 planes; or 'pyramidnetDEPTH_ALPHA', with '_basic' behind it
-        for basic blocks in the place of bottlenecks.
+      name: a key of `NETS`, such as 'resnet110' (CIFAR) or 'resnet50' (ImageNet). With a factor,
+        'resnet20x4' has 64, 128 and 256 planes. 'pyramidnetDEPTH_ALPHA' has bottleneck blocks,
+        'pyramidnetDEPTH_ALPHA_basic' basic blocks.
       num_classes: number of logits.
-      dtype: of activations, float32 or bfloat16; parameters and logits are float32 always.
+      dtype: of activations, float32 or bfloat16; parameters and logits are always float32.
       norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
-        keeps the statistics of each device's own batch, as in the paper.
-      norm_groups: number of equal parts of a device's batch that are normalized apart ("ghost"
-        BatchNorm): 2 (CIFAR) and 4 (ImageNet) stand for the GPUs of the paper.
-      norm_momentum: share of the running statistics that stays in a step (PyTorch's 1 - momentum).
+        uses the statistics of each device's own batch, as in the paper.
+      norm_groups: number of equal parts of a device's batch that are normalized separately ("ghost"
+        BatchNorm). 2 (CIFAR) and 4 (ImageNet) match the GPUs of the paper.
+      norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - momentum).
       norm_epsilon: added to the variance.
       zero_init: start the last BatchNorm scale of each residual block at zero.
-      remat: compute each block again for the gradient, instead of keeping what is in it.
-      last_stride: stride of layer4; 1 leaves maps of 14x14 at 224.
-      regularization: what the blocks drop in training; None: nothing.
+      remat: recompute each block in the backward pass, instead of keeping its activations.
+      last_stride: stride of layer4; 1 gives maps of 14x14 at 224.
+      regularization: regularizers of the blocks in training; None: none.
 
     Returns:
       A module. `model.apply(variables, images, train=bool, tap=None, progress=1.0)` takes float
       images [B, H, W, C] to float32 logits [B, num_classes]. `tap(name, x) -> x` is called at each
-      map of `model.feature_names` and may return another map of that shape in its place; the last
-      of them is the one that is averaged for the linear layer 'fc'. `progress`, the share of
-      training that is done, drives DropBlock's schedule. Whatever drops draws from `rngs={'drop':
-      key}`, in training only.
+      map of `model.feature_names` and may return another map of the same shape. The last of these
+      maps is averaged for the linear layer 'fc'. `progress`, the completed fraction of training,
+      drives DropBlock's schedule. In training, regularizers need `rngs={'drop': key}`.
 
     Raises:
-      UserError: the name is unknown, or the network does not have what an option is about.
+      UserError: the name is unknown, or the network does not support an option.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -69,8 +68,8 @@ def create_model(
       ('image', 'stem', 'layer1', 'layer2', 'layer3')
 
     Reference:
-      He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. (Those of the others
-      stand with their modules.)
+      He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. (Modules
+      cite the papers of other networks.)
     """
     regularization = regularization or Regularization()
     model = _find(name)(
@@ -85,22 +84,22 @@ def create_model(
         regularization=regularization,
     )
     if (remat or regularization) and not model.stages:
-        option = "recomputes" if remat else "drops from"
+        option = "recomputes" if remat else "drops"
         raise UserError(
-            f"{name} has no residual blocks, and config.{'remat' if remat else 'stochastic_depth'} "
-            f"{option} them: leave it out, or take a residual network such as resnet50."
+            f"{name} has no residual blocks, but config.{'remat' if remat else 'stochastic_depth'} "
+            f"{option} them. Leave it out, or use a residual network such as resnet50."
         )
     if regularization.drop_block and max(regularization.stages) > model.stages:
         raise UserError(
-            f"config.drop_block.stages is {tuple(regularization.stages)}, and {name} has "
-            f"{model.stages} stages: name some of {tuple(range(1, model.stages + 1))}, for "
+            f"config.drop_block.stages is {tuple(regularization.stages)}, but {name} has "
+            f"{model.stages} stages. Choose from {tuple(range(1, model.stages + 1))}, for "
             "instance (2, 3)."
         )
     if last_stride != 2:
         if not isinstance(model, resnet.ResNet) or model.stages < 4:
             raise UserError(
-                f"config.last_stride is {last_stride}, and {name} has no layer4: leave it at 2, or "
-                "take a network for ImageNet such as resnet50."
+                f"config.last_stride is {last_stride}, but {name} has no layer4. Leave it at 2, or "
+                "use a network for ImageNet such as resnet50."
             )
         model = model.copy(strides=(*model.strides[:3], last_stride))
     return model
@@ -128,8 +127,8 @@ def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 
       last_stride: as for `create_model`.
 
     Raises:
-      UserError: a side is shorter than the network's total stride, or another than the one that the
-        network is made for; or the name is unknown.
+      UserError: a side is shorter than the network's total stride, or the network needs another
+        size, or the name is unknown.
 
     Example:
       >>> check_image_size('resnet50', (224, 224, 3))
@@ -139,21 +138,21 @@ def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 
     side = getattr(model, "image_side", None)
     if side and (height, width) != (side, side):
         raise UserError(
-            f"Images of {height} x {width} pixels do not fit {name}, whose kernels are as large as "
-            f"the maps of images of {side} x {side}: set config.image_size={side}, or take a "
-            "network without them such as se_resnet50."
+            f"Images of {height} x {width} pixels do not fit {name}, whose kernels match the "
+            f"feature maps of {side} x {side} images. Set config.image_size={side}, or use another "
+            "network such as se_resnet50."
         )
     stride = model.total_stride
     if min(height, width) < stride:
         raise UserError(
             f"Images of {height} x {width} pixels are too small for {name}, which divides the side "
-            f"by {stride}: use images of at least {stride} x {stride}, or a network for small "
+            f"by {stride}. Use images of at least {stride} x {stride}, or a network for small "
             "images such as resnet20."
         )
 
 
 def _find(name: str) -> functools.partial:
-    """The constructor of a name, with its factor of width."""
+    """The constructor for a name, with its width factor."""
     if name in NETS:
         return NETS[name]
     widened = re.fullmatch(r"(.+)x([1-9]\d*)", name)
@@ -165,7 +164,7 @@ def _find(name: str) -> functools.partial:
         block = pyramidnet.BasicBlock if grown[3] else pyramidnet.BottleneckBlock
         return pyramidnet.pyramidnet(int(grown[1]), int(grown[2]), block)
     raise UserError(
-        f"There is no model {name!r} ({nearest(name, NETS)}): a factor of width may follow the "
-        "name of a ResNet, as in resnet20x4, and PyramidNets are called pyramidnetDEPTH_ALPHA, or "
+        f"There is no model {name!r} ({nearest(name, NETS)}). ResNets can have a width factor, "
+        "as in resnet20x4. PyramidNets are called pyramidnetDEPTH_ALPHA or "
         "pyramidnetDEPTH_ALPHA_basic."
     )

@@ -1,12 +1,14 @@
-"""Convolution that is fast on CPUs too; on every other platform it is XLA's, unchanged.
+"""Convolution that is also fast on CPUs. On other platforms it is XLA's, unchanged.
 
-What XLA makes of a convolution on CPUs is slow in two places, and each has its remedy here:
+On CPUs, XLA's convolutions are slow in three places, and this module fixes them:
 
-- The weight gradient needs both operands transposed, and XLA fuses that with whatever made them
-  (BatchNorm, ReLU, their gradients), computed again at strided addresses. Kept apart, the same
-  transpositions take a fraction of the time.
-- The weight gradient of a grouped convolution runs through each pair of channels by itself.
-  Blocks of groups as one dense convolution compute zeros in vain, and win.
+- A 1x1 convolution is a matrix product, which is faster for few and odd numbers of channels, as in
+  PyramidNet.
+- The weight gradient of other kernels needs both operands transposed. XLA fuses the transposition
+  with the ops that produced them (BatchNorm, ReLU, their gradients), and recomputes these at
+  strided addresses. As separate ops, the same transpositions take a fraction of the time.
+- The weight gradient of a grouped convolution processes each pair of channels separately. It is
+  faster to compute blocks of groups as one dense convolution, despite its zeros.
 """
 
 import functools
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Channels of a block of groups: of 16 to 256, the fastest or within a tenth of it on ResNeXt.
+# Channels per block of groups. Of 16 to 256, it is the fastest on ResNeXt, or within 10 %.
 BLOCK = 16
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -32,32 +34,32 @@ def conv_general_dilated(
     precision=None,
     **options,
 ) -> jax.Array:
-    r"""Convolves images with kernels, as `lax.conv_general_dilated` does.
+    r"""Convolves images with kernels, like `lax.conv_general_dilated`.
 
     .. math:: y_{nhwo} = \sum_{ijc} x_{n, s h + i, s w + j, c} k_{ijco}
 
-    It has that function's values and gradients to rounding; only that NaN and inf in one group may
-    spread to its neighbors, as zeros are multiplied by them. Two-dimensional convolutions without
-    dilation, channels last, in float32 or float64, are computed otherwise where they are compiled
-    for a CPU; anything else is passed on. It has reverse-mode derivatives only.
+    Values and gradients equal that function's up to rounding. NaN and inf in one group may spread
+    to neighboring groups, because they are multiplied by zeros. The faster code is for CPUs:
+    two-dimensional convolutions without dilation, channels last, in float32 or float64. Everything
+    else is passed on. Only reverse-mode differentiation is supported.
 
     Args:
       lhs: images ``[B, H, W, C]``, floating.
       rhs: kernels ``[h, w, C / groups, O]``, of the same dtype.
       window_strides: two ints, in pixels.
       padding: two pairs (low, high) of ints, in pixels, or 'SAME' or 'VALID'.
-      lhs_dilation: passed on, as are the following.
-      rhs_dilation: see `lax.conv_general_dilated`.
+      lhs_dilation: see `lax.conv_general_dilated`.
+      rhs_dilation: see there.
       dimension_numbers: see there.
       feature_group_count: number of groups of channels.
       precision: see there.
-      **options: further ones of `lax.conv_general_dilated`.
+      **options: other options of `lax.conv_general_dilated`.
 
     Returns:
       ``[B, H', W', O]``, of the dtype of `lhs`.
 
     Raises:
-      TypeError, ValueError: by `lax.conv_general_dilated`, for shapes and dtypes that do not fit.
+      TypeError, ValueError: by `lax.conv_general_dilated`, for incompatible shapes or dtypes.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -65,8 +67,26 @@ def conv_general_dilated(
       >>> images = jnp.ones([2, 6, 6, 4])
       >>> conv.apply(conv.init(jax.random.key(0), images), images).shape
       (2, 6, 6, 8)
+
+    Reference:
+      Chellapilla, Puri, Simard. High Performance Convolutional Neural Networks for Document
+      Processing. 2006 (convolutions as matrix products).
     """
     strides = tuple(window_strides)
+    dilated = any(side != 1 for side in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    known = (
+        not dilated
+        and lhs.ndim == 4
+        and lhs.size
+        and lhs.dtype == rhs.dtype
+        and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+        and not any(value is not None for value in options.values())
+    )
+    if known and _is_wide(padding, rhs.shape):
+        # In this case XLA's own code for CPUs (see `host.use_fast_weight_gradients`) reads outside
+        # the map for the gradient of the images.
+        edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+        lhs, padding = lax.pad(lhs, jnp.zeros([], lhs.dtype), edges), ((0, 0), (0, 0))
     plain = functools.partial(
         lax.conv_general_dilated,
         window_strides=strides,
@@ -78,32 +98,9 @@ def conv_general_dilated(
         precision=precision,
         **options,
     )
-    dilated = any(side != 1 for side in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    known = (
-        lhs.ndim == 4
-        and lhs.size
-        and lhs.dtype == rhs.dtype
-        and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
-        and not any(value is not None for value in options.values())
-    )
-    if dilated or not known:
+    if not known or lhs.dtype not in (jnp.float32, jnp.float64):
         return plain(lhs, rhs)
-    if not isinstance(padding, str) and _is_wide(padding, rhs.shape):
-        # XLA's own code for CPUs, which `host.use_fast_weight_gradients` chooses, reads outside of
-        # the map for the gradient of the images then.
-        lhs = lax.pad(lhs, jnp.zeros([], lhs.dtype), _edges(padding))
-        return conv_general_dilated(
-            lhs,
-            rhs,
-            strides,
-            ((0, 0), (0, 0)),
-            dimension_numbers=dimension_numbers,
-            feature_group_count=feature_group_count,
-            precision=precision,
-        )
-    if lhs.dtype not in (jnp.float32, jnp.float64):
-        return plain(lhs, rhs)
-    # This raises what is wrong with the shapes in its own words.
+    # Raises lax's own errors about shapes.
     if not jax.eval_shape(plain, lhs, rhs).size:
         return plain(lhs, rhs)
     if isinstance(padding, str):
@@ -119,21 +116,18 @@ def conv_general_dilated(
 
 
 def _is_wide(padding, kernel_shape):
-    """Whether there are windows that lie in the padding alone."""
-    return any(max(pair) >= side for pair, side in zip(padding, kernel_shape, strict=False))
-
-
-def _edges(padding):
-    """`padding` as `lax.pad` takes it, of images `[B, H, W, C]`."""
-    return [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    """Whether a window can lie entirely in the padding; not with 'SAME' or 'VALID'."""
+    return not isinstance(padding, str) and any(
+        max(pair) >= side for pair, side in zip(padding, kernel_shape, strict=False)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def by_platform(plain, on_cpu, *operands):
-    """`on_cpu(*operands)` where it is compiled for a CPU, else `plain(*operands)`.
+    """`on_cpu(*operands)` if it is compiled for a CPU, else `plain(*operands)`.
 
-    The choice is made anew for the gradients: derived through it, the program of one platform
-    would carry what the other keeps for its own gradient.
+    The gradient makes this choice again. Otherwise each platform would also keep the residuals of
+    the other one.
     """
     return lax.platform_dependent(*operands, cpu=on_cpu, default=plain)
 
@@ -172,21 +166,28 @@ def _on_cpu(x, kernel, *, strides, padding, groups, precision):
 
 
 def _merged(groups, inputs):
-    """How many groups of `inputs` channels make a block: a divisor of `groups`."""
+    """Number of groups of `inputs` channels per block: a divisor of `groups`."""
     most = max(1, BLOCK // inputs)
     return max(divisor for divisor in range(1, most + 1) if groups % divisor == 0)
 
 
-def _plain(strides, padding, precision, x, kernel):
+def _plain(x, kernel, strides, padding, precision):
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=LAYOUT, precision=precision
     )
 
 
+def _is_pointwise(kernel, padding):
+    return kernel.shape[:2] == (1, 1) and not any(map(any, padding))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _dense(strides, padding, precision, x, kernel):
-    """The convolution without groups."""
-    return _plain(strides, padding, precision, x, kernel)
+    """Convolution without groups: XLA's, or a product."""
+    if not _is_pointwise(kernel, padding):
+        return _plain(x, kernel, strides, padding, precision)
+    x = x[:, :: strides[0], :: strides[1]]
+    return jnp.matmul(x, kernel[0, 0], precision=precision)
 
 
 def _dense_forward(strides, padding, precision, x, kernel):
@@ -195,13 +196,24 @@ def _dense_forward(strides, padding, precision, x, kernel):
 
 def _dense_backward(strides, padding, precision, operands, g):
     x, kernel = operands
-    convolve = functools.partial(_plain, strides, padding, precision)
-    (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](g)
-    # The layouts that XLA takes for this gradient: contracted dimensions, the batch among them,
-    # where channels are in the forward pass.
+    if _is_pointwise(kernel, padding):
+        rows = x[:, :: strides[0], :: strides[1]]
+        dx = jnp.matmul(g, kernel[0, 0].T, precision=precision)
+        if rows.shape != x.shape:
+            dx = jnp.zeros_like(x).at[:, :: strides[0], :: strides[1]].set(dx)
+        rows, g = (each.reshape(-1, each.shape[-1]) for each in (rows, g))
+        # XLA transposes the left operand of a product, so the smaller one goes there.
+        if rows.shape[1] <= g.shape[1]:
+            dkernel = jnp.matmul(rows.T, g, precision=precision)
+        else:
+            dkernel = jnp.matmul(g.T, rows, precision=precision).T
+        return dx, dkernel[None, None]
+    (dx,) = jax.vjp(lambda x: _plain(x, kernel, strides, padding, precision), x)[1](g)
+    # XLA's layouts for this gradient: the batch, which is contracted, takes the position of the
+    # channels in the forward pass.
     x = _alone(x.transpose(3, 1, 2, 0)).transpose(3, 1, 2, 0)
     g = _alone(g.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
-    (dkernel,) = jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](g)
+    (dkernel,) = jax.vjp(lambda k: _plain(x, k, strides, padding, precision), kernel)[1](g)
     return dx, dkernel
 
 
@@ -209,9 +221,9 @@ _dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _alone(x):
-    """`x`, computed by itself instead of inside what uses it.
+    """`x`, computed separately instead of fused into its consumer.
 
-    XLA drops `lax.optimization_barrier` on CPUs before it fuses. It does not fuse over a branch,
-    though both branches are the identity.
+    On CPUs, XLA drops `lax.optimization_barrier` before it fuses. It does not fuse across a branch,
+    even if both branches are the identity.
     """
     return lax.cond(x[(0,) * x.ndim] > 0, lambda x: x, lax.optimization_barrier, x)

@@ -1,6 +1,6 @@
-"""What the networks are made of: PyTorch's initialization and padding, norms, attention, the head.
+"""Building blocks of the networks: PyTorch's initialization and padding, norms, attention, head.
 
-`Network` holds the options that all of them have, and makes their convolutions and norms.
+`Network` holds the options of all networks, and creates their convolutions and norms.
 """
 
 import functools
@@ -24,7 +24,7 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def linear_init(fan_in: int) -> Callable[..., jax.Array]:
-    """PyTorch's default for a linear layer, weight and bias alike: U(-b, b), b = 1/sqrt(fan_in)."""
+    """PyTorch's default for weight and bias of a linear layer: U(-b, b), b = 1/sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -34,12 +34,12 @@ def linear_init(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def last_scale_init(zero_init: bool) -> Callable[..., jax.Array]:
-    """Zero makes every block the identity at first; the paper's nets start from one."""
+    """Zero makes every block the identity at the start; the paper's networks start from one."""
     return nn.initializers.zeros if zero_init else nn.initializers.ones
 
 
 def same_padding(side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """PyTorch's symmetric padding; "SAME" would pad (0, 1) at stride 2, half a pixel off."""
+    """PyTorch's symmetric padding. At stride 2, "SAME" would pad (0, 1), half a pixel off."""
     return ((side // 2, side // 2),) * 2
 
 
@@ -55,7 +55,7 @@ def convolution(
     use_bias: bool = False,
     padding: Any = None,
 ) -> nn.Module:
-    """A convolution as all of these networks have it: symmetric padding, no bias, He's start."""
+    """The convolution of all networks: symmetric padding, no bias, He initialization."""
     sides = (side, side) if isinstance(side, int) else side
     return layer(
         features,
@@ -77,27 +77,18 @@ def head(num_classes: int, x: jax.Array) -> jax.Array:
     return nn.Dense(num_classes, kernel_init=init, bias_init=init, name="fc")(x)
 
 
-class BatchNorm(nn.Module):
-    """BatchNorm in training, with the statistics of each of `groups` equal parts of the batch.
+class GhostBatchNorm(nn.Module):
+    """BatchNorm in training, which normalizes `groups` equal parts of the batch separately.
 
-    Its variables are those of `nn.BatchNorm`, which evaluates them. The running statistics move
-    towards the mean over the groups. On several GPUs under PyTorch's `DataParallel`, which groups
-    stand for, they are those of the first GPU alone; both have the same expectation.
-
-    Attributes:
-      groups: number of parts.
-      axis_name: name of the mapped axis over which statistics are averaged; None: not at all.
-      momentum: share of the running statistics that stays.
-      epsilon: added to the variance.
-      dtype: of the result.
-      scale_init: initializer of the scale.
+    Its variables are those of `nn.BatchNorm`, which is used in evaluation. The running statistics
+    move toward the mean over the groups. Under PyTorch's `DataParallel`, which groups emulate, they
+    are those of the first GPU. Both have the same expectation.
 
     Raises:
-      UserError: the groups cannot share the batch.
+      UserError: the batch is not divisible by the groups.
     """
 
-    groups: int = 1
-    axis_name: str | None = None
+    groups: int
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
@@ -112,72 +103,29 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,))
         if x.shape[0] % self.groups:
             raise UserError(
-                f"A batch of {x.shape[0]} examples cannot be shared by the {self.groups} groups of "
-                "BatchNorm: make it a multiple of config.norm.groups."
+                f"A batch of {x.shape[0]} examples cannot be split into the {self.groups} groups "
+                "of BatchNorm. Make it a multiple of config.norm.groups."
             )
-        axis_name = None if self.is_initializing() else self.axis_name
-        parts = x.reshape(self.groups, -1, *x.shape[1:])
-        parts, means, variances = _normalize(self.epsilon, axis_name, parts, scale, bias)
+        parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+        )
+        axes = tuple(range(1, parts.ndim - 1))
+        means = parts.mean(axes, keepdims=True)
+        # As in nn.BatchNorm. E[x^2] - E[x]^2 takes one pass, but rounding may make it negative.
+        variances = jnp.maximum(0.0, (parts**2).mean(axes, keepdims=True) - means**2)
         if not self.is_initializing():
             for running, found in ((mean, means), (var, variances)):
                 found = found.reshape(self.groups, features).mean(0)
                 running.value = self.momentum * running.value + (1 - self.momentum) * found
+        parts = (parts - means) * (jax.lax.rsqrt(variances + self.epsilon) * scale) + bias
         return parts.reshape(x.shape).astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalize(epsilon, axis_name, x, scale, bias):
-    r"""Each part of `x` ``[groups, B, ..., C]`` normalized by its own statistics, and those.
-
-    The gradient is written out: two passes over the maps, one for the sums
-
-    .. math:: s = \sum \bar y, \quad t = \sum \bar y \hat x
-
-    and one for :math:`\bar x = (\bar y - s / n - \hat x t / n) \gamma / \sigma`. On CPUs XLA takes
-    more for what it derives. No gradient flows through the statistics that are returned.
-    """
-    return _normalize_forward(epsilon, axis_name, x, scale, bias)[0]
-
-
-def _normalize_forward(epsilon, axis_name, x, scale, bias):
-    axes = tuple(range(1, x.ndim - 1))
-    values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    means, squares = values.mean(axes, keepdims=True), (values**2).mean(axes, keepdims=True)
-    if axis_name:
-        means, squares = jax.lax.pmean((means, squares), axis_name)
-    # As nn.BatchNorm: E[x^2] - E[x]^2 takes one pass over the maps, rounding may leave < 0.
-    variances = jnp.maximum(0.0, squares - means**2)
-    inverse = jax.lax.rsqrt(variances + epsilon)
-    y = (values - means) * (inverse * scale) + bias
-    return (y, means, variances), (x, means, inverse, scale)
-
-
-def _normalize_backward(epsilon, axis_name, kept, gradients):
-    x, means, inverse, scale = kept
-    axes = tuple(range(1, x.ndim - 1))
-    g = gradients[0]
-    centered = x.astype(g.dtype) - means
-    sums = g.sum(axes, keepdims=True)
-    products = (g * centered).sum(axes, keepdims=True) * inverse
-    whole = (0, *axes)
-    scale_gradient, bias_gradient = products.sum(whole), sums.sum(whole)
-    if axis_name:
-        sums, products = jax.lax.pmean((sums, products), axis_name)
-    count = x[0, ..., 0].size
-    factor = inverse * scale
-    x_gradient = factor * g - centered * (factor * inverse * products / count)
-    x_gradient -= factor * sums / count
-    return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
 class SqueezeExcite(nn.Module):
-    """Weighs the channels of a map by what its mean says of them.
+    """Scales the channels of a map by weights computed from their means.
 
     For a map x [B, H, W, C], `y = x sigmoid(W2 relu(W1 mean(x) + b1) + b2)`, with C / `reduction`
-    features in between.
+    hidden features.
 
     Reference:
       Hu, Shen, Sun. Squeeze-and-Excitation Networks. 2018.
@@ -195,10 +143,10 @@ class SqueezeExcite(nn.Module):
 
 
 class GatherExcite(nn.Module):
-    """Weighs the channels of a map by a learned weighted mean of each (theta plus, global extent).
+    """Scales the channels of a map by learned weighted means (theta plus, global extent).
 
-    As `SqueezeExcite`, with a depthwise convolution whose kernel is as large as the map, and a
-    norm, in the place of the mean. So the parameters are those of one size of images.
+    Like `SqueezeExcite`, but a depthwise convolution as large as the map and a norm replace the
+    mean. So the parameters fit only one image size.
 
     Reference:
       Hu, Shen, Albanie, Sun, Vedaldi. Gather-Excite. 2018.
@@ -219,7 +167,7 @@ class GatherExcite(nn.Module):
 
 
 def _excite(attention: nn.Module, x: jax.Array) -> jax.Array:
-    """Two 1x1 convolutions with biases; called inside a module with `conv`, `act`, `reduction`."""
+    """Two 1x1 convolutions with biases, for a module with `conv`, `act` and `reduction`."""
     features = x.shape[-1]
     x = attention.conv(features // attention.reduction, 1, use_bias=True, name="fc1")(x)
     return attention.conv(features, 1, use_bias=True, name="fc2")(attention.act(x))
@@ -232,14 +180,14 @@ class Network(nn.Module, kw_only=True):
       num_classes: number of logits.
       dtype: of activations and convolutions; parameters, statistics and logits stay float32.
       norm_axis: name of the mapped axis over which batch statistics are averaged; None: not at all.
-      norm_groups: number of equal parts of the batch with batch statistics of their own.
-      norm_momentum: share of the running statistics that stays in a step (PyTorch's is 1 - this).
+      norm_groups: number of equal parts of the batch that are normalized separately.
+      norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - this).
       norm_epsilon: added to the variance.
       zero_init: start the last BatchNorm scale of each block at zero.
-      remat: compute the blocks again for the gradient instead of keeping what is in them.
-      regularization: what the blocks drop in training.
+      remat: recompute the blocks in the backward pass, instead of keeping their activations.
+      regularization: regularizers of the blocks in training.
       act: the activation.
-      conv_layer: what stands for `nn.Conv`.
+      conv_layer: replacement for `nn.Conv`.
     """
 
     num_classes: int
@@ -255,21 +203,18 @@ class Network(nn.Module, kw_only=True):
     conv_layer: ModuleDef = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
     def make_conv(self) -> ModuleDef:
-        """The constructor of convolutions, `convolution` without its first arguments."""
+        """The constructor of convolutions: `convolution` with its first arguments set."""
         return functools.partial(convolution, self.conv_layer, self.dtype)
 
     def make_norm(self, train: bool) -> ModuleDef:
-        """The norm's constructor: it takes `name` and `scale_init`."""
+        """The constructor of norms, which takes `name` and `scale_init`."""
         shared = {"momentum": self.norm_momentum, "epsilon": self.norm_epsilon, "dtype": self.dtype}
-        # On GPU and TPU, XLA's own gradient is what was measured.
-        if train and (self.norm_groups > 1 or jax.default_backend() == "cpu"):
-            return functools.partial(
-                BatchNorm, self.norm_groups, axis_name=self.norm_axis, **shared
-            )
+        if train and self.norm_groups > 1:
+            return functools.partial(GhostBatchNorm, self.norm_groups, **shared)
         return functools.partial(
             nn.BatchNorm, use_running_average=not train, axis_name=self.norm_axis, **shared
         )
 
     def make_block(self, block: type[nn.Module]) -> ModuleDef:
-        """The block's constructor, which keeps or recomputes what is in it."""
+        """The constructor of blocks, with recomputation if `remat` is set."""
         return nn.remat(block) if self.remat else block

@@ -1,8 +1,8 @@
-"""Max-pooling whose gradient is fast on CPUs too; on every other platform it is XLA's, unchanged.
+"""Max-pooling whose gradient is also fast on CPUs. On other platforms it is XLA's, unchanged.
 
-XLA goes through the windows one by one to find where each maximum came from. Here the places in a
-window are compared all windows at once, along one axis after the other: four times as fast for the
-3x3 windows of a ResNet.
+XLA searches the windows one by one for their maxima. This module compares each position for all
+windows at once, along one axis after the other. For the 3x3 windows of a ResNet it is four times
+as fast.
 """
 
 import functools
@@ -18,24 +18,24 @@ AXES = (1, 2)
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
-    r"""The greatest value of each square window of images, channel by channel.
+    r"""The maximum of each square window, per channel.
 
     .. math:: y_{nhwc} = \max_{0 \le i, j < window} x_{n, s h + i - p, s w + j - p, c}
 
-    Values outside the image never win. The gradient goes to the first of equal maxima, row by row;
-    where the maximum is NaN it goes nowhere on a CPU. It has reverse-mode derivatives only.
+    Padding never wins. The gradient goes to the first of equal maxima, in row-major order. On CPUs,
+    the gradient of a NaN maximum is dropped. Only reverse-mode differentiation is supported.
 
     Args:
       x: images ``[B, H, W, C]``, floating.
       window: side of the windows, in pixels.
-      stride: s, between the windows, in pixels.
+      stride: s, in pixels.
       padding: p, on every side, in pixels.
 
     Returns:
       ``[B, H', W', C]`` with ``H' = (H + 2 p - window) // s + 1``, of the dtype of `x`.
 
     Raises:
-      ValueError, TypeError: by `flax.linen.max_pool`, for shapes that do not fit.
+      ValueError, TypeError: by `flax.linen.max_pool`, for incompatible shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def _on_cpu_forward(plain, window, stride, padding, x):
 
 
 def _on_cpu_backward(plain, window, stride, padding, x, g):
-    # Along rows and then along columns finds the first maximum of a window, row by row.
+    # Rows first, then columns: this finds the first maximum of a window in row-major order.
     maps = [x]
     for axis in reversed(AXES):
         maps.append(functools.reduce(jnp.maximum, _places(maps[-1], axis, window, stride, padding)))
@@ -81,7 +81,7 @@ _on_cpu.defvjp(_on_cpu_forward, _on_cpu_backward)
 
 
 def _places(x, axis, window, stride, padding):
-    """What is at each place of the windows along `axis`: `window` maps, one value a window."""
+    """The values at each position of the windows along `axis`: `window` maps."""
     count = (x.shape[axis] + 2 * padding - window) // stride + 1
     pads = [(0, 0, 0)] * x.ndim
     pads[axis] = (padding, padding, 0)
@@ -91,10 +91,10 @@ def _places(x, axis, window, stride, padding):
 
 
 def _gradient(x, y, g, axis, window, stride, padding):
-    """The gradient of `x`, whose greatest values in windows along `axis` are `y`, from theirs."""
+    """The gradient of `x`, from that of its window maxima `y` along `axis`."""
     zero, sums = jnp.zeros([], g.dtype), {}
-    steps = -(-x.shape[axis] // stride)  # pixels that have the same place in their stride
-    left = jnp.ones(y.shape, bool)  # windows whose maximum is yet to come
+    steps = -(-x.shape[axis] // stride)  # pixels with the same offset within a stride
+    left = jnp.ones(y.shape, bool)  # windows whose maximum is not found yet
     for i, place in enumerate(_places(x, axis, window, stride, padding)):
         hit = left & (place == y)
         left &= ~hit

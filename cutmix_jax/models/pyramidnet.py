@@ -1,4 +1,4 @@
-"""PyramidNet for CIFAR: residual blocks whose number of channels grows by a little each time."""
+"""PyramidNet for CIFAR: residual blocks whose number of channels grows gradually."""
 
 import functools
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from cutmix_jax.regularize import BlockRegularization
 
 
 def pooled(block: nn.Module, x: jax.Array, features: int) -> jax.Array:
-    """The block's input, averaged over 2x2 at stride 2, with channels of zeros put at the end."""
+    """The block's input, average-pooled 2x2 at stride 2, with channels of zeros appended."""
     if block.stride == 2:
-        # At an odd side the last row and column are averaged over what is there.
+        # For odd sides, averages of the last row and column ignore the padding.
         odd = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
         x = nn.avg_pool(x, (2, 2), strides=(2, 2), padding=odd, count_include_pad=False)
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
 class PyramidBlock(nn.Module):
-    """What the two blocks have in common: a norm first, and no activation after the addition."""
+    """Shared by both blocks: a norm comes first, and no activation follows the addition."""
 
     planes: int
     stride: int
@@ -74,16 +74,16 @@ class PyramidNet(Network):
     """A PyramidNet for images [B, H, W, C], normalized, float; returns float32 logits [B, K].
 
     Block k of 3n has `round(width + k alpha / 3n)` planes, rounded half to even. Stages 2 and 3
-    halve the side. After the last stage come a norm and an activation, whose result is the feature
-    map 'final'; the first norm has no activation behind it.
+    halve the side. A norm and an activation follow the last stage; their result is the feature map
+    'final'. No activation follows the first norm.
 
     Attributes:
       blocks: n, blocks in each of the three stages.
-      alpha: by how much the planes have grown after the last block.
+      alpha: growth of the number of planes, from the stem to the last block.
       block: `BasicBlock` or `BottleneckBlock`.
       width: channels of the stem.
 
-    Further ones are those of `layers.Network`.
+    The others are those of `layers.Network`.
 
     Reference:
       Han, Kim, Kim. Deep Pyramidal Residual Networks. 2017.
@@ -100,7 +100,7 @@ class PyramidNet(Network):
 
     @property
     def planes(self) -> tuple[int, ...]:
-        """Of each block."""
+        """Planes of each block."""
         planes, exact = [], float(self.width)
         for _ in range(3 * self.blocks):
             exact += self.alpha / (3 * self.blocks)
@@ -145,14 +145,14 @@ class PyramidNet(Network):
 
 
 def pyramidnet(depth: int, alpha: int, block: type[PyramidBlock]) -> Callable[..., PyramidNet]:
-    """The constructor of a network of `depth` layers, or what is wrong with the depth."""
+    """The constructor of a network with `depth` layers; rejects an impossible depth."""
     kind, layers = {BasicBlock: ("basic", 6), BottleneckBlock: ("bottleneck", 9)}[block]
     blocks, rest = divmod(depth - 2, layers)
     if rest or blocks < 1:
         below = max(blocks, 1) * layers + 2
         raise UserError(
-            f"PyramidNet's depth is {depth}, and {layers}n + 2 was expected with {kind} blocks: "
-            f"take {below} or {below + layers}."
+            f"PyramidNet's depth is {depth}, but {layers}n + 2 was expected with {kind} blocks. "
+            f"Use {below} or {below + layers}."
         )
     return functools.partial(PyramidNet, blocks, alpha, block)
 

@@ -1,8 +1,8 @@
-"""Residual networks: the CIFAR nets of the paper and the ImageNet nets, one class for all of them.
+"""Residual networks for CIFAR and ImageNet, in one class.
 
-Post-activation blocks, projection shortcuts, strides in the 3x3 convolution of the bottleneck, and
-symmetric padding, as in PyTorch. Modules carry PyTorch's names, with `layer1.0` written `layer1_0`.
-ResNeXt, SE-ResNet and GE-ResNet are the same network with other groups or an attention.
+As in PyTorch, they have post-activation blocks, projection shortcuts and symmetric padding, and
+bottlenecks have their stride in the 3x3 convolution. Modules have PyTorch's names, with `layer1.0`
+written `layer1_0`. ResNeXt, SE-ResNet and GE-ResNet are the same class with groups or attention.
 """
 
 import functools
@@ -27,7 +27,7 @@ from cutmix_jax.regularize import BlockRegularization
 
 
 def projection(block: nn.Module, x: jax.Array, features: int) -> jax.Array:
-    """The identity, or a 1x1 projection where the stride or the number of channels changes."""
+    """The identity, or a 1x1 projection if the stride or the number of channels changes."""
     if block.stride == 1 and x.shape[-1] == features:
         return x
     x = block.conv(features, 1, block.stride, name="downsample_conv")(x)
@@ -35,10 +35,10 @@ def projection(block: nn.Module, x: jax.Array, features: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """What blocks have in common.
+    """Shared by all blocks.
 
-    `conv`, `norm`, `act`, `attention` and `shortcut` come from the network, so that a variant of
-    one is a variant of all.
+    The network sets `conv`, `norm`, `act`, `attention` and `shortcut`, so variants work with every
+    block.
     """
 
     planes: int
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions, their input added before the last activation."""
+    """Two 3x3 convolutions, with the input added before the last activation."""
 
     @nn.compact
     def __call__(self, x: jax.Array, progress: jax.Array | float = 1.0) -> jax.Array:
@@ -76,7 +76,7 @@ class BasicBlock(Block):
 
 
 class BottleneckBlock(Block):
-    """1x1, 3x3 (with stride and groups) and 1x1 convolutions; the output has 4 * planes channels.
+    """1x1, 3x3 (with stride and groups) and 1x1 convolutions, with 4 * planes output channels.
 
     The 3x3 convolution has `groups` groups of `planes * base_width / 64` channels (ResNeXt).
     """
@@ -104,15 +104,15 @@ class ResNet(Network):
       stage_sizes: blocks in each stage.
       block: `BasicBlock` or `BottleneckBlock`.
       width: planes of the stem and of the first stage; each later stage has twice as many.
-      large_stem: 7x7 convolution of stride 2 and max-pooling (ImageNet) instead of 3x3 (CIFAR).
+      large_stem: 7x7 convolution at stride 2 and max-pooling (ImageNet) instead of 3x3 (CIFAR).
       strides: stride of the first block of each stage.
-      groups: of the 3x3 convolution of a bottleneck.
-      base_width: channels of one such group where planes are 64.
-      attention: constructor of what weighs the branch before it is added; None: nothing does.
+      groups: groups of the 3x3 convolution of a bottleneck.
+      base_width: channels of one such group if planes are 64.
+      attention: constructor of the module that scales the branch before the addition; None: none.
       shortcut: `shortcut(block, x, features)` brings the block's input to the branch's shape.
-      image_side: side of the images that the parameters are for; None: images may have any side.
+      image_side: required side of the images; None: any.
 
-    Further ones are those of `layers.Network`.
+    The others are those of `layers.Network`.
     """
 
     stage_sizes: tuple[int, ...]
@@ -133,12 +133,12 @@ class ResNet(Network):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The names given to `tap`, in order; the last map is the one that is averaged."""
+        """The names passed to `tap`, in order. The last map is averaged for the head."""
         return ("image", "stem", *(f"layer{i + 1}" for i in range(self.stages)))
 
     @property
     def total_stride(self) -> int:
-        """Side of the input over side of the last map."""
+        """Side of the input divided by the side of the last map."""
         stem = 4 if self.large_stem else 1
         return stem * math.prod(self.strides[: self.stages])
 
@@ -187,14 +187,14 @@ class ResNet(Network):
 
 
 def cifar(depth: int, block: type[Block]) -> Callable[..., ResNet]:
-    """Three stages of 16, 32 and 64 planes on maps of the input's side, its half and quarter."""
+    """Three stages of 16, 32 and 64 planes, at the full, half and quarter side of the input."""
     convolutions = {BasicBlock: 2, BottleneckBlock: 3}[block]
     blocks = (depth - 2) // (3 * convolutions)
     return functools.partial(ResNet, (blocks,) * 3, block, width=16, large_stem=False)
 
 
 def cifar_wide_stem(stage_sizes: tuple[int, ...], block: type[Block]) -> Callable[..., ResNet]:
-    """The four stages of the ImageNet networks after a 3x3 stem that keeps the image's size."""
+    """Four stages as on ImageNet, after a 3x3 stem that keeps the size of the image."""
     return functools.partial(ResNet, stage_sizes, block, width=64, large_stem=False)
 
 
@@ -222,7 +222,7 @@ NETS = {
     "resnet44": cifar(44, BasicBlock),
     "resnet56": cifar(56, BasicBlock),
     "resnet29": cifar(29, BottleneckBlock),
-    "resnet110": cifar(110, BottleneckBlock),  # the paper's
+    "resnet110": cifar(110, BottleneckBlock),  # the paper's network
     "resnet110_basic": cifar(110, BasicBlock),
     "resnet164": cifar(164, BottleneckBlock),
     "resnet18_cifar": cifar_wide_stem((2, 2, 2, 2), BasicBlock),

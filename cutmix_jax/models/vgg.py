@@ -1,4 +1,4 @@
-"""VGG-16 with global average pooling, the network of class activation maps."""
+"""VGG-16 with global average pooling, the network for class activation maps."""
 
 import functools
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from cutmix_jax.models.layers import Network, Tap, head
 from cutmix_jax.models.pooling import max_pool
 
-# Convolutions of each stage, and their channels.
+# Convolutions per stage, and their channels.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
@@ -17,11 +17,11 @@ class VGG(Network):
     """VGG-16 without its fifth pooling, then 'conv6' (3x3, 1024 channels), average and 'fc'.
 
     For images [B, H, W, C], normalized, float; returns float32 logits [B, K]. Convolutions have
-    biases, and there are no norms. At 224x224 the last map is 14x14. Modules carry torchvision's
-    names, with `features.0` written `features_0`; feature maps those of the paper of VGG, and are
-    taken after the activation, before the pooling.
+    biases, and there are no norms. At 224x224 the last map is 14x14. Modules have torchvision's
+    names, with `features.0` written `features_0`. Feature maps have the names of the VGG paper,
+    and are taken after the activation and before the pooling.
 
-    Attributes: those of `layers.Network`, without norms and blocks.
+    Attributes: those of `layers.Network`, except for norms and blocks.
 
     Reference:
       Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative

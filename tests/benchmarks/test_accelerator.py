@@ -1,4 +1,4 @@
-"""What the accelerator benchmark says beside its times."""
+"""What the accelerator benchmark reports besides times."""
 
 import concurrent.futures
 import statistics
@@ -41,7 +41,7 @@ def test_why_a_peer_is_missing_is_one_line(error, told):
 
 
 class Still:
-    """Programs that take no time to compile, and next to none to run."""
+    """Steps that take no time to compile, and almost none to run."""
 
     def __init__(self, *_):
         pass
@@ -52,7 +52,7 @@ class Still:
     loop = take
 
 
-def test_images_a_second_are_told_without_a_peer_and_by_the_median(monkeypatch):
+def test_images_per_second_are_reported_without_a_peer_and_by_the_median(monkeypatch):
     done = concurrent.futures.Future()
     done.set_result(None)
     monkeypatch.setattr(accelerator, "train_flops", lambda *_: None)
@@ -66,5 +66,5 @@ def test_images_a_second_are_told_without_a_peer_and_by_the_median(monkeypatch):
     options = types.SimpleNamespace(**told, seconds=1e-6, repeats=3, turns=3)
     rows = list(accelerator.measure_case(options))
     assert [row.note for row in rows if row.peer == "nobody"] == ["KeyError: 'nobody'"] * 2
-    (speed,) = [row for row in rows if row.peer == "one step a call"]
+    (speed,) = [row for row in rows if row.peer == "one step per call"]
     assert speed.note.startswith(f"{4000 / statistics.median(speed.ours):,.0f} images/s")

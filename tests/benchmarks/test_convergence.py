@@ -1,4 +1,4 @@
-"""What an error costs, from metrics written by hand: images, seconds, seeds in pairs."""
+"""What an error costs, from metrics written by hand: images, seconds, paired seeds."""
 
 import json
 
@@ -12,7 +12,7 @@ from cutmix_jax.config import to_plain
 from cutmix_jax.report.runs import group, read_runs
 
 ERRORS = {
-    # Below 30 %: the baseline after two epochs, CutMix after three, and lower in the end.
+    # Below 30 %: the baseline after two epochs, CutMix after three. CutMix ends lower.
     "baseline": {0: [0.62, 0.28, 0.24, 0.26], 1: [0.64, 0.29, 0.27, 0.24]},
     "cutmix": {0: [0.70, 0.40, 0.28, 0.13], 1: [0.72, 0.40, 0.22, 0.12]},
 }
@@ -55,7 +55,7 @@ def test_images_and_seconds_until_an_error(tmp_path):
     assert (images.ours, images.theirs) == ([0.96, 0.96], [0.64, 0.64])
     seconds = found["cutmix: training until the error is below 30%"]
     assert (seconds.ours, seconds.theirs) == ([19.2, 19.2], [6.4, 6.4])
-    assert seconds.ratios == pytest.approx([1 / 3] * 2)  # below 1: the baseline was the cheaper
+    assert seconds.ratios == pytest.approx([1 / 3] * 2)  # below 1: the baseline was cheaper
     last = found["cutmix: error of the last epoch"]
     assert last.ours == pytest.approx([13, 12])
     assert last.ratios == pytest.approx([2, 2])
@@ -77,7 +77,7 @@ def test_other_settings_are_not_compared(tmp_path):
     assert "no baseline" in row.note
 
 
-def test_a_baseline_alone_is_told(tmp_path):
+def test_a_baseline_alone_is_reported(tmp_path):
     write_run(tmp_path / "run", "baseline", 0, [0.5, 0.4], 50)
     (row,) = rows(tmp_path).values()
     assert "no other method" in row.note

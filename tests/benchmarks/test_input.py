@@ -1,4 +1,4 @@
-"""What the input benchmark computes from its timings, and that its parts run."""
+"""What the input benchmark computes from its timings. Its parts run."""
 
 import argparse
 import importlib.util
@@ -32,12 +32,12 @@ def test_growth_is_against_the_first_epoch():
 def test_resident_set_sees_what_is_held():
     before = bench.resident_set()
     if before is None:
-        pytest.skip("this system does not tell the memory of a process")
+        pytest.skip("this system does not report the memory of a process")
     held = bytearray(b"1" * 2**26)
     assert bench.resident_set() - before > 0.9 * len(held)
 
 
-def test_repeated_split_gives_its_records_over_and_over():
+def test_a_repeated_split_repeats_its_records():
     split = bench.repeated(Split(3, lambda i: b"abc"[i : i + 1], None, str), 8)
     assert split.count == 8
     assert b"".join(split.read(i) for i in range(8)) == b"abcabcab"
@@ -85,7 +85,7 @@ def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
     names = [row.peer.replace(",", "").split()[0] for row in lacking]
     assert names == ["torchvision"] * 4 + ["timm"] * 2 + ["DALI"]
     rates, fed = rest[:3], rest[3:]
-    assert {row.unit for row in rates} == {"images a CPU second"}
+    assert {row.unit for row in rates} == {"images per CPU second"}
     assert np.median(rates[1].ours) > np.median(rates[0].ours)  # copies are smaller
     for row, name in zip(fed, bench.FED * 2, strict=True):
         rate = rates[fed.index(row) // 3]
@@ -96,7 +96,7 @@ def test_rows_of_a_pass_and_what_is_missing(tfds_dir, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["torchvision", "timm", "nvidia.dali", "tensorflow"])
 def test_the_peers_read_the_photographs(tfds_dir, package):
-    """In a process of their own: PyTorch and TensorFlow do not bear each other in any order."""
+    """In separate processes: PyTorch and TensorFlow only work together in one order."""
     names = package.partition(".")[0], package
     if not all(map(importlib.util.find_spec, names)):  # the parent first
         pytest.skip(f"{package} is not installed")
@@ -115,7 +115,7 @@ def test_the_peers_read_the_photographs(tfds_dir, package):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=REPOSITORY)
 
 
-def test_counted_calls_tell_the_time_of_the_processor():
+def test_counted_calls_report_cpu_time():
     spent = []
     bench.counted(lambda: time.sleep(0.2), spent)()
     bench.counted(lambda: sum(range(10**6)), spent)()

@@ -1,4 +1,4 @@
-"""All benchmarks in one command: what fails or is left out is told, and the others go on."""
+"""All benchmarks in one command: failures and skips are reported, and the others go on."""
 
 import ast
 import json
@@ -44,7 +44,7 @@ def test_goal_of_a_ratio(goal, number):
     assert summary.goal_of(timing.Row("", "", [1], "peer", [1], [1], goal)) == number
 
 
-def test_goal_without_a_ratio_is_none_of_a_ratio():
+def test_a_goal_without_a_ratio_is_not_that_of_a_ratio():
     assert summary.goal_of(timing.Row("", "share", [1.0], goal="1.0")) is None
 
 
@@ -67,7 +67,7 @@ def test_without_a_ratio_there_is_no_plot(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
-def test_a_program_that_fails_is_told_and_the_others_go_on(tmp_path, capfd):
+def test_a_benchmark_that_fails_is_reported_and_the_others_go_on(tmp_path, capfd):
     write_runs(tmp_path / "runs")
     programs = {
         "nothing": command.Program(1),
@@ -121,7 +121,7 @@ def test_all_of_it_is_meant_to_stay_under_fifteen_minutes_on_a_cpu():
     assert sum(p.seconds for p in programs if p.needs != "accelerator") < 15 * 60
 
 
-def test_every_program_that_measures_is_in_the_table():
+def test_every_benchmark_is_in_the_table():
     programs = {
         path.stem
         for path in FOLDER.glob("*.py")
@@ -133,6 +133,6 @@ def test_every_program_that_measures_is_in_the_table():
     assert programs <= set(command.PROGRAMS)
 
 
-def test_a_name_that_is_none_ends_in_a_sentence():
+def test_an_unknown_name_ends_in_a_sentence():
     with pytest.raises(UserError, match="There is no benchmark 'nets': --only takes networks, "):
         command.main(["--only", "nets"])

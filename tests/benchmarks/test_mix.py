@@ -1,4 +1,4 @@
-"""Mixes beside other libraries: who is missing, or refuses a batch, is named in a row."""
+"""Mixes next to other libraries: a row names those that are missing or refuse a batch."""
 
 import argparse
 
@@ -23,11 +23,11 @@ def test_a_library_that_is_not_installed_is_named_once(name, monkeypatch):
     (row,) = [row for row in told(libraries) if row.peer == name]
     assert "not installed" in row.note
     assert "requirements-peers.txt" in row.note
-    assert libraries == {}  # the next batches need not tell it again
+    assert libraries == {}  # later batches do not report it again
 
 
 def told(libraries):
-    """The rows, with a plain function in place of ours, which need not compile here."""
+    """The rows, with a plain function in place of ours, so that nothing compiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mix, "ours", plain)
         return rows(libraries)
@@ -39,7 +39,7 @@ def plain(images, labels, classes):
     yield "Mixup", images.copy
 
 
-def test_a_mix_that_fails_is_told_beside_one_that_runs():
+def test_a_mix_that_fails_is_reported_next_to_one_that_runs():
     def peer(images, labels, classes):
         yield "CutMix", images.copy
         yield "Mixup", lambda: 1 / 0
@@ -61,7 +61,7 @@ def test_a_library_that_refuses_the_batch_stays_for_the_next():
     assert libraries == {"peer": peer}
 
 
-def test_ours_are_measured_beside_a_copy():
+def test_ours_are_measured_next_to_a_copy():
     found = {row.what: row for row in rows({})}
     assert set(found) == {
         f"{kind}, 4 x 8 px"
@@ -69,14 +69,14 @@ def test_ours_are_measured_beside_a_copy():
             "CutMix",
             "pixels alone, mask",
             "pixels alone, window",
-            "CutMix each image",
+            "CutMix per image",
             "Mixup",
         )
     }
     assert all(row.peer == "copy, JAX" and len(row.ratios) == 2 for row in found.values())
 
 
-def test_compiling_is_measured_once_a_repeat():
+def test_compiling_is_measured_once_per_repeat():
     row = mix.compile_row(repeats=2)
     assert row.unit == "s"
     assert len(row.ours) == 2

@@ -1,4 +1,4 @@
-"""Scale: collectives are counted as the program has them, and what is worked out is arithmetic."""
+"""Scale: collectives are counted as in the program, and the estimates follow the formulas."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ SIZE = 102.4e6  # bytes
 
 
 def lower(function, *arguments):
-    """`function` of one device's share, lowered for all of them."""
+    """`function` of one device's part, lowered for all devices."""
     mapped = jax.shard_map(
         function, mesh=all_devices(), in_specs=P(AXIS), out_specs=P(), check_vma=False
     )
@@ -114,7 +114,7 @@ def test_what_costs_nothing_scales_until_the_batch_is_divided(monkeypatch):
 def test_the_page_shows_what_the_formulas_give():
     rows = list(scale.worked_out_rows(SIZE, 0.25, 650))
     cells = [line.strip("| ").split(" | ") for line in timing.table(rows).splitlines()[2:]]
-    page = (DOCS / "scaling.md").read_text()
+    page = (DOCS / "log/scaling.md").read_text()
     shown = [x.strip("| ").split(" | ") for x in page.splitlines() if x.startswith("| worked out")]
     assert len(shown) == len(cells) == len(rows)
     for ours, theirs in zip(shown, cells, strict=True):

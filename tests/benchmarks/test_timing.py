@@ -1,4 +1,4 @@
-"""Turns are interleaved; medians of each repeat, ratios turn by turn, and the table of them."""
+"""Turns are interleaved. Rows have medians per repeat and ratios per turn, and make a table."""
 
 import argparse
 import json
@@ -13,14 +13,14 @@ def test_turns_are_taken_by_all_before_any_has_the_next():
     seconds = timing.take_turns({n: lambda n=n: order.append(n) for n in "abc"}, 2, 4)
     rounds = [order[at : at + 3] for at in range(0, 24, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
-    assert len({tuple(turn) for turn in rounds}) > 1  # none always comes after the same one
+    assert len({tuple(turn) for turn in rounds}) > 1  # none always follows the same one
     assert {name: [len(turns) for turns in taken] for name, taken in seconds.items()} == {
         name: [4, 4] for name in "abc"
     }
 
 
 def test_a_row_has_medians_of_each_repeat_and_ratios_turn_by_turn():
-    # In each turn the peer takes twice or three times as long, while the machine gets slower.
+    # In each turn the peer takes two or three times as long, while the machine slows down.
     ours, theirs = [[1, 2, 9], [4, 5, 6]], [[2, 4, 18], [12, 15, 12]]
     row = timing.compare("step", "ms", ours, "peer", theirs, scale=1e3, goal=">= 1.0")
     assert (row.ours, row.theirs) == ([2000, 5000], [4000, 12000])

@@ -1,4 +1,4 @@
-"""How busy a device is: the union of what it did, and the longest pause."""
+"""How busy a device is: the union of its operations, and the longest pause."""
 
 import jax
 import jax.numpy as jnp

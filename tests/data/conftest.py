@@ -1,4 +1,4 @@
-"""Small data sets written from scratch, in the formats that people have on disk."""
+"""Small datasets written from scratch, in the formats that people have on disk."""
 
 import io
 import json
@@ -17,7 +17,7 @@ def encode(image, kind="png"):
 
 
 def photograph(seed, height, width):
-    """A smooth color image, which JPEG keeps well."""
+    """A smooth color image, which JPEG preserves well."""
     noise = np.random.RandomState(seed).randint(0, 256, (6, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -80,7 +80,7 @@ def _write_tfds(
     config=None,
     box_key=None,
 ):
-    """A prepared TFDS set; splits: name -> list of (encoded image, label[, boxes, key, file])."""
+    """A prepared TFDS dataset; splits: name -> [(encoded image, label[, boxes, key, file])]."""
     folder = root / name / (config or "") / version
     folder.mkdir(parents=True)
     listed = []
@@ -124,7 +124,7 @@ def _write_tfds(
 
 
 def _sequence(package, box):
-    """The feature 'objects' of a detection set, with their boxes."""
+    """The feature 'objects' of a detection dataset, with their boxes."""
     within = {
         "pythonClassName": f"{package}.features_dict.FeaturesDict",
         "featuresDict": {"features": {"bbox": box}},
@@ -136,7 +136,7 @@ def _sequence(package, box):
 
 
 def _toys(count, seed=0, size=8, channels=3):
-    """(images uint8 [count, size, size, channels], labels) of noise."""
+    """(noise images uint8 [count, size, size, channels], labels)."""
     random = np.random.RandomState(seed)
     images = random.randint(0, 256, (count, size, size, channels), np.uint8)
     return images, random.randint(0, 10, count)
@@ -169,7 +169,7 @@ def toy_set(tmp_path):
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory):
-    """train/CLASS, val/CLASS with JPEG and PNG files of differing size, 24 and 7 images."""
+    """train/CLASS and val/CLASS with 24 and 7 images, JPEG and PNG, of different sizes."""
     root = tmp_path_factory.mktemp("photos")
     random = np.random.RandomState(0)
     for split, count in (("train", 24), ("val", 7)):

@@ -1,4 +1,4 @@
-"""Augmentation against NumPy, pixel by pixel, from the same draws."""
+"""Augmentation against NumPy, pixel by pixel, from the same random numbers."""
 
 import doctest
 
@@ -34,7 +34,7 @@ def test_crop_and_flip_equals_numpy(images, pad, flip, mode):
     assert got.dtype == np.uint8
 
 
-def test_draws_are_uniform():
+def test_samples_are_uniform():
     keys = augment.example_keys(1, 0, jnp.arange(9000))
     top, left, mirror = map(np.asarray, augment.crop_and_flip_draws(keys, 4))
     for offset in (top, left):
@@ -45,7 +45,7 @@ def test_draws_are_uniform():
     assert abs(np.corrcoef(top, mirror)[0, 1]) < 0.05
 
 
-def test_draws_depend_on_seed_epoch_and_index():
+def test_samples_depend_on_seed_epoch_and_index():
     def draws(seed, epoch):
         keys = augment.example_keys(seed, epoch, jnp.arange(50))
         return np.stack(augment.crop_and_flip_draws(keys, 4))

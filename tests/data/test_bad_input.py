@@ -1,4 +1,4 @@
-"""What a user can get wrong: one sentence that names the thing and the remedy, before training."""
+"""Mistakes of users: one sentence names the cause and the remedy, before training."""
 
 import json
 import shutil
@@ -25,35 +25,35 @@ def refused(match, **config):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"batch_size": 0}, r"config\.batch_size is 0, and a finite number of at least 1"),
+        ({"batch_size": 0}, r"config\.batch_size is 0, but a finite number of at least 1"),
         ({"seed": -1}, "config.seed is -1"),
         ({"train_examples": 0}, "train_examples is 0"),
         ({"held_out": -5}, "held_out is -5"),
         ({"image_size": 0}, "image_size is 0"),
         ({"resident_limit_mib": -1}, "resident_limit_mib is -1"),
         ({"reader_processes": -1}, "reader_processes is -1"),
-        ({"source": "disk"}, "source is 'disk', and one of 'auto', 'resident', 'streaming'"),
+        ({"source": "disk"}, "source is 'disk', but one of 'auto', 'resident', 'streaming'"),
         ({"augment": {"pad": -1}}, "augment.pad is -1"),
         ({"augment": {"pad": 17}}, "augment.pad=17 is larger than the images"),
         (
             {"augment": {"pad_mode": "edge"}},
-            "pad_mode is 'edge', and one of 'zero', 'reflect'",
+            "pad_mode is 'edge', but one of 'zero', 'reflect'",
         ),
         ({"augment": {"color_jitter": float("nan")}}, "augment.color_jitter is nan"),
         ({"augment": {"lighting": -0.1}}, "augment.lighting is -0.1"),
         ({"augment": {"lighting": 0.1}}, "need images of 3 channels"),
-        ({"augment": {"min_area": 0.0}}, "min_area is 0.0, and a finite number above 0"),
-        ({"augment": {"min_area": 0.5, "max_area": 0.4}}, "min_area is 0.5, and at most .*=0.4"),
-        ({"augment": {"min_area": 0.5, "pad": 4}}, "cropped in one way only"),
+        ({"augment": {"min_area": 0.0}}, "min_area is 0.0, but a finite number above 0"),
+        ({"augment": {"min_area": 0.5, "max_area": 0.4}}, "min_area is 0.5, but at most .*=0.4"),
+        ({"augment": {"min_area": 0.5, "pad": 4}}, "cropped in only one way"),
         ({"augment": {"min_area": 0.5}, "source": "resident"}, "--config.source=streaming"),
         ({"augment": {"min_area": 0.5}}, "digits is always resident"),
         ({"square_resize": 0}, "square_resize is 0"),
         ({"square_resize": 20}, "digits is always resident"),
-        ({"square_resize": 20, "source": "resident"}, "square_resize crops from larger images"),
-        ({"square_resize": 20, "augment": {"pad": 4}}, "cropped in one way only"),
-        ({"square_resize": 20, "eval_resize": 30}, "cropped in one way only"),
+        ({"square_resize": 20, "source": "resident"}, "square_resize crops larger images"),
+        ({"square_resize": 20, "augment": {"pad": 4}}, "cropped in only one way"),
+        ({"square_resize": 20, "eval_resize": 30}, "cropped in only one way"),
         ({"test_split": "validation"}, "digits has no split 'validation'"),
-        ({"dataset": "a b"}, "is no name of a data set"),
+        ({"dataset": "a b"}, "is not the name of a dataset"),
         ({"dataset": "folder"}, "--config.data_dir=PATH"),
         ({"dataset": "folder", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
         ({"dataset": "cifar10", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
@@ -64,19 +64,19 @@ def test_configuration_is_refused(config, match):
     refused(match, **config)
 
 
-def test_unknown_data_set_gets_the_nearest_names(tmp_path, toy_set):
+def test_unknown_dataset_gets_the_nearest_names(tmp_path, toy_set):
     data_dir, *_ = toy_set(name="birdsong")
-    assert "did you mean cifar100" in refused(
-        "dataset='cifar_100' is neither", dataset="cifar_100", data_dir=str(data_dir)
+    assert "Did you mean cifar100" in refused(
+        "dataset='cifar_100' is not", dataset="cifar_100", data_dir=str(data_dir)
     )
-    assert "did you mean birdsong" in refused(
+    assert "Did you mean birdsong" in refused(
         "birdsongs", dataset="birdsongs", data_dir=str(data_dir)
     )
-    refused("check the name", dataset="qqqqqqqq", data_dir=str(data_dir))
+    refused("Check the name", dataset="qqqqqqqq", data_dir=str(data_dir))
 
 
 def test_tfds_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
-    """TFDS itself logs a traceback, and is left without its functions."""
+    """TFDS itself logs a traceback, and then lacks its functions."""
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.public_api", None)
     (tmp_path / "toys/1.0.0").mkdir(parents=True)
     (tmp_path / "toys/1.0.0/dataset_info.json").write_text("{}")
@@ -86,7 +86,7 @@ def test_tfds_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
 
 
 def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow")  # it is missed first
+    pytest.importorskip("tensorflow")  # its absence is noticed first
 
     def unreachable(url, timeout):
         raise OSError("Name or service not known")
@@ -100,7 +100,7 @@ def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch
 
 
 class FailingBuilder:
-    """Stands for the builder of TFDS."""
+    """Replaces the builder of TFDS."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = None
     url_infos = ()
@@ -168,7 +168,7 @@ def test_newest_version_is_taken_and_configurations_are_named(toy_set, write_tfd
     assert prepared.find_prepared("toys:2.0.0", data_dir) is None
     for config in ("big", "small"):
         write_tfds(tmp_path, {"train": [], "test": []}, name="blurred", config=config)
-    refused("choose one of blurred/big, blurred/small", dataset="blurred", data_dir=str(tmp_path))
+    refused("Choose one of blurred/big, blurred/small", dataset="blurred", data_dir=str(tmp_path))
     assert prepared.find_prepared("blurred/big", tmp_path).parent.name == "big"
 
 
@@ -185,20 +185,20 @@ def toys(data_dir, **config):
         ({"num_classes": 5}, "but labels from 0 to 4 are expected"),
     ],
 )
-def test_sets_that_are_no_image_classification(toy_set, options, match):
+def test_datasets_that_are_not_image_classification(toy_set, options, match):
     data_dir, *_ = toy_set(**options)
     refused(match, **toys(data_dir))
 
 
 @pytest.mark.parametrize("source", ["resident", "streaming"])
-def test_labels_beyond_32_bits_are_no_small_ones(toy_set, source):
+def test_labels_beyond_32_bits_do_not_become_small_ones(toy_set, source):
     data_dir, *_ = toy_set(add_to_labels=2**32)
     with pytest.raises(UserError, match=r"has the label 4294967\d{3}, but labels from 0 to 9"):
         next(open_data({**toys(data_dir), "batch_size": 8, "source": source}).train_batches(0))
 
 
 def test_unlabelled_split_is_explained():
-    with pytest.raises(UserError, match=r"no labels; choose another one by --config\.test_split"):
+    with pytest.raises(UserError, match=r"no labels; choose another one with --config\.test_split"):
         records.check_labels(np.full(3, -1), 10, "split test of imagenet2012")
 
 
@@ -215,10 +215,10 @@ def test_damaged_preparation(toy_set, damage):
     info = folder / "dataset_info.json"
     if damage == "missing":
         shard.unlink()
-        match = "is missing: prepare toys again"
+        match = "is missing. Prepare toys again"
     elif damage == "truncated":
         shard.write_bytes(shard.read_bytes()[:-100])
-        match = "is cut short or damaged"
+        match = "is truncated or damaged"
     elif damage == "count":
         document = json.loads(info.read_text())
         document["splits"][0]["shardLengths"] = ["20", "20"]
@@ -233,7 +233,7 @@ def test_damaged_preparation(toy_set, damage):
         match = "prepared as riegeli, but array_record or tfrecord is expected"
     else:
         info.write_text("{")
-        match = "could not be read as a TFDS data set"
+        match = "cannot be read as a TFDS dataset"
     refused(match, **toys(data_dir))
 
 
@@ -257,25 +257,25 @@ def test_damaged_image_in_a_prepared_set_is_named(toy_set):
 
 def test_images_of_differing_size_are_not_resident(photo_folder):
     config = {"dataset": "folder", "data_dir": str(photo_folder), "source": "resident"}
-    refused("images of differing size .*--config.source=streaming", **config)
+    refused("images of different sizes .*--config.source=streaming", **config)
 
 
 def test_sets_above_the_limit_are_not_resident(toy_set):
     data_dir, *_ = toy_set()
     config = toys(data_dir, source="resident", resident_limit_mib=0)
-    refused("takes 0.0 MiB in device memory, more than resident_limit_mib=0:", **config)
+    refused("takes 0.0 MiB in device memory, more than resident_limit_mib=0.", **config)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda root: shutil.rmtree(root / "train"), "holds no folder train"),
+        (lambda root: shutil.rmtree(root / "train"), "has no folder train"),
         (lambda root: shutil.rmtree(root / "val"), "no split val or validation or test"),
         (lambda root: (root / "train/dog").mkdir(), "dog holds no image"),
         (lambda root: (root / "val/dog").mkdir(), "dog is a class without a folder"),
         (
             lambda root: [shutil.rmtree(path) for path in (root / "val").iterdir()],
-            "val holds no class folders",
+            "val has no class folders",
         ),
     ],
 )

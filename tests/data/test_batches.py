@@ -1,4 +1,4 @@
-"""Order, subsets and shards are arithmetic: the same on any number of devices and processes."""
+"""Order, subsets and shards are arithmetic, equal on any number of devices and processes."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LAYOUTS = [(1, 1), (8, 1), (1, 2), (4, 2)]
 
 
 def in_global_order(take, local_devices, process_count):
-    """Per step, what all processes and devices take, in the order of the global batch."""
+    """What all processes and devices take per step, in the order of the global batch."""
     parts = [take(Shards(local_devices, index, process_count)) for index in range(process_count)]
     assert len({len(part) for part in parts}) == 1, "every process has the same number of steps"
     return np.stack(parts, axis=1).reshape(len(parts[0]), -1)
@@ -98,8 +98,8 @@ def test_held_out_split_can_stand_for_a_missing_test_split():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"held_out": 1500}, "held_out=1500 leaves nothing"),
-        ({"held_out": 500, "train_examples": 1001}, "only 1000 examples are there"),
+        ({"held_out": 1500}, "held_out=1500 leaves none"),
+        ({"held_out": 500, "train_examples": 1001}, "only 1000 training examples are left"),
         ({"train_examples": 9}, "fewer than one batch of 10"),
         ({"test_split": "held_out"}, "--config.held_out=N"),
     ],

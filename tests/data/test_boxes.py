@@ -1,4 +1,4 @@
-"""Boxes stay on their object: what is drawn at a box is found again in the loaded pixels."""
+"""Boxes stay on their object: a rectangle drawn at a box is found in the loaded pixels."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ RED, GRAY = (255, 0, 0), (90, 90, 90)
 
 
 def drawn(random, height, width):
-    """(image with a red rectangle, its box in shares of the image)."""
+    """(image with a red rectangle, its box relative to the image)."""
     top, left = random.randint(0, height // 2), random.randint(0, width // 2)
     bottom, right = random.randint(top + 8, height), random.randint(left + 8, width)
     image = Image.new("RGB", (width, height), GRAY)
@@ -23,7 +23,7 @@ def drawn(random, height, width):
 
 
 def found(image):
-    """The box of what is more red than gray; of no size where the crop shows nothing of it."""
+    """The box of the pixels that are more red than gray; empty if the crop shows none."""
     red = np.asarray(image, int)[..., 0] > (RED[0] + GRAY[0]) / 2
     rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     if not len(rows):
@@ -57,7 +57,7 @@ def any_size(random):
 
 
 def images_of(data, split):
-    """uint8 [N, H, W, C], as `load_eval` gives them."""
+    """uint8 [N, H, W, C], as `load_eval` returns them."""
     loaded = []
     for xs in data.eval_batches(split):
         batch = data.load_eval(data.arrays[split], {name: x[0] for name, x in xs.items()})
@@ -228,7 +228,7 @@ def test_a_box_without_pixels_in_a_record_is_named(rectangles):
 
 @pytest.mark.parametrize("twice", ["images", "files"])
 def test_names_that_occur_twice_are_refused(tmp_path, twice):
-    """Else two images would silently have the boxes of one."""
+    """Otherwise two images would silently have the boxes of one."""
     for split, name in (("train", "ant"), ("train", "bee"), ("val", "ant"), ("val", "bee")):
         path = tmp_path / split / name / ("0.png" if twice == "images" else f"{name}.png")
         path.parent.mkdir(parents=True)

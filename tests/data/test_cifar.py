@@ -1,4 +1,4 @@
-"""CIFAR from its official archive: checked, and written whole or not at all."""
+"""CIFAR from its official archive: checked, and written completely or not at all."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ META = {"fine_label_names": list("abcde"), "coarse_label_names": ["x", "y"]}
 
 @pytest.fixture
 def archive(monkeypatch):
-    """The bytes of a small archive of CIFAR-100's form, which is the official one here."""
+    """The bytes of a small archive in CIFAR-100's form, registered as the official one."""
     files = {name: pickle.dumps(value, 2) for name, value in {**BATCHES, "meta": META}.items()}
     sums = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
     official = dataclasses.replace(
@@ -61,7 +61,7 @@ def refused(root, match):
     with pytest.raises(UserError, match=match) as caught:
         read(root)
     assert "\n" not in str(caught.value)
-    # Nothing stays behind that a later start could take for a dataset.
+    # Nothing is left that a later start could take for a dataset.
     assert [path for path in root.glob("cifar100/**/*") if path.is_file()] == []
 
 
@@ -121,7 +121,7 @@ def test_without_a_network_the_remedy_is_named(tmp_path, monkeypatch, error):
 def test_an_archive_that_is_cut_short_is_refused(archive, tmp_path, keep):
     size = int(keep * len(archive)) if keep < 1 else keep
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(archive[:size])
-    refused(tmp_path, "cut short or damaged")
+    refused(tmp_path, "truncated or damaged")
 
 
 def test_an_archive_of_other_content_is_refused(archive, tmp_path):

@@ -1,4 +1,4 @@
-"""Random-resized crops are torchvision's; their numbers are those of JAX's generator."""
+"""Random-resized crops follow torchvision. Their random numbers are those of JAX's generator."""
 
 import jax
 import numpy as np
@@ -28,15 +28,15 @@ def test_numbers_follow_seed_epoch_and_index_alone():
 
 
 def test_numbers_stay_what_they_are():
-    """Runs go on with the crops that they began with."""
+    """A resumed run continues with the crops that it began with."""
     got = crops.sample(1, 2, np.array([3]))[0, 0]
     np.testing.assert_array_equal(got * 2**32, [3172306435, 347942790, 2567747939, 1188903077])
 
 
 def test_numbers_are_uniform_and_independent():
-    """Over images, and over neighboring seeds and epochs for the same image."""
+    """Over images, and for one image over neighboring seeds and epochs."""
     parts = [crops.sample(s, e, np.arange(4000)) for s in (0, 1) for e in (0, 1)]
-    numbers = np.stack(parts).transpose(1, 0, 2, 3).reshape(4000, -1)  # 160 numbers an image
+    numbers = np.stack(parts).transpose(1, 0, 2, 3).reshape(4000, -1)  # 160 numbers per image
     assert numbers.min() >= 0
     assert numbers.max() < 1
     counts = np.stack([np.histogram(row, 10, (0, 1))[0] for row in numbers.T])
@@ -56,7 +56,7 @@ def boxes(height, width, count=3000, area=(0.08, 1.0)):
 
 
 def test_random_resized_boxes_are_torchvision_s():
-    """A box of share a fits a square if its ratio is at most 1/a: known moments, loosely bound."""
+    """A box of area a fits a square if its ratio is at most 1/a: known moments, loose bounds."""
     side = 400
     top, left, height, width = boxes(side, side).T
     share, ratio = height * width / side**2, width / height
@@ -67,7 +67,7 @@ def test_random_resized_boxes_are_torchvision_s():
     assert (left >= 0).all()
     assert (top + height <= side).all()
     assert (left + width <= side).all()
-    # A reference drawn independently, by rejection in NumPy.
+    # A reference sampled independently, by rejection in NumPy.
     random = np.random.RandomState(0)
     a = random.uniform(0.08, 1, (60000, 10))
     r = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3), (60000, 10)))
@@ -80,7 +80,7 @@ def test_random_resized_boxes_are_torchvision_s():
         assert abs(np.quantile(share, q) - np.quantile(want, q)) < 0.04
     # Symmetric in the logarithm: neither tall nor wide boxes are preferred.
     assert abs(np.log(ratio).mean()) < 5 * np.log(ratio).std() / np.sqrt(3000)
-    # The place is uniform: relative offsets average to one half.
+    # The position is uniform: relative offsets average one half.
     free = side - height > 20
     assert abs((top[free] / (side - height[free])).mean() - 0.5) < 0.03
     assert abs((left[free] / np.maximum(side - width[free], 1)).mean() - 0.5) < 0.04

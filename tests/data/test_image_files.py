@@ -1,4 +1,4 @@
-"""Every source reads a file as Pillow does, or refuses it by name; all find the same files."""
+"""Every source reads a file like Pillow, or refuses it by name. All find the same files."""
 
 import contextlib
 import importlib.metadata
@@ -32,7 +32,7 @@ def encode(image, kind, **options):
 
 
 def as_palette(image):
-    """Four colors, and what they look like."""
+    """Four colors, and the pixels that they decode to."""
     picture = Image.fromarray(image).quantize(4)
     return picture, np.asarray(picture.convert("RGB"))
 
@@ -48,7 +48,7 @@ def with_chunk(png, piece, before=b"IDAT"):
 
 
 def deep_png(color, channels):
-    """16 bits per channel, which Pillow writes for gray alone."""
+    """16 bits per channel, which Pillow only writes for gray."""
     head = struct.pack(">IIBBBBB", SIDE, SIDE, 16, color, 0, 0, 0)
     rows = SIDE * (b"\0" + bytes(2 * SIDE * channels))
     body = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
@@ -56,11 +56,11 @@ def deep_png(color, channels):
 
 
 def deep_tiff():
-    """16 bits per channel of colors, uncompressed."""
+    """16 bits per channel in color, uncompressed."""
     tags = [(256, SIDE), (257, SIDE), (258, 16), (262, 2), (273, 200), (277, 3), (278, SIDE)]
     tags.append((279, SIDE * SIDE * 6))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    # BitsPerSample has a value for each channel, which stand behind the entries.
+    # BitsPerSample has one value per channel. They follow after the entries.
     entries = entries.replace(
         struct.pack("<HHII", 258, 4, 1, 16), struct.pack("<HHII", 258, 3, 3, 180)
     )
@@ -86,7 +86,7 @@ def pillow(data):
 
 PALETTE, PALETTE_PIXELS = as_palette(RGB)
 PNG = encode(RGB, "png")
-# The bytes, and the pixels: those that were encoded where nothing is lost, else Pillow's.
+# The bytes and the pixels: the encoded ones if the format is lossless, otherwise Pillow's.
 READ = {
     "jpeg": (encode(RGB, "jpeg"), None),
     "progressive jpeg": (encode(RGB, "jpeg", progressive=True), None),
@@ -119,7 +119,7 @@ READ = {
     "ppm": (encode(RGB, "ppm"), RGB),
     "pgm": (encode(GRAY, "ppm"), repeated(GRAY)),
     "gif": (encode(PALETTE, "gif"), PALETTE_PIXELS),
-    "moving gif": (
+    "animated gif": (
         encode(PALETTE, "gif", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))]),
         PALETTE_PIXELS,
     ),
@@ -180,7 +180,7 @@ def cases(files):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Folders train/ant and val/ant with an image in each; the names say nothing of its kind."""
+    """Folders train/ant and val/ant with an image each. The names do not reveal its format."""
 
     def make(data):
         for split in ("train", "val"):
@@ -198,7 +198,7 @@ def test_a_file_is_read_alike_by_every_source(source, data, pixels, tree, recwar
 
 
 def by_pillow_alone(monkeypatch):
-    """As where no other library is installed."""
+    """As if no other library were installed."""
     monkeypatch.setattr(image_files, "_optional", lambda package: None)
 
 
@@ -211,7 +211,7 @@ def outcome(data, channels):
 
 @pytest.mark.parametrize("channels", [3, 1])
 def test_a_file_is_read_or_refused_alike_with_and_without_simplejpeg(channels, monkeypatch):
-    """Damaged files too: bytes of a JPEG are changed, left out, or cut off."""
+    """Damaged files as well: bytes of a JPEG are changed, removed, or cut off."""
     files = [data for data, _ in (READ | REFUSED).values()]
     random = np.random.RandomState(0)
     jpegs = [READ[name][0] for name in READ if "jpeg" in name]
@@ -243,13 +243,13 @@ def test_a_file_is_refused_alike_by_every_source(source, data, reason, tree):
 
 
 def gone(tree):
-    """A file that is there when the set is opened, and no longer when it is read."""
+    """A file that exists when the dataset is opened, but not when it is read."""
     (pathlib.Path(tree) / "train/ant/a.jpg").unlink()
 
 
 def without_permission(tree):
     if os.geteuid() == 0:
-        pytest.skip("root may read every file")
+        pytest.skip("root can read every file")
     (pathlib.Path(tree) / "train/ant/a.jpg").chmod(0)
 
 
@@ -280,7 +280,7 @@ def circular(path):
 @pytest.mark.parametrize("make", [dangling, circular, os.mkfifo])
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_is_only_named_like_an_image_is_named(source, make, tree):
-    """Before anything is read: a pipe would never end."""
+    """Before anything is read, because reading a pipe would never end."""
     root = tree(PNG)
     make(pathlib.Path(root) / "train/ant/b.jpg")
     with pytest.raises(UserError, match=r"train/ant/b\.jpg is named like an image, but is "):
@@ -341,7 +341,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_name_that_is_not_utf8_is_no_obstacle(source, tree):
+def test_a_name_that_is_not_utf8_can_be_read(source, tree):
     root = tree(PNG)
     ant = pathlib.Path(root) / "train/ant"
     (ant / "a.jpg").rename(ant / NOT_UTF8)
@@ -349,7 +349,7 @@ def test_a_name_that_is_not_utf8_is_no_obstacle(source, tree):
     np.testing.assert_array_equal(source(root), RGB)
 
 
-def test_a_name_that_is_not_utf8_is_drawn_and_printed(tmp_path, capfd):
+def test_a_name_that_is_not_utf8_is_plotted_and_printed(tmp_path, capfd):
     (tmp_path / NOT_UTF8).write_bytes(PNG)
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"")
     flags = ["--images", str(tmp_path), "--output", str(tmp_path / "sheet.png"), "--side", "16"]
@@ -358,7 +358,7 @@ def test_a_name_that_is_not_utf8_is_drawn_and_printed(tmp_path, capfd):
 
 
 def resize_then_crop(image, resized, offset, shape):
-    """The plain way, by Pillow."""
+    """The plain way, with Pillow."""
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     picture = picture.resize(resized[::-1], Image.Resampling.BILINEAR)
     pixels = np.asarray(picture).reshape(*resized, -1)
@@ -421,9 +421,9 @@ def test_the_libraries_are_named(monkeypatch):
 
 @contextlib.contextmanager
 def at_most_mib(limit):
-    """Of memory that is added within, counted by Linux."""
+    """Checks that the block adds at most so much memory, as Linux counts it."""
     if not pathlib.Path("/proc/self/clear_refs").exists():
-        pytest.skip("only Linux counts the highest use of memory anew")
+        pytest.skip("only Linux can reset the peak of memory")
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = status_mib("VmRSS")
     yield
@@ -437,7 +437,7 @@ def status_mib(key):
 
 @pytest.mark.parametrize("stored", [(4, 8000), (20000, 1), (1, 20000)])
 def test_elongated_images_take_little_memory(stored):
-    """The first would take 0.4 GB as a whole, the others 4."""
+    """In full, the first would take 0.4 GB, the others 4 GB."""
     image = np.full((*stored, 3), 7, np.uint8)
     resized = tuple(256 * side // min(stored) for side in stored)
     offset = tuple((side - 224) // 2 for side in resized)

@@ -1,4 +1,4 @@
-"""ImageNet from its official archives: checked, and written whole or not at all."""
+"""ImageNet from its official archives: checked, and written completely or not at all."""
 
 import hashlib
 import io
@@ -41,11 +41,11 @@ VALIDATION = {
 
 
 def write_archives(folder, train=TRAIN, validation=VALIDATION):
-    """Archives of the official ones' form; returns their paths."""
+    """Archives in the form of the official ones; returns their paths."""
     folder.mkdir(exist_ok=True)
     parts = {
         f"{name}.tar": pack({key: data for key, data in train.items() if key.startswith(name)})
-        for name in reversed(CLASSES)  # in whatever order
+        for name in reversed(CLASSES)  # in any order
     }
     paths = folder / "ILSVRC2012_img_train.tar", folder / "ILSVRC2012_img_val.tar"
     paths[0].write_bytes(pack(parts))
@@ -55,7 +55,7 @@ def write_archives(folder, train=TRAIN, validation=VALIDATION):
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """Paths of two small archives, which are the official ones here."""
+    """Paths of two small archives, registered as the official ones."""
     paths = write_archives(tmp_path / "archives")
     for key, path in zip(("TRAIN", "VALIDATION"), paths, strict=True):
         data = path.read_bytes()
@@ -148,7 +148,7 @@ def test_other_options_are_refused(tmp_path, options):
 
 
 def test_kinds_other_than_jpeg_are_kept(tmp_path, archives, monkeypatch):
-    """One official image is a PNG named .JPEG, and 22 are CMYK: they are decoded as they are."""
+    """One official image is a PNG named .JPEG, and 22 are CMYK. They are decoded as they are."""
     cmyk, png = io.BytesIO(), encode(photograph(1, 40, 50), "png")
     Image.fromarray(photograph(2, 40, 50)).convert("CMYK").save(cmyk, "jpeg")
     names = list(TRAIN)

@@ -1,4 +1,4 @@
-"""Data sets held in device memory: read without TensorFlow, kept in a cache, gathered by index."""
+"""Datasets in device memory: read without TensorFlow, cached, gathered by index."""
 
 import os
 import pathlib
@@ -53,7 +53,7 @@ def test_prepared_set_is_read_exactly(toy_set, own_cache, file_format):
 
 
 def test_real_cifar_is_read_as_tfds_reads_it(tfds_dir):
-    """TFDS with TensorFlow is the reference: the same pixels and labels in the same order."""
+    """The reference is TFDS with TensorFlow: the same pixels and labels in the same order."""
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("tensorflow")
     data = open_data({"dataset": "cifar10", "data_dir": str(tfds_dir), "batch_size": 64})
@@ -161,7 +161,7 @@ def test_damaged_cache_is_read_again(toy_set, own_cache, damage, capsys):
     )
     data = open_data(config)
     np.testing.assert_array_equal(data.arrays["train"]["image"], images[:41])
-    assert "reading the data set again" in capsys.readouterr().err
+    assert "reading the dataset again" in capsys.readouterr().err
     assert cached_file(own_cache).read_bytes() == whole
 
 
@@ -178,7 +178,7 @@ def test_cache_notices_another_preparation(toy_set, own_cache):
     assert len(list(own_cache.iterdir())) == 3, "another time of preparation"
 
 
-def test_cache_that_cannot_be_written_is_no_obstacle(toy_set, tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_stops_nothing(toy_set, tmp_path, monkeypatch, capsys):
     data_dir, images, _ = toy_set()
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("CUTMIX_JAX_CACHE", str(tmp_path / "a file" / "cache"))
@@ -198,7 +198,7 @@ def test_large_tfrecord_index_is_kept(toy_set, own_cache, monkeypatch):
 
 
 def test_tensorflow_stays_away(toy_set, own_cache):
-    """In a fresh process: digits, array_record, and tfrecord, first and from the cache."""
+    """In a new process: digits, array_record, and tfrecord, without and with the cache."""
     data_dir, *_ = toy_set(file_format="array_record")
     toy_set(file_format="tfrecord", name="others")
     code = (

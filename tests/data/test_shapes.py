@@ -1,4 +1,4 @@
-"""Drawn shapes: a function of (seed, index); boxes as drawn; the form alone tells the class."""
+"""Shapes are a function of (seed, index), boxes match, and only the form reveals the class."""
 
 import dataclasses
 import doctest
@@ -27,8 +27,8 @@ def test_an_example_is_a_function_of_seed_and_index():
     assert doctest.testmod(shapes).failed == 0
 
 
-def test_pictures_are_what_they_were():
-    """Runs made earlier can be compared only while the pictures stay: else raise VERSION."""
+def test_images_do_not_change():
+    """Earlier runs are comparable only with the same images. If they change, raise VERSION."""
     example = shapes.draw_example(0, 0)
     assert shapes.VERSION == 1
     assert example.caption == "A dotted gray hourglass on a purple ground."
@@ -71,7 +71,7 @@ def test_forms_are_unlike_and_within_the_unit_disc(name):
 
 
 def test_the_edge_is_where_the_distance_says():
-    """Close to an edge, the distance grows as fast as one moves."""
+    """Close to an edge, the distance grows with slope one."""
     y, x = np.mgrid[-120:121, -120:121].astype(np.float32) / 100
     for name, form in shapes.FORMS.items():
         distance = form(y, x)
@@ -89,8 +89,8 @@ def data():
         return open_data(CONFIG)
 
 
-def test_neither_color_nor_place_tells_the_class(data):
-    """A linear classifier on colors, or on boxes, is at chance; there are ten classes."""
+def test_neither_color_nor_position_gives_away_the_class(data):
+    """A linear classifier on colors or on boxes is at chance, with ten classes."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     labels = {split: data.arrays[split]["label"] for split in ("train", "test")}
     assert np.bincount(labels["train"]).min() > 60
@@ -116,7 +116,7 @@ def test_a_box_in_the_center_misses_most_objects(data):
         assert (common / (area + 4 * half * half - common) > 0.5).mean() < 0.45
 
 
-def test_shapes_are_a_data_set_like_others(data):
+def test_shapes_are_a_dataset_like_others(data):
     assert (data.kind, data.image_shape) == ("resident", (32, 32, 3))
     assert data.examples == {"train": 1000, "test": 800}
     assert data.class_names == shapes.CLASS_NAMES
@@ -137,6 +137,6 @@ def test_shapes_are_a_data_set_like_others(data):
         ({"image_size": 512, "train_examples": 4000}, "--config.train_examples=N"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(config, match):
+def test_shapes_that_cannot_be_rendered_are_refused(config, match):
     with pytest.raises(UserError, match=match):
         open_data({"dataset": "shapes", "batch_size": 8, **config})

@@ -1,4 +1,4 @@
-"""Streaming decodes each process's slice in the order of resident data, whatever the threads."""
+"""Streaming decodes each process's slice in the order of resident data, with any threads."""
 
 import dataclasses
 import io
@@ -121,7 +121,7 @@ def test_evaluation_sees_each_image_once(photo_folder, local_devices, process_co
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_streaming_equals_resident_bit_for_bit(toy_set, file_format):
-    """Without a random-resized crop both sources give the same batches, augmented alike."""
+    """Without a random-resized crop both sources give the same augmented batches."""
     data_dir, *_ = toy_set(file_format=file_format)
     config = {
         "dataset": "toys",
@@ -194,7 +194,7 @@ def test_training_crops_are_pillow_s_within_one_level(photo_folder):
 
 
 def test_each_record_is_read_once_and_only_those_asked_for(photo_folder, monkeypatch):
-    """Records are read several at a time, also where their number is no multiple of that."""
+    """Records are read several at a time, even if their number is not a multiple of that."""
     monkeypatch.setattr(streaming, "TOGETHER", 5)
     folder = find_set("folder", str(photo_folder), None)
     read = []
@@ -215,7 +215,7 @@ def test_each_record_is_read_once_and_only_those_asked_for(photo_folder, monkeyp
 
 
 def test_squares_are_resized_without_aspect_and_cropped_at_random(photo_folder):
-    """Each training image is a window of Pillow's square; evaluation has the central one."""
+    """Each training image is a window of Pillow's square. Evaluation uses the central one."""
     config = photo_config(photo_folder, image_size=33, square_resize=38, augment={})
     data = open_data(config)
     sets = find_set("folder", str(photo_folder), None).splits
@@ -270,7 +270,7 @@ def test_threads_end_with_the_epoch_and_where_it_is_left(photo_folder):
 
 
 def test_an_error_ends_the_process(photo_folder, tmp_path):
-    """Though other threads still have images to decode."""
+    """Even if other threads still have images to decode."""
     root = shutil.copytree(photo_folder, tmp_path / "photos")
     for path in (root / "train/bee").iterdir():
         path.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet's own folder, read as it is and prepared for TFDS; our other builder."""
+"""Tiny-ImageNet's folder, read as it is or prepared for TFDS, and our other builder."""
 
 import shutil
 
@@ -14,7 +14,7 @@ BLUE = (20, 30, 220)
 
 
 def draw(random, path):
-    """A gray picture with a blue rectangle; returns its inclusive corners x0, y0, x1, y1."""
+    """A gray image with a blue rectangle; returns its inclusive corners x0, y0, x1, y1."""
     low = random.randint(0, 30, 2)
     high = low + random.randint(10, 30, 2)
     image = Image.new("RGB", (64, 64), (128, 128, 128))
@@ -27,7 +27,7 @@ def draw(random, path):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder that holds tiny-imagenet-200, {file name: (class, corners)})."""
+    """(folder that contains tiny-imagenet-200, {file name: (class, corners)})."""
     root, told = tmp_path_factory.mktemp("official"), {}
     tree, random = root / "tiny-imagenet-200", np.random.RandomState(0)
     for name in WNIDS:
@@ -120,7 +120,7 @@ def test_prepared_shapes_carry_masks_and_captions(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "match"),
     [
-        ("wnids.txt", "n03000001\nn04444444\n", "n04444444 is listed in wnids.txt"),
+        ("wnids.txt", "n03000001\nn04444444\n", "wnids.txt lists n04444444"),
         ("val/val_annotations.txt", "val_0.JPEG\tn03000001\t0\t0\n", "6 columns that end in four"),
         ("val/val_annotations.txt", "", "lists no image of the classes"),
         ("val/val_annotations.txt", None, "cannot be read"),

@@ -1,4 +1,4 @@
-"""Processes that decode images give the bits of threads, and none of them outlives its starter."""
+"""Processes that decode images give the same bits as threads, and end with their parent."""
 
 import os
 import pathlib
@@ -21,20 +21,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def batches_of(config):
-    """An epoch, another from its second step on, and the images of the test."""
+    """An epoch, another one from its second step on, and the test images."""
     data = open_data(config)
     return [*data.train_batches(2), *data.train_batches(3, 1), *data.eval_batches("test")]
 
 
 def workers_of(pid):
-    """Processes that this one has started to decode images."""
+    """Child processes that decode images."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             parent = path.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1]
             if int(parent) == pid and b"workers.serve" in path.joinpath("cmdline").read_bytes():
                 found.append(int(path.name))
-        except OSError:  # it has just ended
+        except OSError:  # it just ended
             continue
     return found
 
@@ -135,7 +135,7 @@ def test_no_process_outlives_the_one_that_started_it(photo_folder, sent):
         process.stdout.readline()
         workers = workers_of(process.pid)
         assert len(workers) == 2
-        # As a terminal does it: to all processes of the group.
+        # Like a terminal: to all processes of the group.
         os.killpg(process.pid, sent)
         process.wait(30)
     wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))

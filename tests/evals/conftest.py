@@ -1,4 +1,4 @@
-"""A small network over the handwritten digits, whose predictions are spread over the classes."""
+"""A small network for the handwritten digits, with predictions in all classes."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ def _make(kind="pmap", devices=1, **overrides):
     weights = jax.tree.map(np.array, jax.device_get(train.create_state(task).evaluated()))
     images = np.asarray(task.data.arrays["test"]["image"], np.float32) / 255
     plain = evals.create_subject(task, weights, quiet=True)
-    # Untrained logits hardly differ between images: they are centered and spread.
+    # Untrained logits hardly differ between images, so they are centered and scaled.
     features, _ = jax.jit(plain.features)(weights, images)
     pooled = np.asarray(features).mean((1, 2))
     head = weights["params"]["fc"]
@@ -31,7 +31,7 @@ def make_subject():
 
 @pytest.fixture(scope="session")
 def subject():
-    """On one device, with 297 images of 8x8."""
+    """One device, with 297 images of 8x8."""
     return _make()
 
 
@@ -44,7 +44,7 @@ def pixels(subject):
 
 @pytest.fixture(scope="session")
 def predict(subject):
-    """The logits of images, without any of the evaluations' machinery."""
+    """The logits of images, without the code of the evaluations."""
     mean, std = (np.float32(subject.task.config.normalize[key]) for key in ("mean", "std"))
     apply = jax.jit(lambda weights, x: subject.task.model.apply(weights, x, train=False))
 

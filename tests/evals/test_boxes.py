@@ -1,4 +1,4 @@
-"""Boxes of hand-made maps, and of 200 random ones against plain searches."""
+"""Boxes of maps made by hand, and of 200 random maps against plain searches."""
 
 import collections
 
@@ -12,7 +12,7 @@ STEPS[8] = [*STEPS[4], (1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
 def regions(mask, neighbors):
-    """The connected regions of a mask, as lists of pixels, by flooding."""
+    """The connected regions of a mask, as lists of pixels, by flood fill."""
     left, found = {tuple(p) for p in np.argwhere(mask)}, []
     for start in sorted(left):
         if start not in left:
@@ -36,13 +36,13 @@ def tight(region):
 
 
 def plain_largest_box(heat, threshold):
-    """The box of the largest region, by flooding."""
+    """The box of the largest region, by flood fill."""
     found = regions(heat > np.float32(threshold) * heat.max(), 4)
     return tight(max(found, key=len)) if found else (0, 0, 0, 0)
 
 
 def plain_iou(a, b, side):
-    """Of half-open boxes of whole pixels, by counting the pixels."""
+    """The overlap of half-open boxes of whole pixels, by counting pixels."""
     grid = np.zeros((2, side, side), bool)
     for mask, (top, left, bottom, right) in zip(grid, (a, b), strict=True):
         mask[int(top) : int(bottom), int(left) : int(right)] = True
@@ -51,7 +51,7 @@ def plain_iou(a, b, side):
 
 
 def plain_contours(heat, threshold):
-    """``(boxes with inclusive corners, index of the one of largest area)``, by flooding."""
+    """``(boxes with inclusive corners, index of the largest area)``, by flood fill."""
     side = heat.shape[0]
     gray = (heat * 255).astype(np.uint8)
     mask = gray > int(threshold * gray.max())
@@ -92,12 +92,12 @@ def random_map(seed, side=12):
 def test_the_box_surrounds_the_largest_region():
     heat = np.zeros((8, 8), np.float32)
     heat[1:4, 2:5] = 0.5  # nine pixels
-    heat[5:7, 5:8] = 1.0  # six, of which the first is brighter
+    heat[5:7, 5:8] = 1.0  # six pixels; the first one is brighter
     assert boxes.largest_box(heat, 0.15).tolist() == [1, 2, 4, 5]
     assert boxes.largest_box(heat, 0.6).tolist() == [5, 5, 7, 8]
-    heat[4, 5] = 0.5  # touches both by corners alone, and so joins neither
+    heat[4, 5] = 0.5  # touches both only at corners, so joins neither
     assert boxes.largest_box(heat, 0.15).tolist() == [1, 2, 4, 5]
-    heat[4, 4] = 0.5  # joins all by edges
+    heat[4, 4] = 0.5  # joins all at edges
     assert boxes.largest_box(heat, 0.15).tolist() == [1, 2, 7, 8]
 
 
@@ -130,7 +130,7 @@ def test_random_maps_against_flooding(seed):
 
 
 def test_contours_agree_with_opencv():
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is the reference of MaxBoxAcc's contours")
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV as the reference for contours")
     for heat in (random_map(seed, 24) for seed in range(200)):
         gray = (heat * 255).astype(np.uint8)
         thresholds = np.array([0.0, 0.1, 0.33, 0.6, 0.85])
@@ -153,6 +153,6 @@ def test_overlaps_against_counted_pixels():
     pairs = np.concatenate([low, low + random.randint(0, 6, (200, 2, 2))], 2)
     for a, b in pairs:
         assert boxes.overlaps([a], [b])[0, 0] == pytest.approx(plain_iou(a, b, 16))
-        # Inclusive corners count one pixel more to either side.
+        # Inclusive corners count one more pixel in height and width.
         wider = [box + np.array([0, 0, 1, 1]) for box in (a, b)]
         assert boxes.inclusive_overlaps([a], [b])[0, 0] == pytest.approx(plain_iou(*wider, 17))

@@ -27,8 +27,8 @@ def test_errors_and_confusion_agree_with_scikit_learn():
     )
 
 
-def test_what_is_no_number_is_no_right_prediction():
-    """As a diverged network has it, of which scikit-learn says nothing."""
+def test_nan_is_never_a_correct_prediction():
+    """A diverged network gives it. scikit-learn has no answer for it."""
     for classes in (3, 10):
         logits = np.full((4, classes), np.nan)
         found = classification.errors(logits, np.array([0, 1, 2, 2]))
@@ -77,7 +77,7 @@ def test_the_evaluation_repeats_what_training_measures(make_subject, devices):
     assert by_class == pytest.approx(report.values["top1_error"])
 
 
-def test_names_of_classes_are_drawn_as_they_are():
-    """A folder may be called anything, a formula that is none included."""
+def test_names_of_classes_are_plotted_as_they_are():
+    """A folder may have any name, even an invalid formula."""
     names = ["$\\frac$", "$5 & $6", "_"]
     classification.draw_confusion(np.eye(3, dtype=int), names).savefig(io.BytesIO())

@@ -1,4 +1,4 @@
-"""`--mode evaluate --evals ...` as its user sees it."""
+"""`--mode evaluate --evals ...` as the user sees it."""
 
 import csv
 import json
@@ -55,7 +55,7 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
     again = evaluate(workdir, "--evals=all", *quick)
     assert json.loads(again.stdout) == told
     assert again.stderr.count("as measured before") == len(told)
-    # Other options of one evaluation leave the others alone.
+    # Options of one evaluation do not affect the others.
     other = evaluate(workdir, "--evals=occlusion,ood", *quick, "--config.evals.occlusion.steps=2")
     assert "ood: as measured before" in other.stderr
     assert "occlusion: 297 images" in other.stderr
@@ -70,7 +70,7 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
         ("classification,localization", r"Localization needs the true boxes.*digits has none"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_before_anything_is_measured(workdir, names, told):
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_measured(workdir, names, told):
     before = sorted((workdir / "evals").iterdir()) if (workdir / "evals").exists() else None
     with pytest.raises(UserError, match=told):
         run.evaluate(small_config(), workdir, evals=names)

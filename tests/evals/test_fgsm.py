@@ -1,4 +1,4 @@
-"""The perturbation is what it says, and the attack is the paper's."""
+"""The perturbation has the stated size, and the attack is the paper's."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def options_of(subject, **values):
 
 @pytest.fixture(scope="module")
 def gradient(subject, pixels):
-    """Of the loss with respect to the pixels, written anew, in the space the network sees."""
+    """The gradient of the loss by pixels, written independently, in the network's input space."""
     mean, std = (np.float32(subject.task.config.normalize[key]) for key in ("mean", "std"))
     images, labels = pixels
 

@@ -23,12 +23,12 @@ def true_boxes(seed, side=12):
 
 
 def inclusive_iou(a, b, side):
-    """Of boxes with inclusive corners."""
+    """The overlap of boxes with inclusive corners."""
     return plain_iou(*[np.add(box, [0, 0, 1, 1]) for box in (a, b)], side + 1)
 
 
 def with_boxes(subject, boxes):
-    """The subject over a dataset that has them."""
+    """The subject, on a dataset with these boxes."""
     data = dataclasses.replace(subject.task.data, boxes=lambda split: boxes)
     return dataclasses.replace(subject, task=dataclasses.replace(subject.task, data=data))
 
@@ -92,7 +92,7 @@ def test_maps_are_the_head_applied_to_the_features(subject, pixels):
     head = subject.weights["params"]["fc"]
     kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
     plain = np.stack([features[i] @ kernel[:, k] for i, k in enumerate(labels)])
-    # The mean of the map is the logit without its bias: what makes it a map of the class.
+    # The mean of the map is the logit without its bias, so it is a map of the class.
     own = logits[np.arange(len(labels)), labels] - bias[labels]
     np.testing.assert_allclose(plain.mean((1, 2)), own, rtol=1e-3, atol=1e-3)
     found = cam.activation_maps(features, kernel, labels, features.shape[1:3])
@@ -101,7 +101,7 @@ def test_maps_are_the_head_applied_to_the_features(subject, pixels):
 
 
 def test_upsampling_agrees_with_pytorch():
-    torch = pytest.importorskip("torch", reason="PyTorch is the reference of bicubic upsampling")
+    torch = pytest.importorskip("torch", reason="needs PyTorch as the reference")
     features = np.random.RandomState(0).normal(size=(3, 7, 7, 1)).astype(np.float32)
     found = cam.activation_maps(features, np.ones((1, 2), np.float32), np.zeros(3, int), (28, 28))
     maps = torch.from_numpy(features).permute(0, 3, 1, 2)
@@ -120,7 +120,7 @@ def test_a_flat_map_is_zero():
 def test_localization_of_a_subject_is_that_of_its_maps(subject, pixels, predict):
     images, labels = pixels
     truth = [true_boxes(i, 8) for i in range(297)]
-    truth[3], truth[4] = np.zeros((0, 4)), np.array([[2.0, 2, 2, 5]])  # none, and an empty one
+    truth[3], truth[4] = np.zeros((0, 4)), np.array([[2.0, 2, 2, 5]])  # no box, and an empty one
     asked = with_boxes(subject, truth)
     options = subject.task.config.evals.localization
     report = localization.run(asked, options, truth)
@@ -143,7 +143,7 @@ def test_localization_of_a_subject_is_that_of_its_maps(subject, pixels, predict)
     assert report.values["top1_error"] == pytest.approx(1 - right[kept].mean())
 
 
-def test_a_network_that_tells_nothing_apart_is_right_by_class_0_alone(subject):
+def test_a_constant_network_is_right_by_class_0_alone(subject):
     weights = jax.tree.map(np.asarray, jax.device_get(subject.weights))
     weights["params"]["fc"] = jax.tree.map(np.zeros_like, weights["params"]["fc"])
     blind = dataclasses.replace(
@@ -166,7 +166,7 @@ def test_the_centered_box_knows_nothing_of_the_image():
 
 
 class Flat(nn.Module):
-    """A network whose head sees every position apart."""
+    """A network whose head sees every position separately."""
 
     feature_names = ("image", "last")
 

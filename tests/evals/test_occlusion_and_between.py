@@ -1,4 +1,4 @@
-"""Covered images and images between two others are at their ends what they are made from."""
+"""At their ends, covered images and images between two others equal their sources."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_no_side_is_clean_and_the_full_side_is_blank(subject, pixels, predict, f
     assert rows[2]["boundary_top1_error"] == rows[0]["center_top1_error"]
     assert rows[2]["center_top1_error"] == pytest.approx(blank)
     assert rows[0]["boundary_top1_error"] == rows[2]["center_top1_error"]
-    assert abs(clean - blank) > 0.003  # they are told apart
+    assert abs(clean - blank) > 0.003  # they differ
 
 
 def test_sides_by_steps_and_by_pixels():
@@ -59,7 +59,7 @@ def test_pairs_are_rings():
     assert (pairs[:, 0] != pairs[:, 1]).all()
     np.testing.assert_array_equal(pairs, between.draw_pairs(50, 120, seed=3))
     assert (pairs != between.draw_pairs(50, 120, seed=4)).any()
-    assert between.draw_pairs(1, 2).tolist() == [[0, 0], [0, 0]]  # there is no other
+    assert between.draw_pairs(1, 2).tolist() == [[0, 0], [0, 0]]  # there is no other one
 
 
 def test_blend_against_slices():

@@ -1,4 +1,4 @@
-"""Measures of separation against plain counts; sets of other images as users have them."""
+"""Measures of separation against plain counts, and out-of-distribution datasets of users."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from cutmix_jax.evals import ood
 
 
 def plain_auroc(inside, outside):
-    """The probability that a pair is in order; ties count a half."""
+    """The probability that a pair is in order. Ties count one half."""
     order = np.sign(inside[:, None] - outside[None, :])
     return (order + 1).mean() / 2
 
@@ -101,7 +101,7 @@ def test_images_are_made_to_fit():
 @pytest.mark.parametrize("stored", [(60, 40), (12, 90), (3, 700), (700, 3), (1, 5)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_crop_is_that_of_the_enlarged_image(stored, channels):
-    """By Pillow, the whole of it enlarged first."""
+    """Pillow enlarges the whole image first."""
     image = np.random.RandomState(0).randint(0, 256, (*stored, channels), np.uint8)
     grow = max(1, 16 / min(stored))
     picture = Image.fromarray(image if channels == 3 else image[..., 0])

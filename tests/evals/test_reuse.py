@@ -1,4 +1,4 @@
-"""What was measured before is taken again only where everything that was measured is the same."""
+"""An earlier result is reused only if everything that it depends on is the same."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ SOURCES = ("resident", "streaming")
 
 
 def write_images(root, seed):
-    """train/CLASS and val/CLASS: 8 and 6 images of 8x8, whose files have names of equal length."""
+    """train/CLASS and val/CLASS: 8 and 6 images of 8x8, with file names of equal length."""
     random = np.random.RandomState(seed)
     for split, count in (("train", 8), ("val", 6)):
         for i in range(count):
@@ -58,7 +58,7 @@ def create(folder, **overrides):
 
 @pytest.fixture
 def measure(images, weights, tmp_path):
-    """measure(names, folder, **overrides) -> (values, how many were measured before)."""
+    """measure(names, folder, **overrides) -> (values, number of reused results)."""
 
     def measured(names, folder=images[0], **overrides):
         task = create(folder, **overrides)
@@ -72,7 +72,7 @@ def measure(images, weights, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Evaluations that look for what they need, and measure next to nothing."""
+    """Evaluations that look up what they need, and measure almost nothing."""
 
     def run(subject, options, *inputs):
         return evals.Report({"number": 0.0}, [{"number": 0.0}])
@@ -100,7 +100,7 @@ class TestWhatIsMeasuredAgain:
         names = sorted(evals.EVALS.keys() - {"localization"})
         assert measure(names, source=source)[1] == 0
         assert measure(names, source=source)[1] == len(names)
-        # Wherever they are.
+        # In any folder.
         copy = shutil.copytree(images[0], tmp_path / "copy")
         assert measure(names, copy, source=source)[1] == len(names)
         assert measure(names, images[1], source=source)[1] == 0
@@ -124,7 +124,7 @@ class TestWhatIsMeasuredAgain:
         assert measure(names, **options)[1] == 0
         assert measure(names, **options)[1] == 3
         write_boxes(tmp_path / "boxes", bottom=2)
-        assert measure(names, **options)[1] == 1  # which looks at no boxes
+        assert measure(names, **options)[1] == 1  # which uses no boxes
 
     def test_other_images_out_of_the_distribution(self, measure, images, tmp_path):
         folder = shutil.copytree(images[1] / "train", tmp_path / "others")

@@ -1,4 +1,4 @@
-"""Every example counts once, in its order, on any number of devices."""
+"""Every example counts once, in order, on any number of devices."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from cutmix_jax.evals.subject import own
 
 @pytest.fixture(params=[("pmap", 1), ("pmap", 8), ("shard_map", 8)], ids=str)
 def spread(request, make_subject):
-    """Over 1 and 8 devices, in batches of 64: the last of the 297 images fill a part of one."""
+    """On 1 and 8 devices, in batches of 64. The last of the 297 images fill a part of one."""
     return make_subject(*request.param)
 
 
@@ -31,14 +31,14 @@ def test_settings_orders_and_whole_results(spread):
         lambda weights, batch, factor: batch["index"] * factor, [1, 10], order
     )
     np.testing.assert_array_equal(twice, [order, 10 * order])
-    # What one program makes for the whole batch, each device takes its part of in the next.
+    # One compiled function computes for the whole batch, and each device uses its part in the next.
     first = spread.compile(lambda weights, batch: batch["index"] + 1)
     second = spread.compile(lambda weights, batch, made: own(made, batch["index"]) - batch["index"])
     found = spread.collect(lambda xs: second(xs, first(xs)), spread.batches(), 297)
     np.testing.assert_array_equal(found, np.ones(297))
 
 
-def test_foreign_images_and_pairs(spread):
+def test_out_of_distribution_images_and_pairs(spread):
     images = np.arange(70 * 4, dtype=np.uint8).reshape(70, 2, 2, 1)
     call = spread.compile(lambda weights, batch: batch["image"].sum((1, 2, 3)), lambda _, xs: xs)
     found = spread.collect(call, spread.foreign_batches(70, lambda index: images[index]), 70)
@@ -62,7 +62,7 @@ def test_the_network_sees_normalized_images(subject, pixels, predict):
 
 
 def test_a_network_without_numbers_is_never_right(subject):
-    """Nor does it take an image for the first class, whose logit is the first that is none."""
+    """It does not predict the first class either, whose logit is the first NaN."""
     weights = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), subject.weights)
     broken = dataclasses.replace(subject, weights=weights)
     options = subject.task.config.evals.copy_and_resolve_references()

@@ -1,4 +1,4 @@
-"""A network beside its reference in PyTorch: names, random weights, and the comparison."""
+"""A network next to its PyTorch reference: names, random weights, and the comparison."""
 
 import math
 
@@ -24,7 +24,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 def torch_state(variables):
-    """Our variables, or gradients, under PyTorch's names and in its layouts."""
+    """Our variables or gradients, with PyTorch's names and layouts."""
     state = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         *modules, last = [entry.key for entry in path][1:]
@@ -45,7 +45,7 @@ def torch_state(variables):
 
 
 def random_variables(model, images, seed=0):
-    """Scales, shifts and statistics away from 0 and 1, where a wrong one would go unseen."""
+    """Scales, shifts and statistics that are not 0 or 1, which would hide mistakes."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

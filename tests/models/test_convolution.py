@@ -1,4 +1,4 @@
-"""Convolution on CPUs: XLA's values and gradients, and XLA's own program everywhere else."""
+"""Convolution on CPUs: XLA's values and gradients. On other platforms, XLA's own program."""
 
 import collections
 import functools
@@ -41,7 +41,7 @@ def convolutions(draw):
 
 
 def both(case):
-    """Ours and XLA's, as functions of images and kernels, and the two."""
+    """Our convolution and XLA's, as functions of images and kernels, and their arguments."""
     rng = np.random.default_rng(0)
     operands = [jnp.asarray(rng.normal(size=s), case["dtype"]) for s in case["shapes"]]
     options = {
@@ -55,7 +55,7 @@ def both(case):
 
 
 def of_padded(x, kernel, *, padding, **options):
-    """XLA's convolution of images that were padded before."""
+    """XLA's convolution of images that are padded first."""
     if not isinstance(padding, str):
         x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), "VALID"
     return lax.conv_general_dilated(x, kernel, padding=padding, **options)
@@ -96,7 +96,7 @@ def test_values_and_both_gradients_are_those_of_lax(case):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_windows_in_the_padding_alone(dtype):
-    """XLA's own gradient for CPUs reads outside of the map there."""
+    """There, XLA's own gradient for CPUs reads outside of the map."""
     case = {
         "shapes": ((2, 8, 2, 8), (2, 2, 8, 32)),
         "strides": (1, 1),
@@ -171,7 +171,7 @@ def test_gradient_of_a_gradient():
 
 
 def test_kernels_as_large_as_the_map():
-    """The gathering convolution of Gather-Excite."""
+    """The convolution that gathers in Gather-Excite."""
     case = {**one_case((6, 6, 1, 8), 8, padding="VALID"), "strides": (1, 1)}
     (ours, theirs), operands = both(case)
     weights = weights_of(theirs, operands)
@@ -229,7 +229,7 @@ def instructions(model, platform):
 
 
 def flax_max_pool(x, window, stride, padding=0):
-    """Flax's, by the arguments of ours."""
+    """Flax's pooling, with the arguments of ours."""
     padding = ((padding, padding),) * 2
     return nn.max_pool(x, (window, window), (stride, stride), padding)
 
@@ -249,7 +249,7 @@ def test_programs_for_tpu_and_gpu_are_those_of_flax(name, platform, monkeypatch)
 
 
 def test_programs_for_cpus_differ():
-    """So the test above can fail."""
+    """This shows that the test above can fail."""
     model = create_model("resnet8", num_classes=10)
     ours, flax = (instructions(each, "cpu") for each in (model, model.clone(conv_layer=nn.Conv)))
     assert ours != flax

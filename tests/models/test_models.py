@@ -1,4 +1,4 @@
-"""Networks by name, and what a wrong name or size is answered with."""
+"""Networks by name, and the messages for a wrong name or size."""
 
 import doctest
 
@@ -54,7 +54,7 @@ def test_gather_excite_takes_images_of_its_own_size(side):
 
 @pytest.mark.parametrize("name", ["resnet20", "pyramidnet110", "vgg16_gap"])
 def test_a_last_stride_needs_a_fourth_stage(name):
-    with pytest.raises(UserError, match=rf"config\.last_stride is 1, and {name} has no layer4"):
+    with pytest.raises(UserError, match=rf"config\.last_stride is 1, but {name} has no layer4"):
         create_model(name, 10, last_stride=1)
 
 
@@ -81,7 +81,7 @@ def test_drop_block_in_a_stage_that_is_not_there_is_refused(name, stages):
 
 
 def macs(side, kernel, stride, inputs, outputs, groups=1):
-    """Multiplications of a convolution on a square map, padded ones apart: (all, real)."""
+    """Multiplications of a convolution on a square map: (all, without padding)."""
     places = np.arange(0, side, stride)[:, None] + np.arange(kernel) - kernel // 2
     taps = np.sum((places >= 0) & (places < side))
     channels = inputs * outputs // groups
@@ -130,7 +130,7 @@ def vgg_macs():
 @pytest.mark.parametrize(
     ("name", "side", "expected", "published"),
     [
-        # 10^9 multiplications that torchvision and timm print; None: none is.
+        # 10^9 multiplications that torchvision and timm print; None if they print none.
         ("resnet50", 224, resnet_macs((3, 4, 6, 3)), 4.09),
         ("resnet101", 224, resnet_macs((3, 4, 23, 3)), 7.80),
         ("resnext101_32x4d", 224, resnet_macs((3, 4, 23, 3), 32, 4), 8.01),
@@ -140,7 +140,7 @@ def vgg_macs():
     ],
 )
 def test_flops_of_the_program(name, side, expected, published):
-    """Twice the multiplications by hand; norms, activations and additions are a few per cent."""
+    """Twice the multiplications by hand. Norms, activations and additions are a few percent."""
     padded, real = expected
     if published:
         assert padded / 1e9 == pytest.approx(published, rel=0.01)

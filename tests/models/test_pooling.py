@@ -1,4 +1,4 @@
-"""Max-pooling on CPUs: XLA's values and gradients; its own program elsewhere: test_convolution."""
+"""Max-pooling on CPUs: XLA's values and gradients. test_convolution.py has other platforms."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tests.models.test_convolution import flax_max_pool
 
 @st.composite
 def poolings(draw):
-    """Images of few different values, so that maxima are often equal, and the arguments."""
+    """Images with few different values, so that maxima are often equal, and the arguments."""
     window = draw(st.integers(1, 4))
     padding = draw(st.integers(0, window // 2))
     shape = (draw(st.integers(1, 2)), *(draw(st.integers(window, 9)) for _ in range(2)), 3)
@@ -23,7 +23,7 @@ def poolings(draw):
 
 
 def value_and_gradient(function, images, arguments):
-    """The maxima, and the gradient of their sum with different weights."""
+    """The maxima, and the gradient of their weighted sum."""
     value, pullback = jax.vjp(lambda x: function(x, *arguments), images)
     weights = 1.0 + jnp.arange(value.size, dtype=value.dtype).reshape(value.shape)
     return value, pullback(weights)[0]

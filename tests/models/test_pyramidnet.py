@@ -48,9 +48,9 @@ def test_the_papers_names_are_short_for_their_sizes():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pyramidnet100_64", r"depth is 100, and 9n \+ 2 .*bottleneck.*take 92 or 101"),
-        ("pyramidnet111_48_basic", r"depth is 111, and 6n \+ 2 .*basic.*take 110 or 116"),
-        ("pyramidnet2_64", r"take 11 or 20"),
+        ("pyramidnet100_64", r"depth is 100, but 9n \+ 2 .*bottleneck.*Use 92 or 101"),
+        ("pyramidnet111_48_basic", r"depth is 111, but 6n \+ 2 .*basic.*Use 110 or 116"),
+        ("pyramidnet2_64", r"Use 11 or 20"),
     ],
 )
 def test_depths_that_no_network_has_are_refused(name, words):
@@ -91,7 +91,7 @@ def test_the_shortcut_averages_and_pads_with_zeros():
     y = np.asarray(pyramidnet.pooled(block, jnp.asarray(x), 5))
     assert y.shape == (2, 3, 2, 5)
     np.testing.assert_allclose(y[:, 0, 0, :3], x[:, :2, :2].mean((1, 2)))
-    np.testing.assert_allclose(y[:, 2, 1, :3], x[:, 4:, 2:].mean((1, 2)))  # an odd side's last row
+    np.testing.assert_allclose(y[:, 2, 1, :3], x[:, 4:, 2:].mean((1, 2)))  # the odd last row
     assert (y[..., 3:] == 0).all()
 
 
@@ -103,7 +103,7 @@ def test_the_shortcut_averages_and_pads_with_zeros():
     ],
 )
 def test_same_numbers_as_pytorch(block, bottleneck, side):
-    pytest.importorskip("torch", reason="PyTorch, the numeric reference, is missing")
+    pytest.importorskip("torch", reason="needs PyTorch as the numeric reference")
     from tests import torch_models
 
     depth = 11 if bottleneck else 14

@@ -66,7 +66,7 @@ PARAMETERS = [
     ("resnet152", 1000, 60_192_808),
 ]
 
-# Odd and even sides, so that every stride meets both.
+# Odd and even sizes, so that every stride sees both.
 SMALL = {
     "basic, CIFAR": (
         {"stage_sizes": (2, 1, 1), "block": BasicBlock, "width": 8, "large_stem": False},
@@ -124,13 +124,13 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small():
-    """A small net with its first variables; shared, since making it is half of the work."""
+    """A small net with its initial variables, shared because making it is half of the work."""
     model = ResNet((1, 1, 1), BasicBlock, 16, large_stem=False, num_classes=10)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 class TestParameters:
-    # The head is the only layer that the number of classes changes, so one trace serves them all.
+    # Only the head depends on the number of classes, so one trace serves them all.
     @pytest.mark.parametrize("name", sorted({name for name, _, _ in PARAMETERS}))
     def test_counts_are_exact(self, name):
         side = 224 if name.startswith("ge") else 64
@@ -173,7 +173,7 @@ class TestInit:
             scaled.append(z)
         z = np.concatenate(scaled)
         assert abs(z.mean()) < 5 / math.sqrt(z.size)
-        # A normal distribution that is not truncated: fourth moment 3, and values beyond 3 sigma.
+        # A normal distribution without truncation: fourth moment 3, and values beyond 3 sigma.
         assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / z.size)
         assert np.abs(z).max() > 3.5
 
@@ -217,7 +217,7 @@ class TestInit:
 class TestPadding:
     @pytest.mark.parametrize("name", ["resnet20", "resnet29", "resnet50"])
     def test_is_symmetric_also_at_stride_two(self, name):
-        # The program of a CPU names its own convolution beside the one of other platforms.
+        # On a CPU, the program contains its own convolution next to that of other platforms.
         model = create_model(name, 10).clone(conv_layer=nn.Conv)
         shapes = shapes_of(model, 64)
         jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x))(shapes, jnp.zeros((1, 64, 64, 3)))
@@ -229,12 +229,12 @@ class TestPadding:
                 strided += eqn.params["window_strides"] == (2, 2)
             if eqn.primitive.name == "reduce_window_max":
                 assert eqn.params["padding"] == ((0, 0), (1, 1), (1, 1), (0, 0))
-        # Stride 2 in one convolution and one projection a stage; the ImageNet stem has one more.
+        # Stride 2 in one convolution and one projection per stage. The ImageNet stem has one more.
         assert strided == {"resnet20": 4, "resnet29": 4, "resnet50": 7}[name]
 
 
 def equations(jaxpr):
-    """All equations, those of inner jaxprs too."""
+    """All equations, including those of inner jaxprs."""
     for eqn in jaxpr.eqns:
         yield eqn
         for value in eqn.params.values():
@@ -290,7 +290,7 @@ class TestTap:
         assert all(value == 0 for value in lowest.values())
 
     def test_reads_a_map_of_any_layer(self, small):
-        """Swapping two examples' maps swaps their logits, wherever it is done."""
+        """Swapping the maps of two examples at any layer swaps their logits."""
         model, variables = small
         images = jnp.asarray(images_of((8, 8)))
         plain = model.apply(variables, images)
@@ -319,11 +319,11 @@ class TestPrecision:
         assert {dtypes[name] for name in half.feature_names[1:]} == {jnp.dtype("bfloat16")}
         full, _ = model.apply(variables, images, True, mutable=["batch_stats"])
         assert np.abs(logits - full).max() > 0
-        # Some ten layers of eight bits: a few per cent of the spread of the logits.
+        # About ten layers of eight bits: a few percent of the spread of the logits.
         assert np.sqrt(np.mean((logits - full) ** 2)) < 0.1 * np.std(full)
 
     def test_head_works_in_float32(self):
-        """Two images whose means differ by less than bfloat16 resolves have different logits."""
+        """Images whose means differ by less than bfloat16's resolution have different logits."""
         model = ResNet((1,), BasicBlock, 4, large_stem=False, num_classes=2, dtype=jnp.bfloat16)
         variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
@@ -385,7 +385,7 @@ def torch_resnet(
     expansion = block.expansion
 
     class Attention(nn.Module):
-        """SE, or GE (theta plus) for maps of `side`."""
+        """SE, or GE (theta plus) for maps of size `side`."""
 
         def __init__(self, features, side):
             super().__init__()
@@ -463,7 +463,7 @@ def torch_resnet(
 
 @pytest.mark.parametrize("net", SMALL)
 def test_same_numbers_as_pytorch(net):
-    torch = pytest.importorskip("torch", reason="PyTorch, the numeric reference, is missing")
+    torch = pytest.importorskip("torch", reason="needs PyTorch as the numeric reference")
     fields, side = SMALL[net]
     model = ResNet(num_classes=7, **fields)
     assert_same_numbers(model, torch_resnet(torch, side, num_classes=7, **fields), side)

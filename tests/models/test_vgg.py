@@ -17,7 +17,7 @@ def test_counts_are_exact():
     assert {k: body + 1025 * k for k in rows} == rows
 
 
-def test_modules_have_torchvisions_places():
+def test_modules_have_torchvisions_positions():
     shapes = shapes_of(create_model("vgg16_gap", 7))["params"]
     places = sorted(int(name.split("_")[1]) for name in shapes if name.startswith("features"))
     assert places == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -44,7 +44,7 @@ def test_what_is_about_residual_blocks_is_refused(options):
 
 
 def test_same_numbers_as_pytorch():
-    pytest.importorskip("torch", reason="PyTorch, the numeric reference, is missing")
+    pytest.importorskip("torch", reason="needs PyTorch as the numeric reference")
     from tests import torch_models
 
     assert_same_numbers(create_model("vgg16_gap", 7), torch_models.VGG16GAP(7), (16, 17))
