@@ -6,7 +6,7 @@ import pytest
 from jax import numpy as jnp
 
 from cutmix_jax.optimizer import create_optimizer, create_schedule
-from tests.test_train import small_config
+from tests.commands import plain_config
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from tests.test_train import small_config
     ],
 )
 def test_the_learning_rate_at_chosen_epochs(overrides, rates):
-    schedule = create_schedule(small_config(epochs=300, **overrides), steps_per_epoch=10)
+    schedule = create_schedule(plain_config(epochs=300, **overrides), steps_per_epoch=10)
     for epoch, rate in rates.items():
         assert float(schedule(round(10 * epoch))) == pytest.approx(rate, rel=1e-5, abs=1e-8)
 
 
 def test_frozen_leaves_stay_and_keep_no_momentum_and_some_are_not_decayed():
-    config = small_config(weight_decay=0.5, learning_rate=1.0, momentum=0.9)
+    config = plain_config(weight_decay=0.5, learning_rate=1.0, momentum=0.9)
     params = {name: {"kernel": jnp.ones(3), "bias": jnp.ones(2)} for name in ("stem", "fc")}
     optimizer = create_optimizer(
         config, lambda step: 1.0, frozen=("stem",), undecayed=("bias", "scale")

@@ -14,8 +14,8 @@ from jax import numpy as jnp
 
 from benchmarks.scale import collectives, reduced_bytes
 from cutmix_jax import UserError, metrics, tasks, train
-from cutmix_jax.config import base_config
 from cutmix_jax.parallel import AXIS, create_mapping
+from tests.commands import plain_config
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,15 +24,6 @@ def _quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-def small_config(**overrides):
-    """Digits at 8x8 through the smallest network: a step compiles in a few seconds."""
-    config = base_config()
-    config.model, config.dataset, config.image_size = "resnet8", "digits", 8
-    config.batch_size, config.epochs, config.train_examples = 64, 2, 320
-    config.update_from_flattened_dict(overrides)
-    return config
 
 
 def take_steps(task, count, state=None, calls=1):
@@ -51,14 +42,14 @@ def take_steps(task, count, state=None, calls=1):
 def one_device():
     """Parameters and loss after one step on one device, without mixing."""
     task = tasks.create_task(
-        small_config(sync_batch_norm=True), create_mapping("pmap", local_devices=1)
+        plain_config(sync_batch_norm=True), create_mapping("pmap", local_devices=1)
     )
     return take_steps(task, 1)
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_eight_devices_take_the_step_of_one(kind, one_device):
-    task = tasks.create_task(small_config(sync_batch_norm=True), create_mapping(kind))
+    task = tasks.create_task(plain_config(sync_batch_norm=True), create_mapping(kind))
     state, counters = take_steps(task, 1)
     expected, expected_counters = one_device
     assert task.mapping.local_devices == 8
@@ -74,7 +65,7 @@ def test_eight_devices_take_the_step_of_one(kind, one_device):
 
 
 def test_shards_of_the_state_stay_equal_with_batch_norm_per_device():
-    config = small_config(**{"mix.name": "cutmix", "ema": 0.9})
+    config = plain_config(**{"mix.name": "cutmix", "ema": 0.9})
     state, _ = take_steps(tasks.create_task(config), 3)
     for leaf in jax.tree.leaves(state):
         first, *others = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -95,7 +86,7 @@ DROPS = {
 
 def test_regularizers_leave_the_shards_equal_and_trace_the_step_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
-    task = tasks.create_task(small_config(**DROPS))
+    task = tasks.create_task(plain_config(**DROPS))
     chex.clear_trace_counter()
     state, _ = take_steps(task, 3)
     for leaf in jax.tree.leaves(state):
@@ -108,7 +99,7 @@ def test_what_is_dropped_is_a_function_of_seed_step_device_and_part(monkeypatch)
     """The key that the model gets on each of two devices, for each of two parts."""
 
     def keys(step, **overrides):
-        config = small_config(accumulate=2, **DROPS, **overrides)
+        config = plain_config(accumulate=2, **DROPS, **overrides)
         task, seen = tasks.create_task(config, create_mapping("pmap", 2)), []
 
         class Model:
@@ -150,7 +141,7 @@ def unrolled(body, carry, xs, **_):
 
 
 def test_batch_statistics_are_those_of_each_device_unless_asked():
-    configs = [small_config(sync_batch_norm=sync) for sync in (False, True)]
+    configs = [plain_config(sync_batch_norm=sync) for sync in (False, True)]
     apart, together = (
         take_steps(tasks.create_task(config), 1)[0].batch_stats for config in configs
     )
@@ -172,23 +163,23 @@ def plans_of_devices(config, step, kind="pmap"):
 
 
 def test_the_plan_is_a_function_of_seed_step_and_device():
-    config = small_config(**{"mix.name": "cutmix"})
+    config = plain_config(**{"mix.name": "cutmix"})
     plan = plans_of_devices(config, step=3)
     for box in plan.box[1:]:  # one box for the whole batch, the same on all devices
         np.testing.assert_array_equal(box, plan.box[0])
     assert len({tuple(partner) for partner in plan.partner}) > 1  # but other partners per device
-    other_data = small_config(**{"mix.name": "cutmix", "train_examples": 256, "augment.pad": 1})
+    other_data = plain_config(**{"mix.name": "cutmix", "train_examples": 256, "augment.pad": 1})
     for again in (plans_of_devices(other_data, 3), plans_of_devices(config, 3, "shard_map")):
         chex.assert_trees_all_equal(plan, again)
     for other in (
         plans_of_devices(config, step=4),
-        plans_of_devices(small_config(**{"mix.name": "cutmix", "seed": 1}), step=3),
+        plans_of_devices(plain_config(**{"mix.name": "cutmix", "seed": 1}), step=3),
     ):
         assert not np.array_equal(plan.box, other.box)
 
 
 def test_the_compiled_step_reduces_and_calls_nothing_else():
-    task = tasks.create_task(small_config(**{"mix.name": "cutmix"}))
+    task = tasks.create_task(plain_config(**{"mix.name": "cutmix"}))
     state = task.mapping.replicate(train.create_state(task))
     arrays = task.mapping.replicate(task.data.arrays["train"])
     xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
@@ -209,7 +200,7 @@ def test_one_compiled_step_serves_every_seed():
 
     def program(seed):
         dropping = {"mix.name": "cutmix", "stochastic_depth": 0.2, "augment.pad": 1}
-        task = tasks.create_task(small_config(seed=seed, **dropping))
+        task = tasks.create_task(plain_config(seed=seed, **dropping))
         state = task.mapping.replicate(train.create_state(task))
         xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
         return train.map_steps(task)[0].lower(state, task.data.arrays["train"], xs).as_text()
@@ -219,7 +210,7 @@ def test_one_compiled_step_serves_every_seed():
 
 def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
     monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
-    task = tasks.create_task(small_config(**{"mix.name": "cutmix"}), create_mapping("pmap", 1))
+    task = tasks.create_task(plain_config(**{"mix.name": "cutmix"}), create_mapping("pmap", 1))
     chex.clear_trace_counter()
     state = task.mapping.replicate(train.create_state(task))
     first = state
@@ -228,7 +219,7 @@ def test_the_state_is_donated_and_the_step_traced_once(monkeypatch):
 
 
 def test_several_steps_per_call_are_the_same_steps():
-    config = small_config(**{"mix.name": "cutmix", "learning_rate": 1e-3})
+    config = plain_config(**{"mix.name": "cutmix", "learning_rate": 1e-3})
     task = tasks.create_task(config, create_mapping("pmap", 1))
     one, _ = take_steps(task, 2)
     two, counters = take_steps(task, 2, calls=2)
@@ -239,7 +230,7 @@ def test_several_steps_per_call_are_the_same_steps():
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     def step_on_twins(accumulate):
-        task = tasks.create_task(small_config(accumulate=accumulate), create_mapping("pmap", 1))
+        task = tasks.create_task(plain_config(accumulate=accumulate), create_mapping("pmap", 1))
         index = np.tile(np.arange(32, dtype=np.int32), 2)[None]  # the halves are equal
         seed = np.zeros((1, 1), np.int32)
         xs = {"index": index[:, None], "mask": np.ones((1, 1, 64), bool), "seed": seed}
@@ -253,7 +244,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 
 def test_ema_weights_follow_the_formula_and_are_evaluated():
-    config = small_config(ema=0.75)
+    config = plain_config(ema=0.75)
     task = tasks.create_task(config, create_mapping("pmap", 1))
     start = jax.device_get(train.create_state(task))
     state, _ = take_steps(task, 1)
@@ -266,7 +257,7 @@ def test_ema_weights_follow_the_formula_and_are_evaluated():
 
 def test_the_optimizer_is_nesterov_sgd_with_coupled_weight_decay():
     """d = g + wd w; v <- m v + d; w <- w - lr (d + m v), written out in NumPy."""
-    config = small_config(learning_rate=0.5, lr_drops=(0.5,))
+    config = plain_config(learning_rate=0.5, lr_drops=(0.5,))
     task = tasks.create_task(config, create_mapping("pmap", 1))
     rng = np.random.default_rng(0)
     weight, velocity = rng.normal(size=7).astype(np.float32), np.zeros(7, np.float32)
@@ -291,18 +282,18 @@ def test_weighted_accuracy_counts_both_labels_of_a_mixed_image():
 
 
 def test_label_smoothing_is_never_implied():
-    config = small_config(**{"mix.name": "cutmix"})
+    config = plain_config(**{"mix.name": "cutmix"})
     assert config.label_smoothing == 0
     plain = tasks.create_task(config, create_mapping("pmap", 1))
     smooth = tasks.create_task(
-        small_config(**{"mix.name": "cutmix", "label_smoothing": 0.1}), create_mapping("pmap", 1)
+        plain_config(**{"mix.name": "cutmix", "label_smoothing": 0.1}), create_mapping("pmap", 1)
     )
     assert take_steps(plain, 1)[1]["loss"].total != take_steps(smooth, 1)[1]["loss"].total
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_evaluation_counts_every_example_once(devices):
-    config = small_config(batch_size=32)  # 297 test images: ten batches, the last one padded
+    config = plain_config(batch_size=32)  # 297 test images: ten batches, the last one padded
     task = tasks.create_task(config, create_mapping("pmap", devices))
     arrays = task.mapping.replicate(task.data.arrays)
     weights = task.mapping.replicate(train.create_state(task).evaluated())
@@ -319,7 +310,7 @@ def test_evaluation_counts_every_example_once(devices):
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step_and_rate():
-    task = tasks.create_task(small_config(), create_mapping("pmap", 1))
+    task = tasks.create_task(plain_config(), create_mapping("pmap", 1))
     loss = metrics.Average(total=np.array([1.0, np.nan, np.nan]), count=np.array([64, 64, 64]))
     with pytest.raises(UserError, match=r"not finite at step 4, at learning rate 0\.1"):
         train.check_finite(task, 5, {"loss": loss})
@@ -327,18 +318,18 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_rate():
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(UserError, match=r"batch_size is 60, which 8 devices.*multiple of 8"):
-        tasks.create_task(small_config(batch_size=60))
+        tasks.create_task(plain_config(batch_size=60))
 
 
 def test_a_batch_that_the_groups_cannot_share_is_refused():
     with pytest.raises(UserError, match=r"norm\.groups=3 cannot share.*multiple of 24"):
-        tasks.create_task(small_config(**{"norm.groups": 3}))
+        tasks.create_task(plain_config(**{"norm.groups": 3}))
 
 
 def test_squares_larger_than_the_map_are_refused_before_training():
     with pytest.raises(UserError, match=r"side of 4.*map of 2 x 2.*config\.drop_block\.size"):
         tasks.create_task(
-            small_config(
+            plain_config(
                 **{"drop_block.rate": 0.1, "drop_block.size": 4, "drop_block.stages": (3,)}
             )
         )
@@ -346,7 +337,7 @@ def test_squares_larger_than_the_map_are_refused_before_training():
 
 def test_feature_maps_are_mixed_inside_the_model():
     """At a fixed layer, the loss is that of a model that mixes this map by hand."""
-    config = small_config(**{"mix.name": "manifold_mixup", "mix.layers": ("layer1",)})
+    config = plain_config(**{"mix.name": "manifold_mixup", "mix.layers": ("layer1",)})
     task = tasks.create_task(config, create_mapping("pmap", 1))
     assert task.sides == {
         "image": (8, 8),
@@ -381,14 +372,14 @@ def test_feature_maps_are_mixed_inside_the_model():
 
 def test_mixing_where_the_model_has_no_map_is_refused():
     with pytest.raises(UserError, match=r"mixes at 'layer4', which resnet8 does not have"):
-        tasks.create_task(small_config(**{"mix.name": "cutmix", "mix.layers": (5,)}))
+        tasks.create_task(plain_config(**{"mix.name": "cutmix", "mix.layers": (5,)}))
     with pytest.raises(UserError, match=r"accumulate=1"):
-        tasks.create_task(small_config(**{"mix.name": "feature_cutmix", "accumulate": 2}))
+        tasks.create_task(plain_config(**{"mix.name": "feature_cutmix", "accumulate": 2}))
 
 
 def test_a_box_larger_than_the_images_is_refused():
     with pytest.raises(UserError, match=r"does not suit images of \(8, 8\): size=16.0 does not"):
-        tasks.create_task(small_config(**{"mix.name": "cutout", "mix.size": 16}))
+        tasks.create_task(plain_config(**{"mix.name": "cutout", "mix.size": 16}))
 
 
 def test_compilation_ahead_does_not_hold_a_process_that_has_failed(monkeypatch):
@@ -402,7 +393,7 @@ def test_compilation_ahead_does_not_hold_a_process_that_has_failed(monkeypatch):
 
     monkeypatch.setattr(train, "map_steps", lambda _: (Slow(), None))
     before = set(threading.enumerate())
-    task = tasks.create_task(small_config(), create_mapping("pmap", local_devices=1))
+    task = tasks.create_task(plain_config(), create_mapping("pmap", local_devices=1))
     programs = train.compile_ahead(task)
     (compiling,) = set(threading.enumerate()) - before
     released.set()

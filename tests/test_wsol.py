@@ -11,8 +11,7 @@ from cutmix_jax import UserError, run, tasks, train
 from cutmix_jax.config import check_config
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
-from tests.commands import run_main
-from tests.test_train import small_config
+from tests.commands import plain_config, run_main
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def by_factor():
     """{head_lr_factor: task}."""
     mapping = create_mapping("pmap", local_devices=1)
     return {
-        factor: tasks.create_task(small_config(head_lr_factor=factor), mapping)
+        factor: tasks.create_task(plain_config(head_lr_factor=factor), mapping)
         for factor in (1.0, 10.0)
     }
 
@@ -88,7 +87,7 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
     monkeypatch.setattr(run, "read_weights", lambda *_, **__: ({"weights": weights}, None, []))
     kept, _ = run.initialize_from(task, theirs, "elsewhere")
     np.testing.assert_array_equal(kept.params["fc"]["kernel"], given["params"]["fc"]["kernel"])
-    anew = tasks.create_task(small_config(new_head=True), task.mapping)
+    anew = tasks.create_task(plain_config(new_head=True), task.mapping)
     state, notes = run.initialize_from(anew, theirs, "elsewhere")
     np.testing.assert_array_equal(state.params["fc"]["kernel"], theirs.params["fc"]["kernel"])
     np.testing.assert_array_equal(

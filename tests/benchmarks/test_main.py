@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks import __main__ as command
 from benchmarks import summary, timing
 from cutmix_jax import UserError
-from tests.benchmarks.test_convergence import write_runs
+from tests.benchmarks.runs import write_runs
 
 FOLDER = pathlib.Path(summary.__file__).parent
 ROWS = [

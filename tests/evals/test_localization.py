@@ -9,7 +9,7 @@ import pytest
 
 from cutmix_jax import UserError
 from cutmix_jax.evals import EVALS, cam, localization
-from tests.evals.test_boxes import plain_contours, plain_iou, plain_largest_box, random_map
+from tests.evals.searches import plain_contours, plain_iou, plain_largest_box, random_map
 
 SWEEP = np.array([0.0, 0.15, 0.5])
 FINE = np.array([0.0, 0.2, 0.45, 0.7])

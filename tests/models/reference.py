@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +114,9 @@ def assert_same_numbers(model, reference, side, rtol=1e-4):
     for name, leaf in ours.items():
         error = np.linalg.norm(leaf - expected[name])
         assert error <= 1e-3 * np.linalg.norm(expected[name]) + 1e-4, name
+
+
+def flax_max_pool(x, window, stride, padding=0):
+    """Flax's pooling, with the arguments of ours."""
+    padding = ((padding, padding),) * 2
+    return nn.max_pool(x, (window, window), (stride, stride), padding)

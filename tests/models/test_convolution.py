@@ -15,6 +15,7 @@ from jax import lax
 
 from cutmix_jax.models import create_model, resnet
 from cutmix_jax.models.convolution import conv_general_dilated
+from tests.models.reference import flax_max_pool
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -226,12 +227,6 @@ def instructions(model, platform):
         if name == "stablehlo.case" or (name, rest) in INDICES:
             del written[name, rest]
     return written
-
-
-def flax_max_pool(x, window, stride, padding=0):
-    """Flax's pooling, with the arguments of ours."""
-    padding = ((padding, padding),) * 2
-    return nn.max_pool(x, (window, window), (stride, stride), padding)
 
 
 INDICES = {("stablehlo.constant", f" dense<{i}> : tensor<i32>") for i in (0, 1)}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutmix_jax.models.pooling import max_pool
-from tests.models.test_convolution import flax_max_pool
+from tests.models.reference import flax_max_pool
 
 
 @st.composite
