@@ -21,16 +21,14 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: count])
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> pathlib.Path:
-    """Folder of real images prepared by TFDS; without it, tests that need it are skipped."""
-    folder = REPOSITORY.parent / "shared" / "tfds"
-    if not (folder / "cifar100").is_dir():
-        pytest.skip("needs real images: no prepared datasets at ../shared/tfds")
-    return folder
+    """Folder of real images that TFDS prepared; tests that need it are skipped without it."""
+    folder = os.environ.get("CUTMIX_JAX_TEST_DATA")
+    if not folder:
+        pytest.skip("needs real images: set CUTMIX_JAX_TEST_DATA to a folder of TFDS datasets")
+    return pathlib.Path(folder)
 
 
 @pytest.fixture(autouse=True, scope="session")
