@@ -42,10 +42,10 @@ def cores():
 def use_fast_weight_gradients():
     """Selects XLA's faster weight gradients of convolutions on CPUs, through `XLA_FLAGS`.
 
-    A train step of ResNet-50 takes two thirds of the time (see docs/performance.md). The gradients
-    are equal up to rounding, and rounded less. Call it before JAX starts its devices. It does
-    nothing if the flag is already set, if this version of jaxlib was not tested, or if the packages
-    of a GPU or TPU are installed, because they read the same variable.
+    docs/performance.md has the speed. The gradients are equal up to rounding, and rounded less.
+    Call it before JAX starts its devices. It does nothing if the flag is already set, if this
+    version of jaxlib was not tested, or if the packages of a GPU or TPU are installed, because they
+    read the same variable.
 
     With the flag, convolutions outside `models.convolution` must not have windows that lie entirely
     in the padding of one side. XLA reads outside the map for their gradient.
