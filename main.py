@@ -32,7 +32,7 @@ CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Which checkpoint to evaluate."
 )
 EVALS = flags.DEFINE_string(
-    "evals", None, "What to evaluate beside the errors: NAME,NAME,... or all (--mode evaluate)."
+    "evals", None, "What to evaluate besides the errors: NAME,NAME,... or all (--mode evaluate)."
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a TPU pod slice or cluster, found by JAX."
@@ -119,7 +119,7 @@ def given(name):
 
 
 def parse(argv):
-    """Reads the flags; what is wrong with them is told in one line, with exit status 2."""
+    """Reads the flags. A mistake is reported in one line, with exit status 2."""
     # `--config` has to come before `--config.KEY`; a default in its definition would be read
     # while this file is imported, where no error could be caught.
     GIVEN[:] = argv[1:]
@@ -136,7 +136,9 @@ def parse(argv):
         sys.argv = argv  # config_flags looks for overrides here
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
-            raise UserError(f"{rest[1]!r} is no flag: write --config FILE, or --config.KEY=VALUE.")
+            raise UserError(
+                f"{rest[1]!r} is not a flag. Write --config FILE, or --config.KEY=VALUE."
+            )
         CONFIG.value.seed  # noqa: B018  a missing file is noticed only when it is read
     except Exception as error:
         fail(explain(error, argv), 2)

@@ -55,7 +55,7 @@ class Reporter:
             self.bar.clear()
             try:
                 print(text, file=self.stream, flush=True)
-            except BrokenPipeError:  # whoever read along has gone; the run goes on
+            except BrokenPipeError:  # the reader has gone, but the run continues
                 sys.stdout = self.stream = open(os.devnull, "w")  # noqa: SIM115
             self.bar.refresh()
 

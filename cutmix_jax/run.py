@@ -31,7 +31,7 @@ from cutmix_jax.tasks.classification import Classification
 
 
 def train(config, workdir, stream=None):
-    """Trains what `config` describes in `workdir`, or goes on where it was interrupted.
+    """Trains what `config` describes in `workdir`, or resumes where it was interrupted.
 
     Writes checkpoints, `metrics.jsonl`, TensorBoard event files, `parameters.txt`, `mixed.png`,
     `error.png` and, at the end, `results.json`.
@@ -39,7 +39,7 @@ def train(config, workdir, stream=None):
     Args:
       config: from a file in `configs/`.
       workdir: path of a local folder; made if it is not there.
-      stream: where the progress is told; standard output by default.
+      stream: where progress is printed; standard output by default.
 
     Returns:
       The results, as in `results.json`, or None where the run was interrupted and saved.
@@ -75,8 +75,8 @@ def train(config, workdir, stream=None):
                 reporter.say(note)
             if step == task.total_steps:
                 reporter.say(
-                    f"This run is finished. To start it anew, delete {str(folder)!r} or give "
-                    "another --workdir."
+                    f"This run is finished. To train again, delete {str(folder)!r} or give another "
+                    "--workdir."
                 )
                 results = read_json(folder / "results.json")
                 if results:
@@ -103,8 +103,8 @@ def train(config, workdir, stream=None):
                 plotted.result()
             if int(state.step) < task.total_steps:
                 reporter.say(
-                    f"Interrupted and saved at step {int(state.step)} of {task.total_steps}: "
-                    "start the same command again to go on."
+                    f"Interrupted and saved at step {int(state.step)} of {task.total_steps}. Run "
+                    "the same command again to resume."
                 )
                 return None
             results = summarize(task, state, progress)
@@ -129,7 +129,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
       config: the config the run was trained with; None takes it from the checkpoint.
       workdir: the run's folder, or one that `convert` wrote.
       which: 'latest' or 'best'.
-      stream: where the result is told; standard output by default.
+      stream: where the result is printed; standard output by default.
       overrides: ``{'KEY': value}`` for the checkpoint's own config.
       evals: None, or names such as 'fgsm,ood', or 'all'.
 
@@ -138,7 +138,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
       or ``{name: values}`` of `evals`.
 
     Raises:
-      UserError: there is no whole checkpoint, it is of another config, or an evaluation does not
+      UserError: there is no intact checkpoint, it has another config, or an evaluation does not
         exist or apply.
     """
     names = ()
@@ -148,8 +148,8 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
         names = evals_lib.check_names(evals)
     workdir = place(workdir, "The workdir")
     missing = UserError(
-        f"The workdir {str(workdir)!r} holds no checkpoint: train first (--mode train), or name "
-        "another with --workdir."
+        f"The workdir {str(workdir)!r} has no checkpoint. Train first (--mode train), or give "
+        "another --workdir."
     )
     if not (workdir / "checkpoints").is_dir():
         raise missing
@@ -194,7 +194,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
 
 
 def open_run(task, checkpoints, described):
-    """The state to go on from, replicated, with what is known of the run and what to tell.
+    """The state to start or resume from, replicated, with its progress and notes to print.
 
     Args:
       task: a `train.Task`.
@@ -228,7 +228,7 @@ def open_run(task, checkpoints, described):
 
 
 def abstract_saved(task, saved):
-    """The same for what a checkpoint holds: the train state, or converted weights alone."""
+    """Shapes and dtypes of what a checkpoint contains: the train state, or converted weights."""
     state = train_lib.abstract_state(task)
     if "opt_state" in saved:
         return state
@@ -236,9 +236,8 @@ def abstract_saved(task, saved):
     if unfit := find_unfit(saved, weights):
         raise UserError(
             f"The converted weights do not fit {task.config.model} with {task.data.num_classes} "
-            f"classes ({', '.join(unfit[:3])} differ): choose the data they "
-            "were trained on, with --config.dataset and --config.data_dir, or convert them anew "
-            "with another --model."
+            f"classes ({', '.join(unfit[:3])} differ). Choose the data they were trained on, with "
+            "--config.dataset and --config.data_dir, or convert them again with another --model."
         )
     return weights
 
@@ -247,14 +246,14 @@ flatten = partial(flax.traverse_util.flatten_dict, sep="/")
 
 
 def find_unfit(given, wanted):
-    """The names of arrays that are missing, too many or of another shape."""
+    """The names of arrays that are missing, superfluous or of another shape."""
     given, wanted = flatten(given), flatten(wanted)
     names = given.keys() | wanted.keys()
     return sorted(n for n in names if np.shape(given.get(n)) != np.shape(wanted.get(n)))
 
 
 def describe_run(task):
-    """What every checkpoint tells of its maker: config, data, reader, to compare on resume."""
+    """The config, data and reader of a run, which every checkpoint keeps to compare on resume."""
     # Reading all that is streamed would take as long as training on it.
     images = None if task.data.digest else digest(dict(task.data.arrays))
     return {
@@ -265,22 +264,22 @@ def describe_run(task):
 
 
 def describe_data(task):
-    """What is known of a data set without its images."""
+    """A dataset without its images: numbers of examples, and a digest of the class names."""
     names = hashlib.sha256("\n".join(task.data.class_names).encode()).hexdigest()
     return {"examples": dict(task.data.examples), "class_names": names}
 
 
 def check_same_run(task, meta, workdir, data=None):
-    """Refuses to mix two runs in one workdir, naming the first key that differs.
+    """Refuses two different runs in one workdir, and names the first key that differs.
 
-    With `data`, of `describe_run`, the images have to be the same too; an evaluation may be of
+    With `data`, from `describe_run`, the images have to be the same too. An evaluation may use
     other images.
     """
     if "weights" in meta:
         raise UserError(
-            f"The workdir {str(workdir)!r} holds weights converted from {meta['weights']['file']}, "
-            "and no run: give this run another --workdir, and start it from them with "
-            f"--config.init_from={workdir}."
+            f"The workdir {str(workdir)!r} contains weights converted from "
+            f"{meta['weights']['file']}, not a run. Give this run another --workdir, and start it "
+            f"from them with --config.init_from={workdir}."
         )
     known = {key: value for key, value in meta["data"].items() if key != "images"}
     for key, here, there in [
@@ -288,21 +287,21 @@ def check_same_run(task, meta, workdir, data=None):
         *config_lib.differences({"data": describe_data(task)}, {"data": known}),
     ]:
         raise UserError(
-            f"The workdir {str(workdir)!r} holds a run with config.{key}={there!r}, and this one "
-            f"has {here!r}: give this one another --workdir, or set the key as it was."
+            f"The workdir {str(workdir)!r} contains a run with config.{key}={there!r}, but this "
+            f"one has {here!r}. Give this one another --workdir, or set the key as it was."
         )
     images = meta["data"].get("images")  # of runs from before it was kept: None
     if data and images and data["images"] and images != data["images"]:
         raise UserError(
-            f"The workdir {str(workdir)!r} holds a run on other images, of the same number and "
-            "classes. Give this run another --workdir, or set config.data_dir as it was."
+            f"The workdir {str(workdir)!r} contains a run on other images, with the same number "
+            "and classes. Give this run another --workdir, or set config.data_dir as it was."
         )
 
 
 def initialize_from(task, state, path):
-    """Takes over the weights of another run; a head that does not fit stays as initialized.
+    """Copies the weights of another run, except for a head that does not fit.
 
-    So does one that fits, where the config asks for a new head.
+    With `config.new_head`, the head stays as initialized even if it fits.
     """
     found, _, notes = read_weights(path, name="config.init_from")
     start = {"params": state.params, "batch_stats": state.batch_stats}
@@ -313,7 +312,7 @@ def initialize_from(task, state, path):
     if unfit != head:
         raise UserError(
             f"config.init_from={path!r} does not fit config.model={task.config.model!r}: "
-            f"{', '.join([name for name in unfit if name not in head][:5])} differ; set "
+            f"{', '.join([name for name in unfit if name not in head][:5])} differ. Set "
             "config.model to the network that was saved."
         )
     if task.config.new_head:
@@ -325,8 +324,8 @@ def initialize_from(task, state, path):
         state = state.replace(ema=jax.tree.map(np.copy, weights))
     notes = [*notes, f"Starting from the weights of {path}."]
     if head:
-        why = "is not taken" if task.config.new_head else "does not fit"
-        notes.append(f"Its head {why} and is initialized anew: {', '.join(head)}.")
+        why = "is not used" if task.config.new_head else "does not fit"
+        notes.append(f"Its head {why} and starts from new weights: {', '.join(head)}.")
     return state, notes
 
 
@@ -412,14 +411,14 @@ def summarize(task, state, progress):
 
 
 def describe_results(task, results, folder):
-    """What a finished run found, and where it is."""
+    """The results in words, and where the files are."""
     files = ", ".join(("results.json", *task.pictures))
     minutes = f"{results['seconds'] / 60:.1f} minutes; {files} in {folder}"
     return "\n".join([*task.describe_results(results), minutes])
 
 
 def write_json(path, value):
-    """Writes a file that is either whole or not there."""
+    """Writes a file that is either complete or absent."""
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2) + "\n")
 

@@ -133,7 +133,7 @@ def map_steps(task):
 
 
 def compile_ahead(task):
-    """A future of ``{steps: program}``: what a call runs, compiled while the caller goes on."""
+    """A future of ``{steps: program}``, compiled in the background."""
     per_call, (mapped, _) = steps_per_call(task.config, task.data), map_steps(task)
     xs = {
         name: jax.ShapeDtypeStruct((task.mapping.local_devices, per_call, *x.shape), x.dtype)
@@ -377,7 +377,7 @@ def not_finite(task, name, step):
     """The error that names step and learning rate."""
     return UserError(
         f"The {name} loss is not finite at step {step}, at learning rate "
-        f"{float(task.schedule(step - 1)):.4g}: the last checkpoint stays as it was; start anew "
-        "in another workdir with a lower config.learning_rate, or with a warm-up "
+        f"{float(task.schedule(step - 1)):.4g}. The last checkpoint is unchanged. Train again in "
+        "another workdir with a lower config.learning_rate, or with a warm-up "
         "(config.warmup_epochs)."
     )

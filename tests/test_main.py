@@ -47,7 +47,7 @@ def command_line(monkeypatch):
         (["--config", f"{REPOSITORY}/configs/cifar.py:,baseline+cutmix"], r"joins 'baseline' with"),
         (["--mode=tain"], r"should be one of <train\|evaluate\|list>"),
         (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'"),
-        (["configs/cifar.py"], r"'configs/cifar.py' is no flag: write --config FILE"),
+        (["configs/cifar.py"], r"'configs/cifar.py' is not a flag\. Write --config FILE"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_status_2(command_line, capsys, arguments, told):
@@ -131,7 +131,7 @@ def test_the_process_ends_with_status_1_and_without_traceback(tmp_path):
 def test_evaluating_nothing_says_what_to_do(tmp_path):
     done = run_main(f"--workdir={tmp_path}", "--mode=evaluate")
     assert done.returncode == 1
-    assert re.fullmatch(r"error: .*holds no checkpoint: train first.*\n", done.stderr)
+    assert re.fullmatch(r"error: .*has no checkpoint\. Train first.*\n", done.stderr)
 
 
 def test_a_run_on_digits_never_imports_tensorflow(tmp_path):

@@ -108,7 +108,7 @@ def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert "Interrupted and saved at step" in out
-    assert "start the same command again" in out
+    assert "Run the same command again" in out
     step = int(out.split("saved at step ")[1].split()[0])
     done = run_main(f"--workdir={tmp_path}", *LONGER)
     assert f"Going on from step {step} of 40" in done.stdout

@@ -167,7 +167,7 @@ def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
     }
     monkeypatch.setattr(resident, "digits", lambda size: (others, names))
     folder, _ = finished
-    with pytest.raises(UserError, match=r"holds a run on other images.*config\.data_dir"):
+    with pytest.raises(UserError, match=r"contains a run on other images.*config\.data_dir"):
         run.train(small_config(held_out=100), folder)
     assert (
         run.evaluate(small_config(held_out=100), folder, stream=io.StringIO())["checkpoint"] == 10
@@ -271,7 +271,7 @@ def test_a_run_starts_from_the_weights_of_another(finished):
     other = dataclasses.replace(task, model=create_model("resnet8", 7))
     fresh = train.create_state(other)
     state, notes = run.initialize_from(other, fresh, config.init_from)
-    assert "head does not fit and is initialized anew" in notes[-1]
+    assert "head does not fit and starts from new weights" in notes[-1]
     np.testing.assert_array_equal(state.params["fc"]["kernel"], fresh.params["fc"]["kernel"])
     assert not np.array_equal(state.params["conv1"]["kernel"], fresh.params["conv1"]["kernel"])
 

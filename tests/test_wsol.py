@@ -93,7 +93,7 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
     np.testing.assert_array_equal(
         state.params["conv1"]["kernel"], given["params"]["conv1"]["kernel"]
     )
-    assert "head is not taken" in notes[-1]
+    assert "head is not used" in notes[-1]
 
 
 @pytest.mark.slow

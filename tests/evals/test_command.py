@@ -79,7 +79,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_measured(workdir
 
 
 def test_evaluations_need_a_checkpoint_and_the_mode(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+    with pytest.raises(UserError, match=r"has no checkpoint\. Train first"):
         run.evaluate(None, tmp_path, evals="all")
     done = run_main(f"--workdir={tmp_path}", "--evals=all")
     assert done.returncode == 1

@@ -75,7 +75,7 @@ def test_evaluations_of_classifiers_are_refused(finished):
 
 def test_what_it_cannot_use_is_refused_in_its_own_words():
     config = box.get_config("resnet8")
-    config.augment.flip = True
+    config.image_size, config.train_examples, config.augment.flip = 16, 320, True
     with pytest.raises(UserError, match="neither moves them"):
         tasks.create_task(config, create_mapping("pmap", 1))
 
