@@ -17,6 +17,7 @@ from cutmix_jax.data import resident
 from cutmix_jax.mix import recipe
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
+from cutmix_jax.tasks import classification
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -200,7 +201,7 @@ def trace_step(path_and_arg):
     """Traces a training step of a config, and returns its task and the shapes of its state."""
     config = read(path_and_arg)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "open_data", open_nothing)
+        patch.setattr(classification, "open_data", open_nothing)
         task = tasks.create_task(config, create_mapping("pmap", local_devices=1))
     before = train.abstract_state(task)
     xs = next(train.group(task.data.train_batches(0), 1))

@@ -119,13 +119,17 @@ def failing_builder(monkeypatch):
 
 
 def test_failed_download_is_one_sentence(tmp_path, failing_builder, capsys):
-    refused(r"could not download it \(the server said no\)", dataset="mnist", data_dir=tmp_path)
+    refused(
+        r"could not download it \(the server said no\)", dataset="mnist", data_dir=str(tmp_path)
+    )
     assert "downloading it with TFDS" in capsys.readouterr().err
 
 
 def test_files_to_be_downloaded_by_hand_are_named(tmp_path, failing_builder):
     failing_builder.MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the archives\n  into DIR."
-    refused(r"as TFDS says \(Put the archives into DIR\.\)", dataset="mnist", data_dir=tmp_path)
+    refused(
+        r"as TFDS says \(Put the archives into DIR\.\)", dataset="mnist", data_dir=str(tmp_path)
+    )
 
 
 def test_network_is_sought_where_the_set_lies(monkeypatch):
