@@ -1,15 +1,12 @@
-"""Saves and restores runs. Orbax writes the files, and digests and a lock protect them."""
+"""Saves and restores runs. Orbax writes the files, and digests protect them."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import pathlib
 import shutil
-import signal
 import sys
-import threading
 
 import jax
 import numpy as np
@@ -21,36 +18,6 @@ from orbax.checkpoint import checkpoint_managers
 from cutmix_jax import UserError
 from cutmix_jax.parallel import all_devices
 from cutmix_jax.paths import place
-
-
-@contextlib.contextmanager
-def workdir_lock(workdir, primary=True):
-    """Locks `workdir` for this run. The system releases the lock when the process dies.
-
-    With several processes, only the one with `primary` set takes the lock. Yields the absolute
-    path.
-    """
-    path = place(workdir, "The workdir").absolute()
-    if not primary:
-        yield path
-        return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        handle = open(path / "lock", "w")  # noqa: SIM115  closed below
-    except OSError as error:
-        raise UserError(
-            f"The workdir {str(path)!r} cannot be written ({error.strerror}). Choose another "
-            "one with --workdir."
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another run is writing to the workdir {str(path)!r}. Wait for it to end, or "
-                "choose another workdir with --workdir."
-            ) from error
-        yield path
 
 
 class Checkpoints:
@@ -273,41 +240,6 @@ def read_weights(workdir, which="latest", name=None):
         meta,
         notes,
     )
-
-
-class Interruption:
-    """Catches SIGTERM and Ctrl-C, so a run can save before it ends.
-
-    If two are nested, a signal to the inner one also reaches the outer one.
-    """
-
-    def __init__(self):
-        self.asked = False
-        self.before = {}
-
-    def __enter__(self):
-        # With several processes, JAX's service receives the signal, and all agree on a step.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGTERM, signal.SIGINT):
-                self.before[name] = signal.signal(name, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for name, handler in self.before.items():
-            signal.signal(name, handler)
-            outer = getattr(handler, "__self__", None)
-            if self.asked and isinstance(outer, Interruption):
-                outer.asked = True
-
-    def _ask(self, name, _):
-        self.asked = True
-        signal.signal(name, self.before[name])  # a second signal ends the run at once
-
-    def at(self, step):
-        """Whether to end the run after `step`; every process gets the same answer."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
 
 
 def digest(tree):

@@ -1,9 +1,10 @@
-"""Settings of this host: XLA flags, memory and compiled steps on disk.
+"""Settings of this host: XLA flags, memory, compiled steps on disk, and threads that compile.
 
 They must be set before the first computation. The library does not set them; `main.py` and the
 other tools do, with `prepare`.
 """
 
+import concurrent.futures
 import ctypes
 import hashlib
 import importlib.metadata
@@ -13,6 +14,7 @@ import pathlib
 import platform
 import sys
 import tempfile
+import threading
 
 BACKGROUND = "background"  # name of the threads that compile
 # Parameters of glibc's mallopt, from malloc.h.
@@ -134,3 +136,18 @@ def _processor():
     lines = listed.read_text().splitlines() if listed.exists() else []
     told = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
     return "\n".join([platform.machine(), platform.processor(), *sorted(told)])
+
+
+def start_in_background(function):
+    """Runs `function()` in a daemon thread, and returns its future."""
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(function())
+        except BaseException as error:  # raised by `future.result()`
+            future.set_exception(error)
+
+    # A daemon, unlike the threads of an executor, so an error can end the process at once (`fail`).
+    threading.Thread(target=run, name=BACKGROUND, daemon=True).start()
+    return future

@@ -6,9 +6,7 @@ devices. The result is the same on every device, because `f` reduces it over `AX
 """
 
 import collections
-import concurrent.futures
 import dataclasses
-import threading
 
 import jax
 import numpy as np
@@ -16,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cutmix_jax import UserError
-from cutmix_jax.host import BACKGROUND
 
 AXIS = "batch"
 # Calls in flight before their results are fetched. The device then never waits for Python, and a
@@ -116,21 +113,6 @@ class Mapping:
             ),
             donate_argnums=donate,
         )
-
-
-def start_in_background(function):
-    """Runs `function()` in a daemon thread, and returns its future."""
-    future = concurrent.futures.Future()
-
-    def run():
-        try:
-            future.set_result(function())
-        except BaseException as error:  # raised by `future.result()`
-            future.set_exception(error)
-
-    # A daemon, unlike the threads of an executor, so an error can end the process at once (`fail`).
-    threading.Thread(target=run, name=BACKGROUND, daemon=True).start()
-    return future
 
 
 def all_devices():

@@ -1,6 +1,7 @@
-"""Paths from the user, which all go through `place`, and files that are written atomically."""
+"""Paths from the user, which all go through `place`; files written atomically; the workdir lock."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -59,3 +60,33 @@ def whole_file(path):
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir, primary=True):
+    """Locks `workdir` for this run. The system releases the lock when the process dies.
+
+    With several processes, only the one with `primary` set takes the lock. Yields the absolute
+    path.
+    """
+    path = place(workdir, "The workdir").absolute()
+    if not primary:
+        yield path
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = open(path / "lock", "w")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise UserError(
+            f"The workdir {str(path)!r} cannot be written ({error.strerror}). Choose another "
+            "one with --workdir."
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"Another run is writing to the workdir {str(path)!r}. Wait for it to end, or "
+                "choose another workdir with --workdir."
+            ) from error
+        yield path

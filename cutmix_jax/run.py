@@ -15,17 +15,12 @@ import numpy as np
 from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
-from cutmix_jax.checkpoint import (
-    Checkpoints,
-    Interruption,
-    digest,
-    read_weights,
-    workdir_lock,
-)
+from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
+from cutmix_jax.host import start_in_background
 from cutmix_jax.optimizer import drop_epochs
-from cutmix_jax.parallel import start_in_background
-from cutmix_jax.paths import place, whole_file
+from cutmix_jax.paths import place, whole_file, workdir_lock
 from cutmix_jax.reporter import Reporter
+from cutmix_jax.signals import Interruption
 from cutmix_jax.tasks import create_task
 from cutmix_jax.tasks.classification import Classification
 

@@ -330,7 +330,7 @@ def main(arguments):
         ) from error
 
     from cutmix_jax import host
-    from cutmix_jax.checkpoint import Interruption
+    from cutmix_jax.signals import Interruption
 
     host.prepare()
     index, workers = flags.worker

@@ -20,7 +20,8 @@ from jax import lax
 from jax import numpy as jnp
 
 from cutmix_jax import UserError, metrics
-from cutmix_jax.parallel import AXIS, LAG, start_in_background
+from cutmix_jax.host import start_in_background
+from cutmix_jax.parallel import AXIS, LAG
 
 DROPPING = 2**31 - 2  # a number that no epoch has
 
@@ -202,7 +203,7 @@ class Session:
         progress: what was known when the state was saved; updated in place.
         checkpoints: a `checkpoint.Checkpoints`.
         reporter: a `reporter.Reporter`.
-        interruption: a `checkpoint.Interruption` that is entered.
+        interruption: a `signals.Interruption` that is entered.
         meta: plain values to keep in every checkpoint, next to `progress`.
     """
 

@@ -11,13 +11,13 @@ import pytest
 from benchmarks import __main__ as all_benchmarks
 from benchmarks import convergence, timing
 from cutmix_jax import UserError, convert, gallery, run, sweep
-from cutmix_jax.checkpoint import read_weights, workdir_lock
+from cutmix_jax.checkpoint import read_weights
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import check_config
 from cutmix_jax.convert import __main__ as convert_command
 from cutmix_jax.data import boxes, cache, open_data, prepare
 from cutmix_jax.evals import ood
-from cutmix_jax.paths import place, whole_file
+from cutmix_jax.paths import place, whole_file, workdir_lock
 from cutmix_jax.report import __main__ as report
 from cutmix_jax.report.runs import read_runs
 from tests.commands import REPOSITORY, environment, small_config

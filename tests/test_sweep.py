@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError, run, sweep
-from cutmix_jax.checkpoint import Interruption
 from cutmix_jax.config import to_plain
+from cutmix_jax.signals import Interruption
 from tests.commands import REPOSITORY, SMALL, environment
 
 DIGITS = f"{REPOSITORY}/configs/digits.py"

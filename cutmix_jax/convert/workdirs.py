@@ -4,11 +4,11 @@ import shutil
 
 from cutmix_jax import UserError, command_line
 from cutmix_jax import config as config_lib
-from cutmix_jax.checkpoint import Checkpoints, read_weights, workdir_lock
+from cutmix_jax.checkpoint import Checkpoints, read_weights
 from cutmix_jax.convert.files import read_file, saver
 from cutmix_jax.convert.weights import from_torch, to_torch
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import place, whole_file
+from cutmix_jax.paths import place, whole_file, workdir_lock
 
 # The most likely training data for a number of classes and channels.
 DATA = {

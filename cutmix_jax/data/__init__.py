@@ -11,8 +11,8 @@ from cutmix_jax.config import check_config, crops_larger_images, from_plain
 from cutmix_jax.data import boxes, cache, records, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
-from cutmix_jax.data.prepared import open_prepared
 from cutmix_jax.data.records import ImageSet
+from cutmix_jax.data.tfds_sets import open_prepared
 from cutmix_jax.paths import place
 
 __all__ = ["Data", "Shards", "open_data"]

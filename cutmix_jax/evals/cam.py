@@ -7,8 +7,8 @@ from jax import numpy as jnp
 from cutmix_jax import UserError
 from cutmix_jax.data import records
 from cutmix_jax.evals import figures
-from cutmix_jax.evals.boxes import largest_box
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.evals.map_boxes import largest_box
 
 HEAD = "fc"
 

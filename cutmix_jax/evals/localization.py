@@ -4,8 +4,8 @@ import numpy as np
 
 from cutmix_jax import UserError, metrics
 from cutmix_jax.evals import cam, figures
-from cutmix_jax.evals.boxes import contour_boxes, inclusive_overlaps, largest_box, overlaps
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.evals.map_boxes import contour_boxes, inclusive_overlaps, largest_box, overlaps
 
 IOU = 0.5  # exceeded in the paper's protocol, reached in MaxBoxAcc
 V2_IOUS = (0.3, 0.5, 0.7)

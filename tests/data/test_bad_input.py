@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError
-from cutmix_jax.data import find_set, open_data, prepared, records
+from cutmix_jax.data import find_set, open_data, records, tfds_sets
 
 
 def refused(match, **config):
@@ -91,7 +91,7 @@ def test_unprepared_set_without_network_is_refused_at_once(tmp_path, monkeypatch
     def unreachable(url, timeout):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(prepared.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(tfds_sets.urllib.request, "urlopen", unreachable)
     start = time.monotonic()
     message = refused("there is no network", dataset="mnist", data_dir=str(tmp_path))
     assert time.monotonic() - start < 10
@@ -139,10 +139,10 @@ def test_network_is_sought_where_the_set_lies(monkeypatch):
         asked.append(url)
         raise urllib.error.HTTPError(url, 404, "Not Found", None, None)
 
-    monkeypatch.setattr(prepared.urllib.request, "urlopen", answer)
-    assert prepared.reachable(["https://a.org/x/y.zip", "https://a.org/z"])
+    monkeypatch.setattr(tfds_sets.urllib.request, "urlopen", answer)
+    assert tfds_sets.reachable(["https://a.org/x/y.zip", "https://a.org/z"])
     assert asked == ["https://a.org"]
-    assert prepared.reachable([]), "nothing to download"
+    assert tfds_sets.reachable([]), "nothing to download"
 
 
 def test_preparing_needs_tensorflow(tmp_path, monkeypatch):
@@ -167,13 +167,13 @@ def test_tensorflow_leaves_the_accelerator_alone(monkeypatch):
 def test_newest_version_is_taken_and_configurations_are_named(toy_set, write_tfds, tmp_path):
     data_dir, *_ = toy_set()
     shutil.copytree(data_dir / "toys/1.0.0", data_dir / "toys/10.0.0")
-    assert prepared.find_prepared("toys", data_dir).name == "10.0.0"
-    assert prepared.find_prepared("toys:1.0.0", data_dir).name == "1.0.0"
-    assert prepared.find_prepared("toys:2.0.0", data_dir) is None
+    assert tfds_sets.find_prepared("toys", data_dir).name == "10.0.0"
+    assert tfds_sets.find_prepared("toys:1.0.0", data_dir).name == "1.0.0"
+    assert tfds_sets.find_prepared("toys:2.0.0", data_dir) is None
     for config in ("big", "small"):
         write_tfds(tmp_path, {"train": [], "test": []}, name="blurred", config=config)
     refused("Choose one of blurred/big, blurred/small", dataset="blurred", data_dir=str(tmp_path))
-    assert prepared.find_prepared("blurred/big", tmp_path).parent.name == "big"
+    assert tfds_sets.find_prepared("blurred/big", tmp_path).parent.name == "big"
 
 
 def toys(data_dir, **config):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import UserError
-from cutmix_jax.data import find_set, imagenet, open_data, prepare, prepared, records
+from cutmix_jax.data import find_set, imagenet, open_data, prepare, records, tfds_sets
 from tests.data.conftest import encode, photograph
 
 CLASSES = ["n01440764", "n01443537", "n01484850"]
@@ -177,4 +177,4 @@ def test_names_sizes_and_hashes_are_those_of_tfds():
 
 def test_an_unprepared_imagenet_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"data\.prepare imagenet2012 --source=FOLDER"):
-        prepared.open_prepared("imagenet2012", tmp_path, None)
+        tfds_sets.open_prepared("imagenet2012", tmp_path, None)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cutmix_jax.data import Shards, cache, find_set, open_data, prepared
+from cutmix_jax.data import Shards, cache, find_set, open_data, tfds_sets
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -189,11 +189,11 @@ def test_a_cache_that_cannot_be_written_stops_nothing(toy_set, tmp_path, monkeyp
 
 def test_large_tfrecord_index_is_kept(toy_set, own_cache, monkeypatch):
     data_dir, *_ = toy_set()
-    monkeypatch.setattr(prepared, "INDEX_KEPT_ABOVE", 0)
+    monkeypatch.setattr(tfds_sets, "INDEX_KEPT_ABOVE", 0)
     split = find_set("toys", str(data_dir), None).splits["train"]
     first = split.read(40)
     assert [path.name.startswith("toys-train-index") for path in own_cache.iterdir()] == [True]
-    monkeypatch.setattr(prepared, "_tfrecord_spans", None)  # not needed a second time
+    monkeypatch.setattr(tfds_sets, "_tfrecord_spans", None)  # not needed a second time
     assert find_set("toys", str(data_dir), None).splits["train"].read(40) == first
 
 

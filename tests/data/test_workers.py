@@ -143,7 +143,7 @@ def test_no_process_outlives_the_one_that_started_it(photo_folder, sent):
 
 def test_a_process_that_decodes_images_does_not_import_jax():
     code = (
-        "import sys; import cutmix_jax.data.workers, cutmix_jax.data.prepared; "
+        "import sys; import cutmix_jax.data.workers, cutmix_jax.data.tfds_sets; "
         "from tensorflow_datasets.proto import tf_example_pb2; "
         "assert not {'jax', 'tensorflow'} & sys.modules.keys()"
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cutmix_jax.evals import boxes
+from cutmix_jax.evals import map_boxes
 from tests.evals.searches import plain_contours, plain_iou, plain_largest_box, random_map
 
 
@@ -11,23 +11,23 @@ def test_the_box_surrounds_the_largest_region():
     heat = np.zeros((8, 8), np.float32)
     heat[1:4, 2:5] = 0.5  # nine pixels
     heat[5:7, 5:8] = 1.0  # six pixels; the first one is brighter
-    assert boxes.largest_box(heat, 0.15).tolist() == [1, 2, 4, 5]
-    assert boxes.largest_box(heat, 0.6).tolist() == [5, 5, 7, 8]
+    assert map_boxes.largest_box(heat, 0.15).tolist() == [1, 2, 4, 5]
+    assert map_boxes.largest_box(heat, 0.6).tolist() == [5, 5, 7, 8]
     heat[4, 5] = 0.5  # touches both only at corners, so joins neither
-    assert boxes.largest_box(heat, 0.15).tolist() == [1, 2, 4, 5]
+    assert map_boxes.largest_box(heat, 0.15).tolist() == [1, 2, 4, 5]
     heat[4, 4] = 0.5  # joins all at edges
-    assert boxes.largest_box(heat, 0.15).tolist() == [1, 2, 7, 8]
+    assert map_boxes.largest_box(heat, 0.15).tolist() == [1, 2, 7, 8]
 
 
 def test_what_is_just_at_the_threshold_is_not_above_it():
     heat = np.array([[1.0, 0.5, 0.5], [0.0, 0.0, 0.0]], np.float32)
-    assert boxes.largest_box(heat, 0.5).tolist() == [0, 0, 1, 1]
-    assert boxes.largest_box(heat, 0.49).tolist() == [0, 0, 1, 3]
+    assert map_boxes.largest_box(heat, 0.5).tolist() == [0, 0, 1, 1]
+    assert map_boxes.largest_box(heat, 0.49).tolist() == [0, 0, 1, 3]
 
 
 def test_a_map_without_any_height_has_no_box():
-    assert boxes.largest_box(np.zeros((4, 4), np.float32), 0.15).tolist() == [0, 0, 0, 0]
-    found, planes, largest = boxes.contour_boxes(np.zeros((4, 4)), [0.0, 0.5])
+    assert map_boxes.largest_box(np.zeros((4, 4), np.float32), 0.15).tolist() == [0, 0, 0, 0]
+    found, planes, largest = map_boxes.contour_boxes(np.zeros((4, 4)), [0.0, 0.5])
     assert found.tolist() == [[0, 0, 0, 0]] * 2
     assert planes[largest].tolist() == [0, 1]
 
@@ -36,10 +36,10 @@ def test_a_map_without_any_height_has_no_box():
 def test_random_maps_against_flooding(seed):
     thresholds = np.array([0.0, 0.15, 0.4, 0.7])
     for heat in map(random_map, range(seed, seed + 20)):
-        found = boxes.largest_box(heat, thresholds)
+        found = map_boxes.largest_box(heat, thresholds)
         for box, threshold in zip(found, thresholds, strict=True):
             assert tuple(box) == plain_largest_box(heat, threshold)
-        found, planes, largest = boxes.contour_boxes(heat, thresholds)
+        found, planes, largest = map_boxes.contour_boxes(heat, thresholds)
         for plane, threshold in enumerate(thresholds):
             expected, areas = plain_contours(heat, threshold)
             assert sorted(map(tuple, found[planes == plane])) == sorted(expected)
@@ -52,7 +52,7 @@ def test_contours_agree_with_opencv():
     for heat in (random_map(seed, 24) for seed in range(200)):
         gray = (heat * 255).astype(np.uint8)
         thresholds = np.array([0.0, 0.1, 0.33, 0.6, 0.85])
-        found, planes, largest = boxes.contour_boxes(heat, thresholds)
+        found, planes, largest = map_boxes.contour_boxes(heat, thresholds)
         for plane, threshold in enumerate(thresholds):
             level = int(threshold * gray.max())
             mask = cv2.threshold(gray, level, 255, cv2.THRESH_BINARY)[1]
@@ -70,7 +70,7 @@ def test_overlaps_against_counted_pixels():
     low = random.randint(0, 10, (200, 2, 2))
     pairs = np.concatenate([low, low + random.randint(0, 6, (200, 2, 2))], 2)
     for a, b in pairs:
-        assert boxes.overlaps([a], [b])[0, 0] == pytest.approx(plain_iou(a, b, 16))
+        assert map_boxes.overlaps([a], [b])[0, 0] == pytest.approx(plain_iou(a, b, 16))
         # Inclusive corners count one more pixel in height and width.
         wider = [box + np.array([0, 0, 1, 1]) for box in (a, b)]
-        assert boxes.inclusive_overlaps([a], [b])[0, 0] == pytest.approx(plain_iou(*wider, 17))
+        assert map_boxes.inclusive_overlaps([a], [b])[0, 0] == pytest.approx(plain_iou(*wider, 17))
