@@ -30,6 +30,19 @@ def create_schedule(config, steps_per_epoch):
     return lambda count: jnp.minimum(rise(count), steps(count))
 
 
+def describe(config):
+    """The optimizer and its schedule in words."""
+    drops = ", ".join(map(str, drop_epochs(config)))
+    schedule = {
+        "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
+        "cosine": "falling to 0 along a cosine",
+    }[config.schedule]
+    return (
+        f"SGD, learning rate {config.learning_rate:g} {schedule}, momentum {config.momentum:g}"
+        f"{' (Nesterov)' * config.nesterov}, weight decay {config.weight_decay:g}"
+    )
+
+
 def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
     """SGD with momentum and coupled weight decay.
 

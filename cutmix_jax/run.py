@@ -17,7 +17,6 @@ from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.host import start_in_background
-from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.paths import place, whole_file, workdir_lock
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
@@ -28,8 +27,8 @@ from cutmix_jax.tasks.classification import Classification
 def train(config, workdir, stream=None):
     """Trains what `config` describes in `workdir`, or resumes where it was interrupted.
 
-    Writes checkpoints, `metrics.jsonl`, TensorBoard event files, `parameters.txt`, `mixed.png`,
-    `error.png` and, at the end, `results.json`.
+    Writes checkpoints, `metrics.jsonl`, TensorBoard event files, `parameters.txt`, the plots of the
+    task (`mixed.png` and `error.png` of a classifier) and, at the end, `results.json`.
 
     Args:
       config: from a file in `configs/`.
@@ -192,7 +191,7 @@ def open_run(task, checkpoints, described):
     """The state to start or resume from, replicated, with its progress and notes to print.
 
     Args:
-      task: a `train.Task`.
+      task: a `tasks.Task`.
       checkpoints: of its workdir.
       described: from `describe_run`.
 
@@ -346,11 +345,6 @@ def start_plotting(task, programs, state, arrays, folder):
 def describe(task, state):
     """The config in words, the devices, the data and the parameters."""
     config, drop = task.config, task.config.drop_block
-    drops = ", ".join(map(str, drop_epochs(config)))
-    schedule = {
-        "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
-        "cosine": "falling to 0 along a cosine",
-    }[config.schedule]
     options = {
         f"warm-up of {config.warmup_epochs:g} epochs": config.warmup_epochs,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
@@ -378,9 +372,7 @@ def describe(task, state):
             *(f"{word:<10}{text}" for word, text in task.describe().items()),
             f"training  {config.epochs} epochs of {task.data.steps_per_epoch:,} steps, batch "
             f"{config.batch_size}, seed {config.seed}",
-            f"          SGD, learning rate {config.learning_rate:g} {schedule}, momentum "
-            f"{config.momentum:g}{' (Nesterov)' * config.nesterov}, weight decay "
-            f"{config.weight_decay:g}",
+            f"          {task.describe_optimizer()}",
             *(f"          {option}" for option, there in options.items() if there),
             f"devices   {jax.device_count()} x {device.device_kind} in {jax.process_count()} "
             f"process{'es' * (jax.process_count() > 1)}, {task.mapping.kind}",

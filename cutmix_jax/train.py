@@ -2,7 +2,7 @@
 
 Read it from top to bottom: `train_step` takes one step, `evaluate` measures, and `fit` runs them.
 What is written for "one device" is mapped over the devices by `parallel`, and reduces over the axis
-`AXIS` itself. What is learned, and from what, is the task's.
+`AXIS` itself. The task defines what is learned, and from which data.
 """
 
 import collections
@@ -23,7 +23,8 @@ from cutmix_jax import UserError, metrics
 from cutmix_jax.host import start_in_background
 from cutmix_jax.parallel import AXIS, LAG
 
-DROPPING = 2**31 - 2  # a number that no epoch has
+# Keeps the keys of dropping apart from those of augmentation, which are folded by epoch.
+DROPPING = 2**31 - 2
 
 
 @flax.struct.dataclass
@@ -120,7 +121,7 @@ def train_steps(task, state, arrays, xs):
 
 
 def eval_step(task, weights, arrays, xs):
-    """What is counted on all devices, and what is known of every example."""
+    """Counters summed over the devices, and the outputs of every example."""
     counters, outputs = task.measure(weights, arrays, xs)
     return lax.psum(counters, AXIS), lax.all_gather(outputs, AXIS, tiled=True)
 
@@ -194,7 +195,7 @@ class Progress:
 
 @dataclasses.dataclass
 class Session:
-    """What a run works with between its start and its end or interruption.
+    """What `fit` needs besides the state.
 
     Attributes:
         task: a `tasks.Task`.
@@ -203,7 +204,7 @@ class Session:
         progress: what was known when the state was saved; updated in place.
         checkpoints: a `checkpoint.Checkpoints`.
         reporter: a `reporter.Reporter`.
-        interruption: a `signals.Interruption` that is entered.
+        interruption: a `signals.Interruption`, inside its `with` block.
         meta: plain values to keep in every checkpoint, next to `progress`.
     """
 

@@ -1,6 +1,7 @@
 """The snippets in docs/ run, and what the pages name exists."""
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -8,6 +9,7 @@ import re
 import pytest
 
 from cutmix_jax.config import SCHEMA
+from cutmix_jax.mix.recipe import RECIPES
 from cutmix_jax.models import NETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,7 +36,8 @@ def snippets():
 
 @pytest.mark.parametrize("code", list(snippets()))
 def test_snippets_run(code, monkeypatch):
-    monkeypatch.setattr("cutmix_jax.models.NETS", dict(NETS))  # one snippet adds to it
+    monkeypatch.setattr("cutmix_jax.models.NETS", dict(NETS))  # some snippets add to these
+    monkeypatch.setattr("cutmix_jax.mix.recipe.RECIPES", dict(RECIPES))
     names = {}
     exec(compile(code, "docs", "exec"), names)
     if "get_config" in names:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import mix
+from cutmix_jax.mix import recipe
 
 KEY = jax.random.key(0)
 SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16, 16)} | {
@@ -246,3 +247,14 @@ def test_pmap_agrees_with_vmap():
     expected = jax.vmap(step, axis_name="batch")(images)
     mapped = jax.block_until_ready(jax.pmap(step, axis_name="batch")(images))
     jax.tree.map(np.testing.assert_array_equal, mapped, expected)
+
+
+def test_a_sampler_of_ones_own_has_its_name_for_words(monkeypatch):
+    def sample_nothing(key, batch_size, sides, *, prob=1.0, axis_name=None):
+        return mix.sample_mixup(key, batch_size, sides, prob=prob * 0, axis_name=axis_name)
+
+    monkeypatch.setitem(recipe.RECIPES, "nothing", (sample_nothing, {}))
+    nothing = mix.create_mix("nothing", prob=0.5)
+    assert nothing.describe() == "nothing; with probability 0.5"
+    (plan,) = nothing.sample(KEY, 4, (8, 8))
+    np.testing.assert_array_equal(plan.lam, 1)

@@ -103,7 +103,7 @@ class OneMix(Mix):
         return tuple(plans)
 
     def describe(self):
-        words = WORDS[self.sampler](self.options)
+        words = WORDS[self.sampler](self.options) if self.sampler in WORDS else self.name
         if self.layers != ("image",):
             words += "; at " + ("one of " if len(self.layers) > 1 else "")
             words += ", ".join(self.layers)

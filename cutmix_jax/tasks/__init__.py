@@ -45,6 +45,7 @@ class Task:
     heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
+    uses_mix: ClassVar[bool] = False  # whether it applies config.mix and config.label_smoothing
     pictures: ClassVar[tuple[str, ...]] = ()  # files that the plots below write
 
     @classmethod
@@ -60,9 +61,7 @@ class Task:
             model=cls.create_model(config, data),
             mapping=mapping,
             schedule=schedule,
-            optimizer=optimizer.create_optimizer(
-                config, schedule, cls.heads, cls.frozen, cls.undecayed
-            ),
+            optimizer=cls.create_optimizer(config, schedule),
         )
         task.check()
         return task
@@ -128,6 +127,15 @@ class Task:
     def check_config(cls, config):
         """Refuses a config before the data are opened."""
 
+    @classmethod
+    def create_optimizer(cls, config, schedule):
+        """The optimizer, by default SGD; `schedule` is the learning rate by steps."""
+        return optimizer.create_optimizer(config, schedule, cls.heads, cls.frozen, cls.undecayed)
+
+    def describe_optimizer(self):
+        """The optimizer and its schedule in words."""
+        return optimizer.describe(self.config)
+
     def check(self):
         """Refuses a config that does not suit the data."""
 
@@ -182,12 +190,12 @@ class Task:
     # Ranks.
 
     def ranking_split(self, record):
-        """The split that ranks an epoch: held-out images if there are any; None without numbers."""
+        """The split that ranks an epoch: 'held_out' or 'test'; None if it was not evaluated."""
         splits = [s for s in ("held_out", "test") if f"{s}_{self.ranked_by}" in record]
         return splits[0] if splits else None
 
     def rank(self, record):
-        """The number that ranks a checkpoint, the lowest first; None without numbers."""
+        """The number that ranks a checkpoint, the lowest first; None if it was not evaluated."""
         split = self.ranking_split(record)
         return None if split is None else self._signed(record, split)
 
@@ -217,8 +225,8 @@ def find_task(name):
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"The task of config.task={name!r} cannot be imported ({first_line(error)}). Start "
-            "Python where its module can be found."
+            f"The task of config.task={name!r} cannot be imported ({first_line(error)}). Put its "
+            "module into the repository, or its folder into PYTHONPATH."
         ) from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"config.task={name!r} is not a subclass of cutmix_jax.tasks.Task.")
@@ -244,4 +252,15 @@ def create_task(config, mapping=None):
             f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
             f"cannot share: make it a multiple of {parts}."
         )
-    return find_task(config.task).create(config, mapping)
+    found = find_task(config.task)
+    options = {
+        "mix.name": (config.mix.name, "none"),
+        "label_smoothing": (config.label_smoothing, 0.0),
+    }
+    for key, (value, unused) in options.items():
+        if not found.uses_mix and value != unused:
+            raise UserError(
+                f"config.{key} is {value!r}, but the task {config.task!r} does not use it. Leave "
+                f"it at {unused!r}."
+            )
+    return found.create(config, mapping)

@@ -14,7 +14,8 @@ from cutmix_jax.data import open_data
 from cutmix_jax.parallel import AXIS
 from cutmix_jax.tasks import Task
 
-MIXING = 2**31 - 1  # a number that no epoch has
+# Keeps the keys of mixing apart from those of augmentation, which are folded by epoch.
+MIXING = 2**31 - 1
 
 
 class Classification(Task):
@@ -22,6 +23,7 @@ class Classification(Task):
 
     ranked_by = "top1_error"
     heads = ("fc",)
+    uses_mix = True
     pictures = ("mixed.png", "error.png")
 
     @classmethod
@@ -247,8 +249,8 @@ class Classification(Task):
     def first_mixed(self, step, arrays, tries=20):
         """What `prepare` makes of the batch that `plot_start` shows, from `step` on.
 
-        The plans of a step do not depend on its images. So the search prepares the images of the
-        first step again and again, and only the batch that is shown is read too.
+        The plans of a step do not depend on its images. So the search uses the images of the first
+        step to find one that mixes, and then reads the batch of that step.
         """
         data, mapping = self.data, self.mapping
         mapped = mapping.map(lambda step, arrays, xs: self.prepare(arrays, xs, step))

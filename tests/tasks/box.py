@@ -70,7 +70,12 @@ class BoxRegression(Task):
 
     def loss(self, weights, batch, step, key):
         boxes, updates = self.model.apply(
-            weights, batch["image"], train=True, mutable=["batch_stats"]
+            weights,
+            batch["image"],
+            train=True,
+            progress=step / self.total_steps,
+            rngs={"drop": key},
+            mutable=["batch_stats"],
         )
         losses = optax.huber_loss(boxes, batch["box"], delta=0.1).sum(-1)
         counters = {"loss": Average.from_model_output(losses)}

@@ -1,4 +1,4 @@
-"""A third task is one class: the same commands train, resume and evaluate it."""
+"""Another task is one class: the same commands train, resume and evaluate it."""
 
 import json
 import signal
@@ -77,6 +77,13 @@ def test_what_it_cannot_use_is_refused_in_its_own_words():
     config = box.get_config("resnet8")
     config.image_size, config.train_examples, config.augment.flip = 16, 320, True
     with pytest.raises(UserError, match="neither moves them"):
+        tasks.create_task(config, create_mapping("pmap", 1))
+
+
+def test_mixes_that_it_does_not_apply_are_refused():
+    config = box.get_config("resnet8")
+    config.mix.name = "cutmix"
+    with pytest.raises(UserError, match=r"config.mix.name is 'cutmix', but the task .* not use it"):
         tasks.create_task(config, create_mapping("pmap", 1))
 
 
