@@ -85,11 +85,14 @@ class Checkpoints:
         meta = dict(meta, digest=digest(host), error=error)
         meta["meta_digest"] = _meta_digest(meta)
         self.errors[step] = error
+        # Of several processes, each has the shardings. Of one, orbax 0.12 prints a warning for
+        # every array that pmap of JAX 0.7 returns.
+        saved = state if jax.process_count() > 1 else host
         try:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(saved),
                     meta=ocp.args.JsonSave(meta),
                 ),
             )

@@ -15,11 +15,29 @@ os.environ["XLA_FLAGS"] = (
 host.use_fast_weight_gradients()  # as main.py does
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# Files that take minutes.
+LONGEST = {
+    "test_box.py",
+    "test_convert.py",
+    "test_evidence.py",
+    "test_pooling.py",
+    "test_processes.py",
+    "test_resume.py",
+    "test_run.py",
+    "test_sweep.py",
+    "test_train.py",
+}
+
 # Two processes that both use all cores slow each other down many times, so each gets its own.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: count])
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

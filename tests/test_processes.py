@@ -35,8 +35,12 @@ def start_two(workdir, *arguments, each=((), ())):
 
 
 def finish(processes, timeout=240):
-    """Waits for all processes, and returns what they printed."""
-    outputs = [process.communicate(timeout=timeout) for process in processes]
+    """Waits for all, and returns what they printed. After a failure none of them is left."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, (_, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err
     return [out for out, _ in outputs]

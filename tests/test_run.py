@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
     """A finished run of two epochs: its folder and its output."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 
 
