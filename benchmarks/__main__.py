@@ -27,9 +27,9 @@ class Program:
     """A benchmark and how it is run here.
 
     Attributes:
-      seconds: about how long it takes on two cores with three repeats.
-      arguments: its command line; names in braces are those of `NEEDS`, or `output`.
-      needs: a key of `NEEDS`. Without it, the benchmark is skipped.
+        seconds: about how long it takes on two cores with three repeats.
+        arguments: its command line; names in braces are those of `NEEDS`, or `output`.
+        needs: a key of `NEEDS`. Without it, the benchmark is skipped.
     """
 
     seconds: int
@@ -73,11 +73,11 @@ def plan(programs, given):
     """Splits the benchmarks into those to run and those that lack what they need.
 
     Args:
-      programs: ``{name: Program}``.
-      given: a value, or None, for each key of `NEEDS`, and for `output`.
+        programs: ``{name: Program}``.
+        given: a value, or None, for each key of `NEEDS`, and for `output`.
 
     Returns:
-      ``({name: arguments}, {name: why it is not run})``.
+        ``({name: arguments}, {name: why it is not run})``.
     """
     commands, left_out = {}, {}
     for name, program in programs.items():

@@ -209,7 +209,7 @@ def torch_training(name, dtype, size, side, mode):
     """A call that takes that many steps and waits for the last; `mode` is that of torch.compile.
 
     Raises:
-      ImportError: PyTorch is missing, or does not see the accelerator that JAX sees.
+        ImportError: PyTorch is missing, or does not see the accelerator that JAX sees.
     """
     import torch
     from torch.nn import functional as F

@@ -31,9 +31,9 @@ class Curve:
     """How the error of one run fell, with one value per epoch in each list.
 
     Attributes:
-      images: trained on up to the end of the epoch.
-      seconds: of train steps up to then; empty if the run did not record its speed.
-      errors: top-1 on the test split, between 0 and 1.
+        images: trained on up to the end of the epoch.
+        seconds: of train steps up to then; empty if the run did not record its speed.
+        errors: top-1 on the test split, between 0 and 1.
     """
 
     images: list
@@ -53,8 +53,8 @@ def thresholds(curves):
     """The lowest multiples of `STEP` that every error starts above and falls below, descending.
 
     Example:
-      >>> thresholds([Curve([1, 2], [], [0.71, 0.48]), Curve([1, 2], [], [0.64, 0.52])])
-      [0.6, 0.55]
+        >>> thresholds([Curve([1, 2], [], [0.71, 0.48]), Curve([1, 2], [], [0.64, 0.52])])
+        [0.6, 0.55]
     """
     first = min(found.errors[0] for found in curves)
     least = max(min(found.errors) for found in curves)
@@ -71,10 +71,10 @@ def compare(name, ours, theirs, note):
     """Yields the rows of a method against the baseline.
 
     Args:
-      name: the method's name.
-      ours: ``{seed: Curve}``.
-      theirs: the baseline's curves, with the same seeds.
-      note: what was trained.
+        name: the method's name.
+        ours: ``{seed: Curve}``.
+        theirs: the baseline's curves, with the same seeds.
+        note: what was trained.
     """
     curves = [*ours.values(), *theirs.values()]
 
@@ -126,8 +126,8 @@ def draw(groups, path):
     """Plots the error over images and over seconds. Each method is a line, its mean over seeds.
 
     Args:
-      groups: ``[{name of the method: {seed: run}}]``, each a row of two panels.
-      path: the PNG file.
+        groups: ``[{name of the method: {seed: run}}]``, each a row of two panels.
+        path: the PNG file.
     """
     from cutmix_jax.evals import figures
     from cutmix_jax.pictures import line_colors

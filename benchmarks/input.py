@@ -211,10 +211,10 @@ class Reader:
     """A reader that reads all images in one call.
 
     Attributes:
-      call: reads all images.
-      cores: how many it may use.
-      goals: for our ratio, from the same files and from smaller copies.
-      alone: whether this process does all the work.
+        call: reads all images.
+        cores: how many it may use.
+        goals: for our ratio, from the same files and from smaller copies.
+        alone: whether this process does all the work.
     """
 
     call: Callable

@@ -154,7 +154,7 @@ def warm(calls):
     """Calls each function a few times.
 
     Returns:
-      ``({kind: call} of those that run, {kind: why} of the others)``.
+        ``({kind: call} of those that run, {kind: why} of the others)``.
     """
     running, refused = {}, {}
     for kind, call in calls:

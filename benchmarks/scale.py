@@ -68,11 +68,11 @@ def collectives(program):
     """Bytes that the collectives of an HLO program give to each device, by kind.
 
     Args:
-      program: HLO text, before or after optimization. An asynchronous collective counts once, at
-        its start.
+        program: HLO text, before or after optimization. An asynchronous collective counts once, at
+            its start.
 
     Returns:
-      ``{'all-reduce': bytes, ...}``, only with kinds that occur.
+        ``{'all-reduce': bytes, ...}``, only with kinds that occur.
     """
     found = collections.Counter()
     for shapes, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program):
@@ -87,7 +87,7 @@ def reduced_bytes(state):
     """Bytes that a step has to reduce: gradients, running statistics, counters.
 
     Args:
-      state: a `train.State`, of arrays or of shapes.
+        state: a `train.State`, of arrays or of shapes.
     """
     row, rows = jax.ShapeDtypeStruct((1,), "float32"), jax.ShapeDtypeStruct((1, 2), "float32")
     counters = jax.eval_shape(metrics.train_counters, row, rows, rows)
@@ -98,8 +98,9 @@ def compile_step(model, size, devices):
     """Compiles the step on `devices` of this process's devices, with `size` images each.
 
     Returns:
-      ``{'devices', 'operations', 'needed', 'asked', 'sent'}``: operations of one device; bytes that
-      have to be reduced; bytes per kind of collective in the traced and in the compiled step.
+        ``{'devices', 'operations', 'needed', 'asked', 'sent'}``: operations of one device; bytes
+        that have to be reduced; bytes per kind of collective in the traced and in the compiled
+        step.
     """
     task = create_task(model, size * devices, 32, devices=devices, **{"mix.name": "cutmix"})
     state = train.abstract_state(task)
@@ -172,7 +173,7 @@ def time_processes(count):
     """Starts `count` processes of `main.py` on the digits.
 
     Returns:
-      ``(seconds to the first finished step, seconds of writing the first checkpoint)``.
+        ``(seconds to the first finished step, seconds of writing the first checkpoint)``.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -235,10 +236,10 @@ class Chip:
     """What others publish about a chip and its host; docs/scaling.md names the sources.
 
     Attributes:
-      images: images/s of one chip that trains ResNet-50 on 224 px in 16 bits, with `MEASURED_AT`
-        images per step.
-      bandwidth: bytes/s that each chip sends in a ring of all chips.
-      cores: cores of the host per chip.
+        images: images/s of one chip that trains ResNet-50 on 224 px in 16 bits, with `MEASURED_AT`
+            images per step.
+        bandwidth: bytes/s that each chip sends in a ring of all chips.
+        cores: cores of the host per chip.
     """
 
     images: float
@@ -267,17 +268,17 @@ def all_reduce_seconds(size, chips, bandwidth, hop=0.0):
     r"""Time of a ring all-reduce, :math:`2 (n - 1) (s / (n b) + h)`.
 
     Args:
-      size: bytes on each chip, `s`.
-      chips: number of chips, `n`.
-      bandwidth: bytes/s that each sends, `b`.
-      hop: latency of a message in seconds, `h`.
+        size: bytes on each chip, `s`.
+        chips: number of chips, `n`.
+        bandwidth: bytes/s that each sends, `b`.
+        hop: latency of a message in seconds, `h`.
 
     Returns:
-      Seconds; 0 for one chip.
+        Seconds; 0 for one chip.
 
     Example:
-      >>> all_reduce_seconds(100e6, 8, 100e9)
-      0.00175
+        >>> all_reduce_seconds(100e6, 8, 100e9)
+        0.00175
     """
     return 2 * (chips - 1) * (size / chips / bandwidth + hop)
 
@@ -286,13 +287,13 @@ def step_seconds(chip, chips, batch, size):
     """Time of a step in which nothing overlaps: part of the batch, then the all-reduce.
 
     Args:
-      chip: a `Chip`.
-      chips: number of chips.
-      batch: images per step over all chips.
-      size: bytes that are reduced.
+        chip: a `Chip`.
+        chips: number of chips.
+        batch: images per step over all chips.
+        size: bytes that are reduced.
 
     Returns:
-      ``(seconds of computing, seconds of the all-reduce)``.
+        ``(seconds of computing, seconds of the all-reduce)``.
     """
     image = 1 / chip.images - LAUNCH / MEASURED_AT
     reduce = all_reduce_seconds(size, chips, chip.bandwidth, HOP)
@@ -303,14 +304,14 @@ def images_per_second(chip, chips, batch, size, input_rate):
     """Images/s of training: of the step or of the hosts' input, whichever is slower.
 
     Args:
-      chip: a `Chip`.
-      chips: number of chips.
-      batch: images per step over all chips.
-      size: bytes that are reduced.
-      input_rate: images/s that one core of the host decodes.
+        chip: a `Chip`.
+        chips: number of chips.
+        batch: images per step over all chips.
+        size: bytes that are reduced.
+        input_rate: images/s that one core of the host decodes.
 
     Returns:
-      ``(images/s, 'step' or 'input')``.
+        ``(images/s, 'step' or 'input')``.
     """
     rates = {
         "step": batch / sum(step_seconds(chip, chips, batch, size)),
@@ -324,12 +325,12 @@ def hours(chip, chips, batch, size, input_rate, checkpoint=0.0):
     """Hours of ImageNet in 300 epochs, each with an evaluation and a checkpoint.
 
     Args:
-      chip: a `Chip`.
-      chips: number of chips.
-      batch: images per step over all chips.
-      size: bytes that are reduced.
-      input_rate: images/s that one core of the host decodes.
-      checkpoint: seconds that saving stops training.
+        chip: a `Chip`.
+        chips: number of chips.
+        batch: images per step over all chips.
+        size: bytes that are reduced.
+        input_rate: images/s that one core of the host decodes.
+        checkpoint: seconds that saving stops training.
     """
     rate, _ = images_per_second(chip, chips, batch, size, input_rate)
     evaluated = min(EVAL_SPEED * chips * chip.images, chips * chip.cores * input_rate)
@@ -345,12 +346,12 @@ def last_worthwhile(chip, batch_of, size, input_rate, gain=1.5, most=4096):
     """The first number of chips, a power of two, whose doubling is less than `gain` times as fast.
 
     Args:
-      chip: a `Chip`.
-      batch_of: images per step, given the number of chips; a smaller number ends the search.
-      size: bytes that are reduced.
-      input_rate: images/s that one core of the host decodes.
-      gain: the speedup that a doubling has to reach.
-      most: where to stop looking.
+        chip: a `Chip`.
+        batch_of: images per step, given the number of chips; a smaller number ends the search.
+        size: bytes that are reduced.
+        input_rate: images/s that one core of the host decodes.
+        gain: the speedup that a doubling has to reach.
+        most: where to stop looking.
     """
 
     def rate(chips):
@@ -374,9 +375,9 @@ def worked_out_rows(size, checkpoint, input_rate):
     """ImageNet from published numbers of chips, what others measured, and where it stops scaling.
 
     Args:
-      size: bytes that ResNet-50's step reduces.
-      checkpoint: seconds that saving stops training.
-      input_rate: images/s that one core of the host decodes.
+        size: bytes that ResNet-50's step reduces.
+        checkpoint: seconds that saving stops training.
+        input_rate: images/s that one core of the host decodes.
     """
     for name, chips in SLICES:
         for told, batch_of in BATCHES.items():

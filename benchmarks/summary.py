@@ -14,12 +14,12 @@ class Outcome:
     """The outcome of one benchmark.
 
     Attributes:
-      benchmark: its name.
-      command: the command that runs it alone.
-      seconds: how long it took.
-      machine: where it ran; empty if it did not finish.
-      rows: `timing.Row`s; if it did not finish, one row that says why.
-      failed: whether it started and did not finish.
+        benchmark: its name.
+        command: the command that runs it alone.
+        seconds: how long it took.
+        machine: where it ran; empty if it did not finish.
+        rows: `timing.Row`s; if it did not finish, one row that says why.
+        failed: whether it started and did not finish.
     """
 
     benchmark: str
@@ -56,8 +56,8 @@ def goal_of(row):
     """The number that a row's ratio should reach, or None.
 
     Example:
-      >>> goal_of(timing.Row("step", "ms", [1], "peer", [2], [2], goal=">= 1.3"))
-      1.3
+        >>> goal_of(timing.Row("step", "ms", [1], "peer", [2], [2], goal=">= 1.3"))
+        1.3
     """
     found = re.fullmatch(r"(?:>= ?)?([\d.]+)", row.goal)
     return float(found[1]) if row.ratios and found else None
@@ -67,11 +67,11 @@ def draw(outcomes, path):
     """Plots the ratio of each row that has one: its median, its spread and its goal.
 
     Args:
-      outcomes: a list of `Outcome`; those without ratios get no panel.
-      path: the PNG file.
+        outcomes: a list of `Outcome`; those without ratios get no panel.
+        path: the PNG file.
 
     Returns:
-      Whether there was a ratio to plot.
+        Whether there was a ratio to plot.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

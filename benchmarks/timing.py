@@ -19,14 +19,14 @@ class Row:
     """One measurement, with several repeats, and the peer's if there is one.
 
     Attributes:
-      what: what was measured.
-      unit: of `ours` and `theirs`.
-      ours: one value per repeat.
-      peer: what it is compared with.
-      theirs: one value per repeat; empty if the peer is missing.
-      ratios: one per repeat, above 1 if ours is better.
-      goal: for the ratio, or for the value if there is no peer.
-      note: anything else, such as why a peer is missing.
+        what: what was measured.
+        unit: of `ours` and `theirs`.
+        ours: one value per repeat.
+        peer: what it is compared with.
+        theirs: one value per repeat; empty if the peer is missing.
+        ratios: one per repeat, above 1 if ours is better.
+        goal: for the ratio, or for the value if there is no peer.
+        note: anything else, such as why a peer is missing.
     """
 
     what: str

@@ -12,9 +12,9 @@ class Busy:
     """What a trace shows about the device.
 
     Attributes:
-      share: fraction of the time between its first and last operation in which it was at work.
-      longest_gap: seconds of the longest pause between two operations.
-      seconds: between the first and the last operation.
+        share: fraction of the time between its first and last operation in which it was at work.
+        longest_gap: seconds of the longest pause between two operations.
+        seconds: between the first and the last operation.
     """
 
     share: float

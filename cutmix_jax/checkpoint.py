@@ -69,7 +69,7 @@ class Checkpoints:
         """Starts to write `state` and `meta`, ranked by `error` (from the evaluation of an epoch).
 
         Raises:
-          UserError: the disk is full, or the state is not finite. Earlier checkpoints stay.
+            UserError: the disk is full, or the state is not finite. Earlier checkpoints stay.
         """
         host = jax.device_get(state)
         finite = (np.isfinite(x).all() for x in jax.tree.leaves(host) if x.dtype.kind == "f")
@@ -112,17 +112,17 @@ class Checkpoints:
         """Restores the newest valid checkpoint (or the best), and reports what it skipped.
 
         Args:
-          abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct`, or a function that makes it
-            from the checkpoint's own tree of shapes.
-          which: 'latest' or 'best'.
-          check: called with `meta` before the state is read; may raise `UserError`.
+            abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct`, or a function that makes
+                it from the checkpoint's own tree of shapes.
+            which: 'latest' or 'best'.
+            check: called with `meta` before the state is read; may raise `UserError`.
 
         Returns:
-          ``(state, meta, passed_over)``, with ``state`` on all devices and ``passed_over`` a list
-          of sentences. None if there is no checkpoint at all.
+            ``(state, meta, passed_over)``, with ``state`` on all devices and ``passed_over`` a list
+            of sentences. None if there is no checkpoint at all.
 
         Raises:
-          UserError: there are checkpoints, but none of them is valid.
+            UserError: there are checkpoints, but none of them is valid.
         """
         # An unreadable one may have been the best.
         passed_over = list(self.unreadable.values()) if which == "best" else []
@@ -210,16 +210,16 @@ def read_weights(workdir, which="latest", name=None):
     """The weights to evaluate in a workdir, for any network.
 
     Args:
-      workdir: folder of a run, or of converted weights.
-      which: 'latest' or 'best'.
-      name: name of the workdir in error messages.
+        workdir: folder of a run, or of converted weights.
+        which: 'latest' or 'best'.
+        name: name of the workdir in error messages.
 
     Returns:
-      ``(found, meta, notes)``; ``found`` is ``{'weights': {'params', 'batch_stats'}, 'averaged':
-      bool, 'step': int}``, and ``notes`` are sentences about skipped checkpoints.
+        ``(found, meta, notes)``; ``found`` is ``{'weights': {'params', 'batch_stats'}, 'averaged':
+        bool, 'step': int}``, and ``notes`` are sentences about skipped checkpoints.
 
     Raises:
-      UserError: there is no checkpoint, or all are damaged.
+        UserError: there is no checkpoint, or all are damaged.
     """
     name = name or "The workdir"
     workdir = place(workdir, name)

@@ -25,11 +25,11 @@ def read_config(name, overrides=()):
     """The config of 'FILE' or 'FILE:MODEL,METHOD', with overrides.
 
     Args:
-      name: the value of `--config`.
-      overrides: `--config.KEY=VALUE`, as on the command line.
+        name: the value of `--config`.
+        overrides: `--config.KEY=VALUE`, as on the command line.
 
     Raises:
-      UserError: the file, its argument or an override cannot be used.
+        UserError: the file, its argument or an override cannot be used.
     """
     name = str(place(name, "--config"))
     path, colon, argument = name.partition(":")
@@ -54,8 +54,8 @@ def run_name(name, seed, named=()):
     """Name of a run's folder: its config, its argument, the values `named`, its seed.
 
     Example:
-      >>> run_name('configs/cifar.py:resnet110,cutmix', 0, {'epochs': 3})
-      'cifar-resnet110,cutmix-epochs=3-seed0'
+        >>> run_name('configs/cifar.py:resnet110,cutmix', 0, {'epochs': 3})
+        'cifar-resnet110,cutmix-epochs=3-seed0'
     """
     path, _, arg = name.partition(":")
     values = [f"{key}={value}" for key, value in dict(named).items()]

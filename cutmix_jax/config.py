@@ -386,7 +386,7 @@ def check_config(config):
     """Rejects values that no run can use.
 
     Raises:
-      UserError: a value is not allowed; the message names the key, value and rule.
+        UserError: a value is not allowed; the message names the key, value and rule.
     """
     for key, value in flatten(config.to_dict()).items():
         if key not in SCHEMA:
@@ -495,7 +495,7 @@ def from_plain(plain):
     """The inverse of `to_plain`, for the config in a checkpoint. Missing keys get their defaults.
 
     Raises:
-      UserError: the config has keys that this version does not know.
+        UserError: the config has keys that this version does not know.
     """
     config = base_config()
     values = {

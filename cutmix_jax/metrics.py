@@ -13,12 +13,12 @@ def train_counters(loss, logits, targets):
     right where the prediction is `a`, and as :math:`1 - \lambda` right where it is `b`.
 
     Args:
-      loss: float32 ``[B]``, as it is minimized.
-      logits: float32 ``[B, K]``.
-      targets: float32 ``[B, K]``, rows that sum to 1, before any label smoothing.
+        loss: float32 ``[B]``, as it is minimized.
+        logits: float32 ``[B, K]``.
+        targets: float32 ``[B, K]``, rows that sum to 1, before any label smoothing.
 
     Returns:
-      A dictionary of `clu.metrics.Average`, to be summed over the devices.
+        A dictionary of `clu.metrics.Average`, to be summed over the devices.
     """
     right = jnp.take_along_axis(targets, jnp.argmax(logits, -1)[:, None], -1)[:, 0]
     return {
@@ -31,12 +31,12 @@ def eval_counters(logits, labels, mask):
     """Counts the loss and the top-1 and top-5 errors of one device's examples where `mask` is set.
 
     Args:
-      logits: float32 ``[B, K]``; with fewer than 5 classes, top-5 means top-K.
-      labels: int32 ``[B]``.
-      mask: bool ``[B]``, False for padding.
+        logits: float32 ``[B, K]``; with fewer than 5 classes, top-5 means top-K.
+        labels: int32 ``[B]``.
+        mask: bool ``[B]``, False for padding.
 
     Returns:
-      A dictionary of `clu.metrics.Average`, to be summed over the devices.
+        A dictionary of `clu.metrics.Average`, to be summed over the devices.
     """
     rank = ranks(logits, labels)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -54,15 +54,15 @@ def ranks(logits, labels):
     Of equal logits the lower class comes first; a class whose logit is NaN comes last.
 
     Args:
-      logits: float ``[B, K]``.
-      labels: int ``[B]``.
+        logits: float ``[B, K]``.
+        labels: int ``[B]``.
 
     Returns:
-      int32 ``[B]``, 0 where the prediction is right, K where the logit of the true class is NaN.
+        int32 ``[B]``, 0 where the prediction is right, K where the logit of the true class is NaN.
 
     Example:
-      >>> ranks(jnp.array([[0.1, 0.7, 0.7], [jnp.nan] * 3]), jnp.array([2, 0])).tolist()
-      [1, 3]
+        >>> ranks(jnp.array([[0.1, 0.7, 0.7], [jnp.nan] * 3]), jnp.array([2, 0])).tolist()
+        [1, 3]
     """
     own = jnp.take_along_axis(logits, labels[:, None], 1)
     lower = jnp.arange(logits.shape[1]) < labels[:, None]

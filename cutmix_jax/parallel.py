@@ -26,8 +26,8 @@ class Mapping:
     """How functions and arrays are mapped to the devices.
 
     Attributes:
-      kind: 'pmap' or 'shard_map'.
-      mesh: the devices, of all processes.
+        kind: 'pmap' or 'shard_map'.
+        mesh: the devices, of all processes.
     """
 
     kind: str
@@ -124,11 +124,11 @@ def create_mapping(kind="auto", local_devices=None):
     """Creates the mapping over the devices.
 
     Args:
-      kind: 'pmap', for one process; 'shard_map', for any number; 'auto': pmap in one process.
-      local_devices: number of devices of a single process to use, the first ones; None: all.
+        kind: 'pmap', for one process; 'shard_map', for any number; 'auto': pmap in one process.
+        local_devices: number of devices of a single process to use, the first ones; None: all.
 
     Raises:
-      UserError: 'pmap' with several processes.
+        UserError: 'pmap' with several processes.
     """
     several = jax.process_count() > 1
     if kind == "auto":

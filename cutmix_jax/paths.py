@@ -20,18 +20,18 @@ def place(path, name) -> pathlib.Path:
     Call it before reading or writing anything: pathlib turns a bucket into a folder called `gs:`.
 
     Args:
-      path: a string or an `os.PathLike`; a leading `~` stands for the home folder.
-      name: what the user set, for error messages: '--workdir', 'config.data_dir'.
+        path: a string or an `os.PathLike`; a leading `~` stands for the home folder.
+        name: what the user set, for error messages: '--workdir', 'config.data_dir'.
 
     Returns:
-      A `pathlib.Path`.
+        A `pathlib.Path`.
 
     Raises:
-      UserError: the path has a scheme, such as 's3://', or an unknown home folder.
+        UserError: the path has a scheme, such as 's3://', or an unknown home folder.
 
     Example:
-      >>> place('runs/first', '--workdir')
-      PosixPath('runs/first')
+        >>> place('runs/first', '--workdir')
+        PosixPath('runs/first')
     """
     text = os.fspath(path)
     if SCHEME.search(text):

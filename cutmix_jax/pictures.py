@@ -14,12 +14,12 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
     """Plots training images as the model sees them, with label weights and outlined boxes.
 
     Args:
-      batch: what `Classification.prepare` returns, with float images ``[B, H, W, C]`` in [0, 1];
-        values outside are clipped.
-      class_names: one name per class.
-      path: of the PNG file.
-      columns: images per row.
-      rows: maximum number of rows.
+        batch: what `Classification.prepare` returns, with float images ``[B, H, W, C]`` in [0, 1];
+            values outside are clipped.
+        class_names: one name per class.
+        path: of the PNG file.
+        columns: images per row.
+        rows: maximum number of rows.
     """
     count = min(len(batch["image"]), rows * columns)
     rows = -(-count // columns)
@@ -82,8 +82,8 @@ def draw_errors(histories, path):
     """Plots the error over the epochs, for one run or several (Figure 2 of the paper).
 
     Args:
-      histories: ``{name: records}`` with one record per epoch, as in `metrics.jsonl`.
-      path: of the PNG file.
+        histories: ``{name: records}`` with one record per epoch, as in `metrics.jsonl`.
+        path: of the PNG file.
     """
     figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
     axis = figure.subplots()

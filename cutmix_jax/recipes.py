@@ -75,8 +75,8 @@ def parse_arg(arg, default_model):
     """Splits a config's argument, 'MODEL,METHOD', either of which may be left out.
 
     Example:
-      >>> parse_arg('resnet56,baseline', 'resnet20'), parse_arg(None, 'resnet20')
-      (('resnet56', 'baseline'), ('resnet20', 'cutmix'))
+        >>> parse_arg('resnet56,baseline', 'resnet20'), parse_arg(None, 'resnet20')
+        (('resnet56', 'baseline'), ('resnet20', 'cutmix'))
     """
     parts = [part.strip() for part in (arg or "").split(",")]
     if len(parts) > 2:
@@ -92,23 +92,23 @@ def apply_recipe(config, arg, default_model, kind=None):
     """Sets the model and the keys of METHOD in a config.
 
     Args:
-      config: from `config.base_config`; changed in place.
-      arg: 'MODEL,METHOD', either of which may be left out. METHOD defaults to 'cutmix'.
-      default_model: the model if `arg` names none.
-      kind: 'cifar' or 'imagenet', for the paper's values; None for the mixes' defaults.
+        config: from `config.base_config`; changed in place.
+        arg: 'MODEL,METHOD', either of which may be left out. METHOD defaults to 'cutmix'.
+        default_model: the model if `arg` names none.
+        kind: 'cifar' or 'imagenet', for the paper's values; None for the mixes' defaults.
 
     Raises:
-      UserError: a word or parameter is unknown, or the words contradict each other.
+        UserError: a word or parameter is unknown, or the words contradict each other.
 
     Example:
-      >>> from cutmix_jax.config import base_config
-      >>> config = base_config()
-      >>> apply_recipe(config, 'pyramidnet200,cutmix+shake_drop', 'resnet110', 'cifar')
-      >>> config.model, config.mix.name, config.mix.prob, config.shake_drop
-      ('pyramidnet200', 'cutmix', 0.5, 0.5)
-      >>> apply_recipe(config, ',mixup_alpha0.5', 'resnet110', 'cifar')
-      >>> config.model, config.mix.alpha
-      ('resnet110', 0.5)
+        >>> from cutmix_jax.config import base_config
+        >>> config = base_config()
+        >>> apply_recipe(config, 'pyramidnet200,cutmix+shake_drop', 'resnet110', 'cifar')
+        >>> config.model, config.mix.name, config.mix.prob, config.shake_drop
+        ('pyramidnet200', 'cutmix', 0.5, 0.5)
+        >>> apply_recipe(config, ',mixup_alpha0.5', 'resnet110', 'cifar')
+        >>> config.model, config.mix.alpha
+        ('resnet110', 0.5)
     """
     config.model, method = parse_arg(arg, default_model)
     values = read_method(method, config.model, kind)
@@ -119,19 +119,19 @@ def read_method(method, model=None, kind=None):
     """The config keys that a METHOD sets, with their values.
 
     Args:
-      method: words joined by '+'.
-      model: name of the network; light networks use CutMix with a higher probability.
-      kind: as for `apply_recipe`.
+        method: words joined by '+'.
+        model: name of the network; light networks use CutMix with a higher probability.
+        kind: as for `apply_recipe`.
 
     Returns:
-      A dictionary with keys such as 'mix.name' and 'drop_block.size'.
+        A dictionary with keys such as 'mix.name' and 'drop_block.size'.
 
     Raises:
-      UserError: as for `apply_recipe`.
+        UserError: as for `apply_recipe`.
 
     Example:
-      >>> read_method('drop_block_size8+label_smoothing')['drop_block.size']
-      8
+        >>> read_method('drop_block_size8+label_smoothing')['drop_block.size']
+        8
     """
     groups = [[(word, *_read_word(word)) for word in words] for words in _split(method)]
     parts = [part for group in groups for part in group]
@@ -166,20 +166,20 @@ def create_mix(settings, where="config.mix"):
     """The mix of a config's section `mix`.
 
     Args:
-      settings: a mapping with `name`, as described above, and parameters of `mix.create_mix`. A
-        parameter goes to every mix that has it, unless the mix's word sets its own. None is the
-        mix's default. `switch_prob` is the probability of the second mix in 'FIRST_or_SECOND'.
-      where: name of the settings in error messages.
+        settings: a mapping with `name`, as described above, and parameters of `mix.create_mix`. A
+            parameter goes to every mix that has it, unless the mix's word sets its own. None is the
+            mix's default. `switch_prob` is the probability of the second mix in 'FIRST_or_SECOND'.
+        where: name of the settings in error messages.
 
     Returns:
-      A `mix.Mix`.
+        A `mix.Mix`.
 
     Raises:
-      UserError: a mix or parameter does not exist, or a value is out of range.
+        UserError: a mix or parameter does not exist, or a value is out of range.
 
     Example:
-      >>> create_mix({'name': 'cutout_size16+mixup', 'alpha': 0.2}).name
-      'cutout+mixup'
+        >>> create_mix({'name': 'cutout_size16+mixup', 'alpha': 0.2}).name
+        'cutout+mixup'
     """
     from cutmix_jax import mix  # imports jax
     from cutmix_jax.mix.recipe import parameters_of

@@ -31,15 +31,15 @@ def train(config, workdir, stream=None):
     task (`mixed.png` and `error.png` of a classifier) and, at the end, `results.json`.
 
     Args:
-      config: from a file in `configs/`.
-      workdir: path of a local folder; made if it is not there.
-      stream: where progress is printed; standard output by default.
+        config: from a file in `configs/`.
+        workdir: path of a local folder; made if it is not there.
+        stream: where progress is printed; standard output by default.
 
     Returns:
-      The results, as in `results.json`, or None where the run was interrupted and saved.
+        The results, as in `results.json`, or None where the run was interrupted and saved.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
+        UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
     """
     workdir = place(workdir, "The workdir")
     task = create_task(config)
@@ -120,20 +120,20 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     With `evals` it runs those instead, and writes ``evals/NAME.json`` with tables and figures.
 
     Args:
-      config: the config the run was trained with; None takes it from the checkpoint.
-      workdir: the run's folder, or one that `convert` wrote.
-      which: 'latest' or 'best'.
-      stream: where the result is printed; standard output by default.
-      overrides: ``{'KEY': value}`` for the checkpoint's own config.
-      evals: None, or names such as 'fgsm,ood', or 'all'.
+        config: the config the run was trained with; None takes it from the checkpoint.
+        workdir: the run's folder, or one that `convert` wrote.
+        which: 'latest' or 'best'.
+        stream: where the result is printed; standard output by default.
+        overrides: ``{'KEY': value}`` for the checkpoint's own config.
+        evals: None, or names such as 'fgsm,ood', or 'all'.
 
     Returns:
-      ``{'checkpoint': step, 'test_loss': ..., 'test_top1_error': ..., 'test_top5_error': ...}``,
-      or ``{name: values}`` of `evals`.
+        ``{'checkpoint': step, 'test_loss': ..., 'test_top1_error': ..., 'test_top5_error': ...}``,
+        or ``{name: values}`` of `evals`.
 
     Raises:
-      UserError: there is no intact checkpoint, it has another config, or an evaluation does not
-        exist or apply.
+        UserError: there is no intact checkpoint, it has another config, or an evaluation does not
+            exist or apply.
     """
     names = ()
     if evals is not None:
@@ -191,12 +191,12 @@ def open_run(task, checkpoints, described):
     """The state to start or resume from, replicated, with its progress and notes to print.
 
     Args:
-      task: a `tasks.Task`.
-      checkpoints: of its workdir.
-      described: from `describe_run`.
+        task: a `tasks.Task`.
+        checkpoints: of its workdir.
+        described: from `describe_run`.
 
     Returns:
-      ``(state, progress, notes)``.
+        ``(state, progress, notes)``.
     """
     workdir = checkpoints.folder.parent
     found = checkpoints.restore(

@@ -83,10 +83,10 @@ def plan_runs(recipes, seeds, overrides, workdir):
     """Every run of the sweep, seed by seed, to complete pairs early.
 
     Returns:
-      A list of dictionaries with `recipe`, `seed`, `folder` and `config`.
+        A list of dictionaries with `recipe`, `seed`, `folder` and `config`.
 
     Raises:
-      UserError: a recipe cannot be read, or two of them are the same.
+        UserError: a recipe cannot be read, or two of them are the same.
     """
     configs, seen = {}, []
     for recipe in recipes:
@@ -118,11 +118,11 @@ def choose_baselines(recipes, baseline=None):
     """The baseline of each recipe that has one.
 
     Raises:
-      UserError: `baseline` is not one of the recipes.
+        UserError: `baseline` is not one of the recipes.
 
     Example:
-      >>> choose_baselines(['a.py:resnet20,baseline', 'a.py:resnet20,cutmix', 'a.py:net,mixup'])
-      {'a.py:resnet20,cutmix': 'a.py:resnet20,baseline'}
+        >>> choose_baselines(['a.py:resnet20,baseline', 'a.py:resnet20,cutmix', 'a.py:net,mixup'])
+        {'a.py:resnet20,cutmix': 'a.py:resnet20,baseline'}
     """
     if baseline and baseline not in recipes:
         raise UserError(
@@ -153,14 +153,14 @@ def summarize(runs, baselines):
     """Means and standard deviations over the finished runs.
 
     Args:
-      runs: from `plan_runs`.
-      baselines: from `choose_baselines`.
+        runs: from `plan_runs`.
+        baselines: from `choose_baselines`.
 
     Returns:
-      ``{'recipes': [...], 'unfinished': [folder, ...]}``. A recipe's entry has `recipe`, `params`,
-      `seeds`, `baseline`. For each key of `CHOICES` that its runs have, it has `mean`, `deviation`
-      (None for one seed), `values` by seed, and `gain` over the baseline, in the same form. All
-      are fractions, not percent.
+        ``{'recipes': [...], 'unfinished': [folder, ...]}``. A recipe's entry has `recipe`,
+        `params`, `seeds`, `baseline`. For each key of `CHOICES` that its runs have, it has `mean`,
+        `deviation` (None for one seed), `values` by seed, and `gain` over the baseline, in the same
+        form. All are fractions, not percent.
     """
     found = {(run["recipe"], run["seed"]): finished_results(run) for run in runs}
     unfinished = [str(r["folder"].name) for r in runs if not found[r["recipe"], r["seed"]]]
@@ -171,8 +171,8 @@ def compare(found, baselines):
     """The entries of `summarize`, from results that are already loaded.
 
     Args:
-      found: ``{(recipe, seed): results}``, with None for unfinished runs.
-      baselines: from `choose_baselines`.
+        found: ``{(recipe, seed): results}``, with None for unfinished runs.
+        baselines: from `choose_baselines`.
     """
     recipes = []
     for recipe in dict.fromkeys(recipe for recipe, _ in found):
@@ -268,7 +268,7 @@ def train_all(runs, interruption, after_each):
     ends, and the next run reuses its memory.
 
     Returns:
-      A list of messages, one for each run that failed.
+        A list of messages, one for each run that failed.
     """
     import jax
 

@@ -29,20 +29,20 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     `image_size`.
 
     Args:
-      config: a config that passed `check_config`, or a mapping with the keys that differ from the
-        defaults of `config.SCHEMA`.
-      shards: how batches are split over devices and processes.
+        config: a config that passed `check_config`, or a mapping with the keys that differ from the
+            defaults of `config.SCHEMA`.
+        shards: how batches are split over devices and processes.
 
     Returns:
-      The opened dataset; nothing is on a device yet.
+        The opened dataset; nothing is on a device yet.
 
     Raises:
-      UserError: the config or the dataset cannot be used; the message says why.
+        UserError: the config or the dataset cannot be used; the message says why.
 
     Example:
-      >>> data = open_data({'dataset': 'digits', 'batch_size': 50})
-      >>> data.kind, data.image_shape, dict(data.examples), data.steps_per_epoch
-      ('resident', (16, 16, 1), {'train': 1500, 'test': 297}, 30)
+        >>> data = open_data({'dataset': 'digits', 'batch_size': 50})
+        >>> data.kind, data.image_shape, dict(data.examples), data.steps_per_epoch
+        ('resident', (16, 16, 1), {'train': 1500, 'test': 297}, 30)
     """
     if not isinstance(config, ConfigDict):
         config = from_plain(config)

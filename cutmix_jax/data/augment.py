@@ -33,20 +33,21 @@ def crop_and_flip(
     flipped horizontally with probability 1/2.
 
     Args:
-      keys: `[B]` keys, one per image.
-      images: `[B, H, W, C]` of any dtype.
-      pad: pixels per side; 0 for no crop.
-      flip: whether to flip at random.
-      pad_mode: 'zero', or 'reflect' for the image mirrored at its border, without the border pixel.
+        keys: `[B]` keys, one per image.
+        images: `[B, H, W, C]` of any dtype.
+        pad: pixels per side; 0 for no crop.
+        flip: whether to flip at random.
+        pad_mode: 'zero', or 'reflect' for the image mirrored at its border, without the border
+            pixel.
 
     Returns:
-      `[B, H, W, C]`, in the dtype of `images`.
+        `[B, H, W, C]`, in the dtype of `images`.
 
     Example:
-      >>> keys = example_keys(0, 0, jnp.arange(4))
-      >>> images = jnp.full((4, 32, 32, 3), 7, jnp.uint8)
-      >>> crop_and_flip(keys, images, pad=4, flip=True).shape
-      (4, 32, 32, 3)
+        >>> keys = example_keys(0, 0, jnp.arange(4))
+        >>> images = jnp.full((4, 32, 32, 3), 7, jnp.uint8)
+        >>> crop_and_flip(keys, images, pad=4, flip=True).shape
+        (4, 32, 32, 3)
     """
     top, left, mirror = crop_and_flip_draws(keys, pad)
     height, width = images.shape[1:3]
@@ -87,18 +88,18 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
     target `t`: 0 (brightness), the mean gray value (contrast), the gray image (saturation).
 
     Args:
-      keys: `[B]` keys, one per image.
-      images: float `[B, H, W, 3]` in [0, 1].
-      strength: largest `|a|`; the authors of CutMix use 0.4.
+        keys: `[B]` keys, one per image.
+        images: float `[B, H, W, 3]` in [0, 1].
+        strength: largest `|a|`; the authors of CutMix use 0.4.
 
     Returns:
-      float `[B, H, W, 3]`.
+        float `[B, H, W, 3]`.
 
     Example:
-      >>> keys = jax.random.split(jax.random.key(0), 4)
-      >>> gray = color_jitter(keys, jnp.full((4, 8, 8, 3), 0.5), 0.4)[0, 0, 0]
-      >>> bool(jnp.ptp(gray) < 1e-6), bool(0.3 <= gray[0] <= 0.7)  # only brightness changes
-      (True, True)
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> gray = color_jitter(keys, jnp.full((4, 8, 8, 3), 0.5), 0.4)[0, 0, 0]
+        >>> bool(jnp.ptp(gray) < 1e-6), bool(0.3 <= gray[0] <= 0.7)  # only brightness changes
+        (True, True)
     """
     weights, order = jitter_draws(keys, strength, images.dtype)
     for step in range(3):
@@ -129,22 +130,22 @@ def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
     Channel `c` gets `sum_j V[c, j] a_j e_j` with `a_j ~ N(0, std)`.
 
     Args:
-      keys: `[B]` keys, one per image.
-      images: float `[B, H, W, 3]` in [0, 1].
-      std: standard deviation of `a`; the authors of CutMix use 0.1.
+        keys: `[B]` keys, one per image.
+        images: float `[B, H, W, 3]` in [0, 1].
+        std: standard deviation of `a`; the authors of CutMix use 0.1.
 
     Returns:
-      float `[B, H, W, 3]`.
+        float `[B, H, W, 3]`.
 
     Example:
-      >>> keys = jax.random.split(jax.random.key(0), 4)
-      >>> images = jnp.full((4, 8, 8, 3), 0.5)
-      >>> shift = lighting(keys, images, 0.1) - images
-      >>> bool(jnp.allclose(shift, shift[:, :1, :1])), shift.shape  # one shift per image
-      (True, (4, 8, 8, 3))
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> images = jnp.full((4, 8, 8, 3), 0.5)
+        >>> shift = lighting(keys, images, 0.1) - images
+        >>> bool(jnp.allclose(shift, shift[:, :1, :1])), shift.shape  # one shift per image
+        (True, (4, 8, 8, 3))
 
     Reference:
-      Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012.
+        Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012.
     """
     a = lighting_draws(keys, std, images.dtype)
     scaled = a * jnp.asarray(EIGENVALUES, images.dtype)

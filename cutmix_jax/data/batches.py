@@ -35,33 +35,34 @@ class Data:
     'mask': bool [b]}`.
 
     Attributes:
-      kind: 'resident' (the arrays live on the device, `xs` holds indices) or 'streaming' (`xs`
-        holds the images).
-      num_classes: number of classes.
-      class_names: one name per class.
-      image_shape: (H, W, C) of the images that the model sees.
-      examples: number of examples per split: 'train', 'test' and, if configured, 'held_out'.
-      batch_size: examples per step over all devices and processes.
-      arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
-      load_train: `(arrays[split], xs, epoch) -> batch`, augmented.
-      load_eval: `(arrays[split], xs) -> batch`, not augmented.
-      train_batches: `(epoch, start_step=0) -> iterator of xs`, with this process's part of each
-        batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`. `seed`, int32
-        `[local_devices]`, is the run's seed for sampling on the device. So one compiled step
-        serves every seed.
-      train_shapes: shapes and dtypes of one device's part of such a batch, without the leading
-        axis. With them the step can be compiled before the first batch arrives.
-      eval_batches: `(split, order=None) -> iterator of xs`. Every example occurs once over all
-        devices and processes. `mask` is False for the padding of the last batch. All processes
-        have the same number of batches. `order`, int `[n]`, selects other positions, in any order.
-      color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
-      digest: None if the images are in `arrays`. Else `(split) -> text`, which changes with any
-        image or label of the split. Calling it reads the records.
-      reader: names and versions of the libraries that decode each batch, because other versions
-        may give other pixels. None if images are not decoded per batch.
-      boxes: None if the dataset has no boxes. Else `(split) -> list of float32 [n_i, 4]`, one entry
-        per example in the order of the split: (top, left, bottom, right), half-open, in pixels of
-        the images of `load_eval`. Calling it reads the boxes.
+        kind: 'resident' (the arrays live on the device, `xs` holds indices) or 'streaming' (`xs`
+            holds the images).
+        num_classes: number of classes.
+        class_names: one name per class.
+        image_shape: (H, W, C) of the images that the model sees.
+        examples: number of examples per split: 'train', 'test' and, if configured, 'held_out'.
+        batch_size: examples per step over all devices and processes.
+        arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
+        load_train: `(arrays[split], xs, epoch) -> batch`, augmented.
+        load_eval: `(arrays[split], xs) -> batch`, not augmented.
+        train_batches: `(epoch, start_step=0) -> iterator of xs`, with this process's part of each
+            batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`. `seed`, int32
+            `[local_devices]`, is the run's seed for sampling on the device. So one compiled step
+            serves every seed.
+        train_shapes: shapes and dtypes of one device's part of such a batch, without the leading
+            axis. With them the step can be compiled before the first batch arrives.
+        eval_batches: `(split, order=None) -> iterator of xs`. Every example occurs once over all
+            devices and processes. `mask` is False for the padding of the last batch. All processes
+            have the same number of batches. `order`, int `[n]`, selects other positions, in any
+            order.
+        color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
+        digest: None if the images are in `arrays`. Else `(split) -> text`, which changes with any
+            image or label of the split. Calling it reads the records.
+        reader: names and versions of the libraries that decode each batch, because other versions
+            may give other pixels. None if images are not decoded per batch.
+        boxes: None if the dataset has no boxes. Else `(split) -> list of float32 [n_i, 4]`, one
+            entry per example in the order of the split: (top, left, bottom, right), half-open, in
+            pixels of the images of `load_eval`. Calling it reads the boxes.
     """
 
     kind: str

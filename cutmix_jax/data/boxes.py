@@ -27,17 +27,17 @@ def in_pixels(shares: np.ndarray, resized, offset, shape) -> np.ndarray:
     clipped to the crop. A box outside the crop becomes empty.
 
     Args:
-      shares: float `[n, 4]`, (top, left, bottom, right) as fractions of the image.
-      resized: (height, width) of the whole resized image, in pixels.
-      offset: (top, left) of the crop in the resized image, in pixels.
-      shape: (height, width) of the crop in pixels.
+        shares: float `[n, 4]`, (top, left, bottom, right) as fractions of the image.
+        resized: (height, width) of the whole resized image, in pixels.
+        offset: (top, left) of the crop in the resized image, in pixels.
+        shape: (height, width) of the crop in pixels.
 
     Returns:
-      float32 `[n, 4]`, (top, left, bottom, right) in pixels of the crop, half-open.
+        float32 `[n, 4]`, (top, left, bottom, right) in pixels of the crop, half-open.
 
     Example:
-      >>> in_pixels(np.array([[0.0, 0.25, 0.5, 1.0]]), (256, 256), (16, 16), (224, 224)).tolist()
-      [[0.0, 48.0, 112.0, 224.0]]
+        >>> in_pixels(np.array([[0.0, 0.25, 0.5, 1.0]]), (256, 256), (16, 16), (224, 224)).tolist()
+        [[0.0, 48.0, 112.0, 224.0]]
     """
     corners = np.asarray(shares, np.float64).reshape(-1, 2, 2)
     moved = corners * np.asarray(resized) - np.asarray(offset)
@@ -60,8 +60,8 @@ def checked(shares: np.ndarray, name: str) -> np.ndarray:
     """Boxes as fractions of the image, float32 [n, 4], clipped to it.
 
     Raises:
-      UserError: a corner is not finite, or a box covers none of the image; the message contains
-        `name`.
+        UserError: a corner is not finite, or a box covers none of the image; the message contains
+            `name`.
     """
     shares = np.asarray(shares, np.float64).reshape(-1, 4)
     clipped = np.clip(shares, 0, 1)
@@ -80,8 +80,8 @@ def from_corners(corners, size, name: str) -> np.ndarray:
     `size` is (height, width) of the annotated image.
 
     Example:
-      >>> from_corners([[0, 8, 31, 15]], (64, 16), 'cat.xml').tolist()
-      [[0.0, 0.5, 0.5, 1.0]]
+        >>> from_corners([[0, 8, 31, 15]], (64, 16), 'cat.xml').tolist()
+        [[0.0, 0.5, 0.5, 1.0]]
     """
     if not all(0 < side < np.inf for side in size):
         raise UserError(

@@ -25,10 +25,10 @@ class Archive:
     """One of the official archives: a tar file of pickled batches.
 
     Attributes:
-      url: download address.
-      files: for each split, the MD5 of each batch by its name in the archive.
-      meta: name and MD5 of the file with the class names.
-      labels: for each label feature, its key in a batch and the key of its class names.
+        url: download address.
+        files: for each split, the MD5 of each batch by its name in the archive.
+        meta: name and MD5 of the file with the class names.
+        labels: for each label feature, its key in a batch and the key of its class names.
     """
 
     url: str
@@ -75,12 +75,12 @@ def prepare(name: str, root: pathlib.Path) -> None:
     when it is complete.
 
     Args:
-      name: a key of `ARCHIVES`.
-      root: the folder of TFDS datasets; created if it does not exist.
+        name: a key of `ARCHIVES`.
+        root: the folder of TFDS datasets; created if it does not exist.
 
     Raises:
-      UserError: the archive cannot be downloaded, is truncated or has other content, or the folder
-        cannot be written.
+        UserError: the archive cannot be downloaded, is truncated or has other content, or the
+            folder cannot be written.
     """
     require("array_record", f"preparing {name}", "pip install array_record")
     archive = ARCHIVES[name]

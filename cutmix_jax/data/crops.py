@@ -17,18 +17,18 @@ def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
     """The random numbers of given images in one epoch.
 
     Args:
-      seed: seed of the run.
-      epoch: epoch, counted from 0.
-      index: int `[n]`, indices of the images.
+        seed: seed of the run.
+        epoch: epoch, counted from 0.
+        index: int `[n]`, indices of the images.
 
     Returns:
-      float64 `[n, ATTEMPTS, 4]`, uniform in [0, 1): for each attempt the area, ratio, top and left
-      of a box.
+        float64 `[n, ATTEMPTS, 4]`, uniform in [0, 1): for each attempt the area, ratio, top and
+        left of a box.
 
     Example:
-      >>> numbers = sample(0, 1, np.array([5, 7]))
-      >>> bool((numbers[1] == sample(0, 1, np.array([7]))[0]).all())
-      True
+        >>> numbers = sample(0, 1, np.array([5, 7]))
+        >>> bool((numbers[1] == sample(0, 1, np.array([7]))[0]).all())
+        True
     """
     key = np.random.SeedSequence((seed, epoch)).generate_state(2)
     # Each call of the generator returns two numbers.
@@ -43,7 +43,7 @@ def threefry(key, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     This is the generator of `jax.random`, in NumPy.
 
     Reference:
-      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011.
+        Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011.
     """
     keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     x, y = x + keys[0], y + keys[1]
@@ -67,14 +67,14 @@ def random_resized(
     result is the largest central box with an allowed ratio.
 
     Args:
-      numbers: float `[ATTEMPTS, 4]`, from `sample`.
-      height: H.
-      width: W.
-      area: smallest and largest fraction.
+        numbers: float `[ATTEMPTS, 4]`, from `sample`.
+        height: H.
+        width: W.
+        area: smallest and largest fraction.
 
     Example:
-      >>> random_resized(np.full((ATTEMPTS, 4), 0.5), 60, 80, (0.25, 0.25))
-      (13, 23, 35, 35)
+        >>> random_resized(np.full((ATTEMPTS, 4), 0.5), 60, 80, (0.25, 0.25))
+        (13, 23, 35, 35)
     """
     for share, ratio, down, right in numbers.tolist():
         pixels = height * width * (area[0] + (area[1] - area[0]) * share)
@@ -101,8 +101,8 @@ def central(
     `resize` is the shorter side, or both sides if `square` is set.
 
     Example:
-      >>> central(300, 400, (224, 224), 256, square=False)
-      ((256, 341), (16, 58))
+        >>> central(300, 400, (224, 224), 256, square=False)
+        ((256, 341), (16, 58))
     """
     shorter = min(height, width)
     resized = (resize * height // shorter, resize * width // shorter)

@@ -48,7 +48,7 @@ def read(path) -> bytes:
     """The bytes of a file.
 
     Raises:
-      UserError: the file cannot be opened; the message names it.
+        UserError: the file cannot be opened; the message names it.
     """
     try:
         with open(path, "rb") as file:
@@ -71,20 +71,20 @@ def decode(data: bytes, channels: int, name) -> np.ndarray:
     """Decodes the first frame of an image, without rotation or blending.
 
     Args:
-      data: the bytes of a file in a format of `ENDINGS`.
-      channels: 3 for color, 1 for gray; images are converted.
-      name: name of the image in error messages.
+        data: the bytes of a file in a format of `ENDINGS`.
+        channels: 3 for color, 1 for gray; images are converted.
+        name: name of the image in error messages.
 
     Returns:
-      uint8 `[H, W, channels]`.
+        uint8 `[H, W, channels]`.
 
     Raises:
-      UserError: the format is not supported, or the image is damaged or has more than 8 bits per
-        channel.
+        UserError: the format is not supported, or the image is damaged or has more than 8 bits per
+            channel.
 
     Example:
-      >>> decode(b'P5 2 1 255 ' + bytes([7, 9]), 1, 'two.pgm').tolist()
-      [[[7], [9]]]
+        >>> decode(b'P5 2 1 255 ' + bytes([7, 9]), 1, 'two.pgm').tolist()
+        [[[7], [9]]]
     """
 
     if (found := _decode_jpeg(data, channels)) is not None:
@@ -197,17 +197,17 @@ def crop_and_resize(
     """Resizes a box of the image, like `resize` up to one level. Pixels outside have no effect.
 
     Args:
-      image: uint8 `[H, W, C]`.
-      box: (top, left, height, width) in pixels.
-      shape: (height, width) to resize the box to.
+        image: uint8 `[H, W, C]`.
+        box: (top, left, height, width) in pixels.
+        shape: (height, width) to resize the box to.
 
     Returns:
-      uint8 `[*shape, C]`.
+        uint8 `[*shape, C]`.
 
     Example:
-      >>> image = np.array([[[9], [0], [100]]], np.uint8)
-      >>> crop_and_resize(image, (0, 1, 1, 2), (1, 4))[..., 0].tolist()
-      [[0, 25, 75, 100]]
+        >>> image = np.array([[[9], [0], [100]]], np.uint8)
+        >>> crop_and_resize(image, (0, 1, 1, 2), (1, 4))[..., 0].tolist()
+        [[0, 25, 75, 100]]
     """
     top, left, height, width = box
     part = image[top : top + height, left : left + width]
@@ -230,18 +230,18 @@ def resize_and_crop(
     bits.
 
     Args:
-      image: uint8 `[H, W, C]`.
-      resized: (height, width) of the whole resized image, with Pillow's bilinear filter.
-      offset: (top, left) of the crop in the resized image, in pixels.
-      shape: (height, width) of the crop.
+        image: uint8 `[H, W, C]`.
+        resized: (height, width) of the whole resized image, with Pillow's bilinear filter.
+        offset: (top, left) of the crop in the resized image, in pixels.
+        shape: (height, width) of the crop.
 
     Returns:
-      uint8 `[*shape, C]`.
+        uint8 `[*shape, C]`.
 
     Example:
-      >>> image = np.array([[[0], [100]]], np.uint8)
-      >>> resize_and_crop(image, (1, 4), (0, 1), (1, 2))[..., 0].tolist()
-      [[25, 75]]
+        >>> image = np.array([[[0], [100]]], np.uint8)
+        >>> resize_and_crop(image, (1, 4), (0, 1), (1, 2))[..., 0].tolist()
+        [[25, 75]]
     """
     from PIL import Image
 
@@ -286,12 +286,12 @@ def find(folder, passed_over: dict[str, list[str]]) -> list[str]:
     """Paths of all image files below a folder, at any depth, sorted by path component.
 
     Args:
-      folder: the folder to search.
-      passed_over: collects the paths of skipped files by reason, for one or more folders. Call
-        `say_passed_over` afterwards.
+        folder: the folder to search.
+        passed_over: collects the paths of skipped files by reason, for one or more folders. Call
+            `say_passed_over` afterwards.
 
     Raises:
-      UserError: a folder cannot be listed, or something named like an image file is not a file.
+        UserError: a folder cannot be listed, or something named like an image file is not a file.
     """
     files = []
     for entry in list_folder(folder):
@@ -323,7 +323,7 @@ def list_folder(folder) -> list[os.DirEntry]:
     """The entries of a folder, sorted by name.
 
     Raises:
-      UserError: the folder cannot be listed; the message names it.
+        UserError: the folder cannot be listed; the message names it.
     """
     try:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)

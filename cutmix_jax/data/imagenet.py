@@ -49,12 +49,12 @@ def prepare(source: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
     of them.
 
     Args:
-      source: the folder that holds both archives.
-      root: the folder of TFDS datasets; created if it does not exist.
+        source: the folder that holds both archives.
+        root: the folder of TFDS datasets; created if it does not exist.
 
     Raises:
-      UserError: an archive is missing, truncated or has other content, or the folder cannot be
-        written.
+        UserError: an archive is missing, truncated or has other content, or the folder cannot be
+            written.
     """
     require("array_record", f"preparing {NAME}", "pip install array_record")
     if (target := root / NAME / VERSION).exists():

@@ -15,12 +15,12 @@ class Loader:
     """Decodes, crops and resizes images. It can be pickled.
 
     Attributes:
-      set_name: name of the dataset in error messages.
-      shape: (H, W, C) of the resulting images.
-      resize: the shorter side before the crop; None if images already have their size.
-      square: whether both sides are resized to `resize`.
-      area: (smallest, largest) fraction in the random-resized crop; None: no such crop.
-      splits: name -> (records, int [n] indices of those to use).
+        set_name: name of the dataset in error messages.
+        shape: (H, W, C) of the resulting images.
+        resize: the shorter side before the crop; None if images already have their size.
+        square: whether both sides are resized to `resize`.
+        area: (smallest, largest) fraction in the random-resized crop; None: no such crop.
+        splits: name -> (records, int [n] indices of those to use).
     """
 
     set_name: str
@@ -41,14 +41,14 @@ class Loader:
         """Writes examples of a split to `images` and `labels`.
 
         Args:
-          name: name of the split.
-          images: uint8 `[n, H, W, C]`, output.
-          labels: int64 `[n]`, output.
-          positions: int `[n]`, positions of the examples.
-          numbers: random numbers `[n, ...]` from `crops.sample`; None in evaluation.
+            name: name of the split.
+            images: uint8 `[n, H, W, C]`, output.
+            labels: int64 `[n]`, output.
+            positions: int `[n]`, positions of the examples.
+            numbers: random numbers `[n, ...]` from `crops.sample`; None in evaluation.
 
         Raises:
-          UserError: an image cannot be used; the message names it.
+            UserError: an image cannot be used; the message names it.
         """
         split, index = self.splits[name]
         for slot, position in enumerate(positions.tolist()):

@@ -28,12 +28,13 @@ class Split:
     """Records of one split.
 
     Attributes:
-      count: number of records.
-      read: index -> bytes: an encoded image if `labels` is set, else a serialized
-        `tf.train.Example` with the features `image` and `label`.
-      labels: int32 [count], or None.
-      name: index -> name of the record in error messages.
-      boxes: None, or index -> float32 [n, 4], (top, left, bottom, right) as fractions of the image.
+        count: number of records.
+        read: index -> bytes: an encoded image if `labels` is set, else a serialized
+            `tf.train.Example` with the features `image` and `label`.
+        labels: int32 [count], or None.
+        name: index -> name of the record in error messages.
+        boxes: None, or index -> float32 [n, 4], (top, left, bottom, right) as fractions of the
+            image.
     """
 
     count: int
@@ -48,11 +49,11 @@ class ImageSet:
     """A dataset on disk.
 
     Attributes:
-      name: name in the config.
-      class_names: one name per class.
-      shape: (H, W, C), H and W None if images may differ in size.
-      splits: 'train' and, unless held-out images replace it, 'test'.
-      fingerprint: returns a text that changes with the files.
+        name: name in the config.
+        class_names: one name per class.
+        shape: (H, W, C), H and W None if images may differ in size.
+        splits: 'train' and, unless held-out images replace it, 'test'.
+        fingerprint: returns a text that changes with the files.
     """
 
     name: str

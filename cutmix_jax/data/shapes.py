@@ -62,12 +62,13 @@ class Example:
     """One image and its annotations.
 
     Attributes:
-      image: uint8 [size, size, 3].
-      label: class of the first object, which is the largest.
-      labels: int32 [n], the class of each object.
-      boxes: float32 [n, 4], (top, left, bottom, right) as fractions of the side, half-open, tight.
-      mask: uint8 [size, size], 0 for the background and k for the k-th object.
-      caption: one sentence.
+        image: uint8 [size, size, 3].
+        label: class of the first object, which is the largest.
+        labels: int32 [n], the class of each object.
+        boxes: float32 [n, 4], (top, left, bottom, right) as fractions of the side, half-open,
+            tight.
+        mask: uint8 [size, size], 0 for the background and k for the k-th object.
+        caption: one sentence.
     """
 
     image: np.ndarray
@@ -82,21 +83,21 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
     """Renders one image, which depends only on the arguments.
 
     Args:
-      seed: seed of a sequence of images; train and test have one each.
-      index: index in the sequence.
-      size: side in pixels, at least 16.
-      max_objects: maximum number of objects; they do not overlap.
+        seed: seed of a sequence of images; train and test have one each.
+        index: index in the sequence.
+        size: side in pixels, at least 16.
+        max_objects: maximum number of objects; they do not overlap.
 
     Returns:
-      An `Example`.
+        An `Example`.
 
     Raises:
-      UserError: the size is too small to distinguish the forms.
+        UserError: the size is too small to distinguish the forms.
 
     Example:
-      >>> example = draw_example(seed=0, index=0)
-      >>> example.image.shape, CLASS_NAMES[example.label], example.caption
-      ((64, 64, 3), 'hourglass', 'A dotted gray hourglass on a purple ground.')
+        >>> example = draw_example(seed=0, index=0)
+        >>> example.image.shape, CLASS_NAMES[example.label], example.caption
+        ((64, 64, 3), 'hourglass', 'A dotted gray hourglass on a purple ground.')
     """
     check_size(size)
     random = random_state(seed, index)

@@ -171,13 +171,13 @@ def _load_in_order(
     """Yields (images, labels) of each row of positions, which threads load in advance.
 
     Args:
-      fill: function of (images, labels, positions, random numbers), which writes the first two.
-        Its errors are raised here, in the order of the images.
-      threads: number of threads.
-      together: maximum number of images per call of `fill`.
-      rows: int `[steps, n]`.
-      sample: positions `[n]` -> random numbers `[n, ...]`, or None.
-      shape: shape of an image.
+        fill: function of (images, labels, positions, random numbers), which writes the first two.
+            Its errors are raised here, in the order of the images.
+        threads: number of threads.
+        together: maximum number of images per call of `fill`.
+        rows: int `[steps, n]`.
+        sample: positions `[n]` -> random numbers `[n, ...]`, or None.
+        shape: shape of an image.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads, "images")
     parts = [slice(i, i + together) for i in range(0, rows.shape[1], together)]

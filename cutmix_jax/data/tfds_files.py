@@ -18,7 +18,7 @@ def unfinished(name: str, version: str, root: pathlib.Path) -> Iterator[pathlib.
     """A folder to write to, which becomes ``root/NAME/VERSION`` when it is complete.
 
     Raises:
-      UserError: the folder cannot be written.
+        UserError: the folder cannot be written.
     """
     try:
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -47,12 +47,12 @@ def write_shard(
     """Writes one file of a split; returns its number of examples and of bytes.
 
     Args:
-      folder: folder to write to.
-      name: name of the dataset.
-      split: name of the split.
-      shard: number of the file.
-      shards: number of files in the split.
-      examples: feature -> bytes or an integer.
+        folder: folder to write to.
+        name: name of the dataset.
+        split: name of the split.
+        shard: number of the file.
+        shards: number of files in the split.
+        examples: feature -> bytes or an integer.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -82,12 +82,12 @@ def write_info(
     """Writes the metadata that TFDS reads before the records.
 
     Args:
-      folder: folder to write to, named after the version.
-      name: name of the dataset.
-      features: `tfds.features.FeaturesDict`.
-      splits: (examples, bytes) of each file of each split.
-      module: module of the TFDS builder.
-      urls: sources of the data.
+        folder: folder to write to, named after the version.
+        name: name of the dataset.
+        features: `tfds.features.FeaturesDict`.
+        splits: (examples, bytes) of each file of each split.
+        module: module of the TFDS builder.
+        urls: sources of the data.
     """
     features.save_config(folder)
     info = {

@@ -30,9 +30,9 @@ class Workers:
     """Processes that run `Loader.fill`, one task per calling thread.
 
     Args:
-      count: number of processes.
-      loader: the loader to run.
-      most: maximum number of images per task.
+        count: number of processes.
+        loader: the loader to run.
+        most: maximum number of images per task.
     """
 
     def __init__(self, count: int, loader: Loader, most: int):

@@ -31,45 +31,45 @@ def create_model(
     """Creates the network `name`; `xK` after the name makes every layer K times as wide.
 
     Args:
-      name: a key of `NETS`, such as 'resnet110' (CIFAR) or 'resnet50' (ImageNet). With a factor,
-        'resnet20x4' has 64, 128 and 256 planes. 'pyramidnetDEPTH_ALPHA' has bottleneck blocks,
-        'pyramidnetDEPTH_ALPHA_basic' basic blocks.
-      num_classes: number of logits.
-      dtype: of activations, float32 or bfloat16; parameters and logits are always float32.
-      norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
-        uses the statistics of each device's own batch, as in the paper.
-      norm_groups: number of equal parts of a device's batch that are normalized separately ("ghost"
-        BatchNorm). 2 (CIFAR) and 4 (ImageNet) match the GPUs of the paper.
-      norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - momentum).
-      norm_epsilon: added to the variance.
-      zero_init: start the last BatchNorm scale of each residual block at zero.
-      remat: recompute each block in the backward pass, instead of keeping its activations.
-      last_stride: stride of layer4; 1 gives maps of 14x14 at 224.
-      regularization: regularizers of the blocks in training; None: none.
+        name: a key of `NETS`, such as 'resnet110' (CIFAR) or 'resnet50' (ImageNet). With a factor,
+            'resnet20x4' has 64, 128 and 256 planes. 'pyramidnetDEPTH_ALPHA' has bottleneck blocks,
+            'pyramidnetDEPTH_ALPHA_basic' basic blocks.
+        num_classes: number of logits.
+        dtype: of activations, float32 or bfloat16; parameters and logits are always float32.
+        norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
+            uses the statistics of each device's own batch, as in the paper.
+        norm_groups: number of equal parts of a device's batch that are normalized separately
+            ("ghost" BatchNorm). 2 (CIFAR) and 4 (ImageNet) match the GPUs of the paper.
+        norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - momentum).
+        norm_epsilon: added to the variance.
+        zero_init: start the last BatchNorm scale of each residual block at zero.
+        remat: recompute each block in the backward pass, instead of keeping its activations.
+        last_stride: stride of layer4; 1 gives maps of 14x14 at 224.
+        regularization: regularizers of the blocks in training; None: none.
 
     Returns:
-      A module. `model.apply(variables, images, train=bool, tap=None, progress=1.0)` takes float
-      images [B, H, W, C] to float32 logits [B, num_classes]. `tap(name, x) -> x` is called at each
-      map of `model.feature_names` and may return another map of the same shape. The last of these
-      maps is averaged for the linear layer 'fc'. `progress`, the completed fraction of training,
-      drives DropBlock's schedule. In training, regularizers need `rngs={'drop': key}`.
+        A module. `model.apply(variables, images, train=bool, tap=None, progress=1.0)` takes float
+        images [B, H, W, C] to float32 logits [B, num_classes]. `tap(name, x) -> x` is called at
+        each map of `model.feature_names` and may return another map of the same shape. The last of
+        these maps is averaged for the linear layer 'fc'. `progress`, the completed fraction of
+        training, drives DropBlock's schedule. In training, regularizers need `rngs={'drop': key}`.
 
     Raises:
-      UserError: the name is unknown, or the network does not support an option.
+        UserError: the name is unknown, or the network does not support an option.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = create_model('resnet20', num_classes=100)
-      >>> images = jnp.zeros([2, 32, 32, 3])
-      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)  # or init itself
-      >>> jax.eval_shape(model.apply, variables, images).shape
-      (2, 100)
-      >>> model.feature_names
-      ('image', 'stem', 'layer1', 'layer2', 'layer3')
+        >>> import jax, jax.numpy as jnp
+        >>> model = create_model('resnet20', num_classes=100)
+        >>> images = jnp.zeros([2, 32, 32, 3])
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)  # or init itself
+        >>> jax.eval_shape(model.apply, variables, images).shape
+        (2, 100)
+        >>> model.feature_names
+        ('image', 'stem', 'layer1', 'layer2', 'layer3')
 
     Reference:
-      He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. (Modules
-      cite the papers of other networks.)
+        He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. (Modules
+        cite the papers of other networks.)
     """
     regularization = regularization or Regularization()
     model = _find(name)(
@@ -122,16 +122,16 @@ def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 
     """Checks that images of `shape` (H, W, C) leave at least one pixel in the last map.
 
     Args:
-      name: as for `create_model`.
-      shape: height and width in pixels, and the number of channels.
-      last_stride: as for `create_model`.
+        name: as for `create_model`.
+        shape: height and width in pixels, and the number of channels.
+        last_stride: as for `create_model`.
 
     Raises:
-      UserError: a side is shorter than the network's total stride, or the network needs another
-        size, or the name is unknown.
+        UserError: a side is shorter than the network's total stride, or the network needs another
+            size, or the name is unknown.
 
     Example:
-      >>> check_image_size('resnet50', (224, 224, 3))
+        >>> check_image_size('resnet50', (224, 224, 3))
     """
     height, width, _ = shape
     model = create_model(name, 1, last_stride=last_stride)

@@ -44,33 +44,33 @@ def conv_general_dilated(
     else is passed on. Only reverse-mode differentiation is supported.
 
     Args:
-      lhs: images ``[B, H, W, C]``, floating.
-      rhs: kernels ``[h, w, C / groups, O]``, of the same dtype.
-      window_strides: two ints, in pixels.
-      padding: two pairs (low, high) of ints, in pixels, or 'SAME' or 'VALID'.
-      lhs_dilation: see `lax.conv_general_dilated`.
-      rhs_dilation: see there.
-      dimension_numbers: see there.
-      feature_group_count: number of groups of channels.
-      precision: see there.
-      **options: other options of `lax.conv_general_dilated`.
+        lhs: images ``[B, H, W, C]``, floating.
+        rhs: kernels ``[h, w, C / groups, O]``, of the same dtype.
+        window_strides: two ints, in pixels.
+        padding: two pairs (low, high) of ints, in pixels, or 'SAME' or 'VALID'.
+        lhs_dilation: see `lax.conv_general_dilated`.
+        rhs_dilation: see there.
+        dimension_numbers: see there.
+        feature_group_count: number of groups of channels.
+        precision: see there.
+        **options: other options of `lax.conv_general_dilated`.
 
     Returns:
-      ``[B, H', W', O]``, of the dtype of `lhs`.
+        ``[B, H', W', O]``, of the dtype of `lhs`.
 
     Raises:
-      TypeError, ValueError: by `lax.conv_general_dilated`, for incompatible shapes or dtypes.
+        TypeError, ValueError: by `lax.conv_general_dilated`, for incompatible shapes or dtypes.
 
     Example:
-      >>> import flax.linen as nn, jax, jax.numpy as jnp
-      >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
-      >>> images = jnp.ones([2, 6, 6, 4])
-      >>> conv.apply(conv.init(jax.random.key(0), images), images).shape
-      (2, 6, 6, 8)
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
+        >>> images = jnp.ones([2, 6, 6, 4])
+        >>> conv.apply(conv.init(jax.random.key(0), images), images).shape
+        (2, 6, 6, 8)
 
     Reference:
-      Chellapilla, Puri, Simard. High Performance Convolutional Neural Networks for Document
-      Processing. 2006 (convolutions as matrix products).
+        Chellapilla, Puri, Simard. High Performance Convolutional Neural Networks for Document
+        Processing. 2006 (convolutions as matrix products).
     """
     strides = tuple(window_strides)
     dilated = any(side != 1 for side in (*(lhs_dilation or ()), *(rhs_dilation or ())))

@@ -85,7 +85,7 @@ class GhostBatchNorm(nn.Module):
     are those of the first GPU. Both have the same expectation.
 
     Raises:
-      UserError: the batch is not divisible by the groups.
+        UserError: the batch is not divisible by the groups.
     """
 
     groups: int
@@ -128,7 +128,7 @@ class SqueezeExcite(nn.Module):
     hidden features.
 
     Reference:
-      Hu, Shen, Sun. Squeeze-and-Excitation Networks. 2018.
+        Hu, Shen, Sun. Squeeze-and-Excitation Networks. 2018.
     """
 
     conv: ModuleDef
@@ -149,7 +149,7 @@ class GatherExcite(nn.Module):
     mean. So the parameters fit only one image size.
 
     Reference:
-      Hu, Shen, Albanie, Sun, Vedaldi. Gather-Excite. 2018.
+        Hu, Shen, Albanie, Sun, Vedaldi. Gather-Excite. 2018.
     """
 
     conv: ModuleDef
@@ -177,17 +177,18 @@ class Network(nn.Module, kw_only=True):
     """The options of every network.
 
     Attributes:
-      num_classes: number of logits.
-      dtype: of activations and convolutions; parameters, statistics and logits stay float32.
-      norm_axis: name of the mapped axis over which batch statistics are averaged; None: not at all.
-      norm_groups: number of equal parts of the batch that are normalized separately.
-      norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - this).
-      norm_epsilon: added to the variance.
-      zero_init: start the last BatchNorm scale of each block at zero.
-      remat: recompute the blocks in the backward pass, instead of keeping their activations.
-      regularization: regularizers of the blocks in training.
-      act: the activation.
-      conv_layer: replacement for `nn.Conv`.
+        num_classes: number of logits.
+        dtype: of activations and convolutions; parameters, statistics and logits stay float32.
+        norm_axis: name of the mapped axis over which batch statistics are averaged; None: not at
+            all.
+        norm_groups: number of equal parts of the batch that are normalized separately.
+        norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - this).
+        norm_epsilon: added to the variance.
+        zero_init: start the last BatchNorm scale of each block at zero.
+        remat: recompute the blocks in the backward pass, instead of keeping their activations.
+        regularization: regularizers of the blocks in training.
+        act: the activation.
+        conv_layer: replacement for `nn.Conv`.
     """
 
     num_classes: int

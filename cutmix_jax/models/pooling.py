@@ -26,25 +26,26 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Ar
     the gradient of a NaN maximum is dropped. Only reverse-mode differentiation is supported.
 
     Args:
-      x: images ``[B, H, W, C]``, floating.
-      window: side of the windows, in pixels.
-      stride: s, in pixels.
-      padding: p, on every side, in pixels.
+        x: images ``[B, H, W, C]``, floating.
+        window: side of the windows, in pixels.
+        stride: s, in pixels.
+        padding: p, on every side, in pixels.
 
     Returns:
-      ``[B, H', W', C]`` with ``H' = (H + 2 p - window) // s + 1``, of the dtype of `x`.
+        ``[B, H', W', C]`` with ``H' = (H + 2 p - window) // s + 1``, of the dtype of `x`.
 
     Raises:
-      ValueError, TypeError: by `flax.linen.max_pool`, for incompatible shapes.
+        ValueError, TypeError: by `flax.linen.max_pool`, for incompatible shapes.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2, 2)[0, :, :, 0]
-      Array([[ 5.,  7.],
-             [13., 15.]], dtype=float32)
+        >>> import jax.numpy as jnp
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2, 2)[0, :, :, 0]
+        Array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
 
     Reference:
-      Ranzato, Huang, Boureau, LeCun. Unsupervised Learning of Invariant Feature Hierarchies. 2007.
+        Ranzato, Huang, Boureau, LeCun. Unsupervised Learning of Invariant Feature Hierarchies.
+        2007.
     """
     plain = functools.partial(
         nn.max_pool,

@@ -78,15 +78,15 @@ class PyramidNet(Network):
     'final'. No activation follows the first norm.
 
     Attributes:
-      blocks: n, blocks in each of the three stages.
-      alpha: growth of the number of planes, from the stem to the last block.
-      block: `BasicBlock` or `BottleneckBlock`.
-      width: channels of the stem.
+        blocks: n, blocks in each of the three stages.
+        alpha: growth of the number of planes, from the stem to the last block.
+        block: `BasicBlock` or `BottleneckBlock`.
+        width: channels of the stem.
 
     The others are those of `layers.Network`.
 
     Reference:
-      Han, Kim, Kim. Deep Pyramidal Residual Networks. 2017.
+        Han, Kim, Kim. Deep Pyramidal Residual Networks. 2017.
     """
 
     blocks: int

@@ -101,16 +101,16 @@ class ResNet(Network):
     """A residual network for images [B, H, W, C], normalized, float; returns float32 logits [B, K].
 
     Attributes:
-      stage_sizes: blocks in each stage.
-      block: `BasicBlock` or `BottleneckBlock`.
-      width: planes of the stem and of the first stage; each later stage has twice as many.
-      large_stem: 7x7 convolution at stride 2 and max-pooling (ImageNet) instead of 3x3 (CIFAR).
-      strides: stride of the first block of each stage.
-      groups: groups of the 3x3 convolution of a bottleneck.
-      base_width: channels of one such group if planes are 64.
-      attention: constructor of the module that scales the branch before the addition; None: none.
-      shortcut: `shortcut(block, x, features)` brings the block's input to the branch's shape.
-      image_side: required side of the images; None: any.
+        stage_sizes: blocks in each stage.
+        block: `BasicBlock` or `BottleneckBlock`.
+        width: planes of the stem and of the first stage; each later stage has twice as many.
+        large_stem: 7x7 convolution at stride 2 and max-pooling (ImageNet) instead of 3x3 (CIFAR).
+        strides: stride of the first block of each stage.
+        groups: groups of the 3x3 convolution of a bottleneck.
+        base_width: channels of one such group if planes are 64.
+        attention: constructor of the module that scales the branch before the addition; None: none.
+        shortcut: `shortcut(block, x, features)` brings the block's input to the branch's shape.
+        image_side: required side of the images; None: any.
 
     The others are those of `layers.Network`.
     """

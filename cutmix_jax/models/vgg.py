@@ -24,8 +24,8 @@ class VGG(Network):
     Attributes: those of `layers.Network`, except for norms and blocks.
 
     Reference:
-      Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative
-      Localization. 2016.
+        Zhou, Khosla, Lapedriza, Oliva, Torralba. Learning Deep Features for Discriminative
+        Localization. 2016.
     """
 
     width: int = 64
