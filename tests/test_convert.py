@@ -392,7 +392,7 @@ class TestWorkdirs:
         convert.export_weights(folder, path, which="best")
         convert.import_weights(path, back)
         with pytest.raises(
-            UserError, match=r"from model\.safetensors, and no run.*--config\.init_from="
+            UserError, match=r"from model\.safetensors, not a run.*--config\.init_from="
         ):
             run.train(small_config(), back)
         task = tasks.create_task(small_config(), create_mapping("pmap", 1))
