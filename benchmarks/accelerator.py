@@ -71,7 +71,7 @@ PEAKS = {
     "TPU v6 lite": (918, None),
 }
 EXAMPLES = 2048  # on the device
-LAG = 2  # calls in flight before their loss is fetched, as in train.py
+LAG = 2  # calls in flight before their loss is fetched, as in parallel.py
 # Modes of torch.compile; None: without it.
 PEERS = {"PyTorch": None, "torch.compile": "default", "CUDA graphs": "reduce-overhead"}
 

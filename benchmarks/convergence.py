@@ -43,10 +43,10 @@ class Curve:
 
 def curve(run):
     """The `Curve` of a finished `cutmix_jax.report.runs.Run`."""
-    images = [record["step"] * run.config["batch_size"] for record in run.history]
-    speeds = [record.get("images_per_second") for record in run.history]
+    images = [record["step"] * run.config["batch_size"] for record in run.measured]
+    speeds = [record.get("images_per_second") for record in run.measured]
     seconds = [n / speed for n, speed in zip(images, speeds, strict=True)] if all(speeds) else []
-    return Curve(images, seconds, [record["test_top1_error"] for record in run.history])
+    return Curve(images, seconds, [record["test_top1_error"] for record in run.measured])
 
 
 def thresholds(curves):

@@ -434,8 +434,8 @@ def _check_crop(config):
     given = [f"config.{key}" for key, value in ways.items() if value]
     if len(given) > 1:
         raise UserError(
-            f"{' and '.join(given)} are set, but an image is cropped in only one way. Unset all "
-            "but one."
+            f"{' and '.join(given)} are set, but an image is resized and cropped in only one "
+            "way. Unset all but one."
         )
     if config.source == "resident" and crops_larger_images(config):
         raise UserError(

@@ -11,6 +11,7 @@ files. Mixes of feature maps are shown on the image, at the resolution of their 
 import argparse
 import io
 import pathlib
+import re
 import sys
 
 import jax
@@ -81,7 +82,7 @@ def mix_for_picture(name, images, *, seed, scope):
     """Returns mixed images, labels `[B, B]` (each image its own class), and the plans."""
     # The mean, which is zero in normalized images.
     parameters = {"fill": 128.0} if "cutout" in name else {}
-    if scope == "image" and name != "cutout":
+    if scope == "image" and not re.fullmatch(r"cutout(_[a-z]+[\d.]+)*", name):
         parameters |= {"scope": "image", "partner": "rotate"}
     chosen = recipes.create_mix({"name": name, **parameters}, "--mixes")
     sides = {

@@ -203,6 +203,10 @@ def create_mix(settings, where="config.mix"):
             return parts[0]
         used.add("switch_prob")
         second = given.get("switch_prob")
+        if second is not None and (len(parts) > 2 or not 0 <= second <= 1):
+            raise UserError(
+                f"switch_prob is {second!r}, but a number from 0 to 1 was expected, for two mixes."
+            )
         return mix.random_choice(*parts, weights=None if second is None else (1 - second, second))
 
     try:

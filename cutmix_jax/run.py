@@ -243,7 +243,8 @@ def find_unfit(given, wanted):
     """The names of arrays that are missing, superfluous or of another shape."""
     given, wanted = flatten(given), flatten(wanted)
     names = given.keys() | wanted.keys()
-    return sorted(n for n in names if np.shape(given.get(n)) != np.shape(wanted.get(n)))
+    missing = given.keys() ^ wanted.keys()
+    return sorted(n for n in names if n in missing or np.shape(given[n]) != np.shape(wanted[n]))
 
 
 def describe_run(task):
@@ -280,9 +281,10 @@ def check_same_run(task, meta, workdir, data=None):
         *config_lib.differences(config_lib.to_plain(task.config), meta["config"]),
         *config_lib.differences({"data": describe_data(task)}, {"data": known}),
     ]:
+        remedy = "or set the key as it was" if key in config_lib.SCHEMA else "or delete that one"
         raise UserError(
             f"The workdir {str(workdir)!r} contains a run with config.{key}={there!r}, but this "
-            f"one has {here!r}. Give this one another --workdir, or set the key as it was."
+            f"one has {here!r}. Give this one another --workdir, {remedy}."
         )
     images = meta["data"].get("images")  # of runs from before it was kept: None
     if data and images and data["images"] and images != data["images"]:

@@ -162,7 +162,7 @@ def evaluate(task, mapped_eval_step, weights, arrays):
             outputs.append(jax.tree.map(lambda x, mask=mask: x[mask], output))
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
         measures = totals.means() | task.score(split, joined)
-        result |= {f"{split}_{name}": value for name, value in measures.items()}
+        result |= {f"{split}_{name}": float(value) for name, value in measures.items()}
     return result
 
 

@@ -77,6 +77,16 @@ def test_a_parameter_that_the_mix_does_not_have_is_refused():
         create_mix(config.mix)
 
 
+@pytest.mark.parametrize(
+    ("name", "prob"), [("cutmix_or_mixup", 1.5), ("cutmix_or_mixup_or_cutout", 0.5)]
+)
+def test_a_probability_of_the_second_mix_is_one_of_two(name, prob):
+    config = base_config()
+    config.mix.update({"name": name, "switch_prob": prob})
+    with pytest.raises(UserError, match=rf"switch_prob is {prob}, but a number from 0 to 1"):
+        create_mix(config.mix)
+
+
 def test_differences_name_what_matters():
     ours, theirs = base_config(), base_config()
     theirs.data_dir, theirs.mapping = "/elsewhere", "shard_map"

@@ -35,7 +35,7 @@ def test_renders_images_of_a_folder(tmp_path):
 WRONG = {
     "no such file": (["--images", "nowhere.png"], "nowhere.png cannot be read (No such file"),
     "an empty folder": (["--images", "."], "no images found"),
-    "unknown mix": (["--mixes", "cutmx"], "did you mean 'cutmix'"),
+    "unknown mix": (["--mixes", "cutmx"], "There is no method 'cutmx' (the nearest are cutmix"),
     "unknown format": (["--mixes", "cutmix", "--output", "sheet.nope"], "cannot be written"),
 }
 

@@ -260,6 +260,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
     assert (tmp_path / "mixed.png").is_file()  # what the model saw
 
 
+def test_arrays_that_do_not_fit_are_named():
+    given = {"fc": {"kernel": np.ones((2, 3)), "scale": np.float32(1)}}
+    wanted = {"fc": {"kernel": np.ones((2, 4))}, "conv": {"bias": np.float32(1)}}
+    assert run.find_unfit(given, wanted) == ["conv/bias", "fc/kernel", "fc/scale"]
+
+
 def test_a_run_starts_from_the_weights_of_another(finished):
     config = small_config(init_from=str(finished[0]))
     task = tasks.create_task(config, create_mapping("pmap", 1))

@@ -47,6 +47,11 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     if not isinstance(config, ConfigDict):
         config = from_plain(config)
         check_config(config)
+    if config.batch_size % shards.devices:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, but a multiple of the {shards.devices} "
+            "devices was expected."
+        )
     if config.dataset in ("digits", "shapes"):
         data = _open_made(config, shards)
     else:

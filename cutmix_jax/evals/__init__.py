@@ -159,7 +159,8 @@ def fingerprint(subject, name, measured):
         "split": subject.split,
         "examples": subject.examples,
         "options": option_values(subject, name),
-        "config": {key: value for key, value in config.items() if key not in config_lib.FREE_KEYS},
+        # Only what differs from the defaults, so that a new key does not repeat old evaluations.
+        "config": config_lib.differences(config, config_lib.to_plain(config_lib.base_config())),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 

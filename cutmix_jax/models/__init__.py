@@ -71,6 +71,11 @@ def create_model(
         He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. (Modules
         cite the papers of other networks.)
     """
+    if norm_groups > 1 and norm_axis:
+        raise UserError(
+            f"norm_groups is {norm_groups}, which divides a device's batch, and norm_axis="
+            f"{norm_axis!r} averages over devices. Set only one of them."
+        )
     regularization = regularization or Regularization()
     model = _find(name)(
         num_classes=num_classes,

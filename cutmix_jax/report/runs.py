@@ -8,7 +8,7 @@ import pathlib
 from numbers import Real
 
 from cutmix_jax import UserError
-from cutmix_jax.config import FREE_KEYS, flatten
+from cutmix_jax.config import DEFAULTS, FREE_KEYS, flatten
 from cutmix_jax.paths import place
 
 # The keys of the method. Runs that differ only in these and in their seed are compared.
@@ -55,8 +55,11 @@ class Run:
 
     @functools.cached_property
     def config(self):
-        """Its config as {dotted key: value}; empty if unknown."""
-        return flatten((self.results or {}).get("config", {}))
+        """Its config as {dotted key: value}, with the defaults of newer keys; empty if unknown."""
+        if not self.results:
+            return {}
+        newer = {key: DEFAULTS[key] for key in ("task", "eval_every")}
+        return newer | flatten(self.results["config"])
 
     @property
     def measured(self):
@@ -163,7 +166,7 @@ def parse(path, text, keys=None):
         if key in flat and not isinstance(flat[key], kind):
             raise damaged(path, f"has {flat[key]!r} for {key!r}, which is not a {WORDS[kind]}")
         if key not in flat and key not in MAY_LACK:
-            raise damaged(path, f"lacks {key!r}, which main.py writes")
+            raise damaged(path, f"lacks {key!r}, which main.py writes for classifiers")
     return value
 
 

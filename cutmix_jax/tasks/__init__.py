@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
         config: the config of the run.
-        data: a `data.Data`, or what has its batches: `load` and `measure` alone look into them.
+        data: a `data.Data`.
         model: a Flax module.
         mapping: a `parallel.Mapping` over the devices.
         schedule: step -> learning rate.
@@ -223,7 +223,7 @@ def find_task(name):
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(
             f"The task of config.task={name!r} cannot be imported ({first_line(error)}). Put its "
             "module into the repository, or its folder into PYTHONPATH."
@@ -254,11 +254,13 @@ def create_task(config, mapping=None):
         )
     found = find_task(config.task)
     options = {
-        "mix.name": (config.mix.name, "none"),
-        "label_smoothing": (config.label_smoothing, 0.0),
+        "mix.name": (config.mix.name, "none", found.uses_mix),
+        "label_smoothing": (config.label_smoothing, 0.0, found.uses_mix),
+        "head_lr_factor": (config.head_lr_factor, 1.0, found.heads),
+        "new_head": (config.new_head, False, found.heads),
     }
-    for key, (value, unused) in options.items():
-        if not found.uses_mix and value != unused:
+    for key, (value, unused, used) in options.items():
+        if not used and value != unused:
             raise UserError(
                 f"config.{key} is {value!r}, but the task {config.task!r} does not use it. Leave "
                 f"it at {unused!r}."

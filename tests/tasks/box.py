@@ -89,7 +89,7 @@ class BoxRegression(Task):
         return counters, {"found": boxes, "true": batch["box"], "mask": xs["mask"]}
 
     def score(self, split, outputs):
-        return {"iou": float(intersection_over_union(outputs["found"], outputs["true"]).mean())}
+        return {"iou": intersection_over_union(outputs["found"], outputs["true"]).mean()}
 
 
 def intersection_over_union(a, b):

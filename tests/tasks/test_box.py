@@ -80,10 +80,11 @@ def test_what_it_cannot_use_is_refused_in_its_own_words():
         tasks.create_task(config, create_mapping("pmap", 1))
 
 
-def test_mixes_that_it_does_not_apply_are_refused():
+@pytest.mark.parametrize(("key", "value"), [("mix.name", "cutmix"), ("label_smoothing", 0.1)])
+def test_what_it_does_not_apply_is_refused(key, value):
     config = box.get_config("resnet8")
-    config.mix.name = "cutmix"
-    with pytest.raises(UserError, match=r"config.mix.name is 'cutmix', but the task .* not use it"):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=rf"config\.{key} is {value!r}, but the task .* not use it"):
         tasks.create_task(config, create_mapping("pmap", 1))
 
 

@@ -36,6 +36,8 @@ def test_held_out_images_rank_an_epoch_if_there_are_any():
     [
         ("clasification", "There is no task 'clasification' .*nearest is 'classification'"),
         ("tests.nowhere:Box", "cannot be imported .*No module named 'tests.nowhere'"),
+        (":Box", "cannot be imported"),
+        (".box:Box", "cannot be imported"),
         ("tests.tasks.box:Nothing", "cannot be imported .*no attribute 'Nothing'"),
         ("tests.tasks.box:get_config", "is not a subclass of cutmix_jax.tasks.Task"),
     ],
