@@ -1,5 +1,6 @@
 """A step of SGD equals PyTorch's: the same parameters and the same running statistics."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -26,9 +27,19 @@ def to_float64(tree):
     return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype.kind == "f" else x, tree)
 
 
+@contextlib.contextmanager
+def float64():
+    """`jax.enable_x64`, which JAX has from 0.8 on."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 def train_here(config, variables):
     """Takes the steps of `train.train_step` in float64, and returns their batches as well."""
-    with jax.enable_x64(True):
+    with float64():
         task = tasks.create_task(config, create_mapping("pmap", 1))
         task = dataclasses.replace(task, model=task.model.copy(dtype=jnp.float64))
         state = train.create_state(task).replace(**variables)
