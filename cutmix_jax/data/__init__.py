@@ -47,10 +47,11 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
     if not isinstance(config, ConfigDict):
         config = from_plain(config)
         check_config(config)
-    if config.batch_size % shards.devices:
+    if config.batch_size % (parts := shards.devices * config.accumulate * config.norm.groups):
         raise UserError(
-            f"config.batch_size is {config.batch_size}, but a multiple of the {shards.devices} "
-            "devices was expected."
+            f"config.batch_size is {config.batch_size}, which {shards.devices} devices with "
+            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
+            f"cannot share: make it a multiple of {parts}."
         )
     if config.dataset in ("digits", "shapes"):
         data = _open_made(config, shards)

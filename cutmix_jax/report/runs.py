@@ -8,7 +8,7 @@ import pathlib
 from numbers import Real
 
 from cutmix_jax import UserError
-from cutmix_jax.config import DEFAULTS, FREE_KEYS, flatten
+from cutmix_jax.config import FREE_KEYS, base_config, flatten, to_plain
 from cutmix_jax.paths import place
 
 # The keys of the method. Runs that differ only in these and in their seed are compared.
@@ -58,8 +58,7 @@ class Run:
         """Its config as {dotted key: value}, with the defaults of newer keys; empty if unknown."""
         if not self.results:
             return {}
-        newer = {key: DEFAULTS[key] for key in ("task", "eval_every")}
-        return newer | flatten(self.results["config"])
+        return flatten(to_plain(base_config())) | flatten(self.results["config"])
 
     @property
     def measured(self):
@@ -115,20 +114,23 @@ def read_run(folder):
         UserError: a file cannot be read, or the run is not of a classifier.
     """
     results, lines = folder / "results.json", folder / "metrics.jsonl"
+    found = None
     if results.is_file():
-        task = flatten(parse(results, results.read_bytes())).get("config.task", "classification")
+        text = results.read_bytes()
+        task = flatten(parse(results, text)).get("config.task", "classification")
         if task != "classification":
             raise UserError(
                 f"The report is about classifiers, and the run in {str(folder)!r} has config.task="
                 f"{task!r}. Leave it out."
             )
+        found = parse(results, text, RESULT_KEYS)
     evals = {}
     for path in sorted(folder.glob("evals/*.json")):
         values = parse(path, path.read_bytes())
         evals[path.stem] = {"values": values, "rows": read_rows(path.with_suffix(".csv"))}
     return Run(
         folder=folder,
-        results=parse(results, results.read_bytes(), RESULT_KEYS) if results.is_file() else None,
+        results=found,
         history=[parse(lines, line, EPOCH_KEYS) for line in lines.read_bytes().splitlines() if line]
         if lines.is_file()
         else [],

@@ -244,14 +244,6 @@ def create_task(config, mapping=None):
         UserError: a value, the data, or their combination cannot be used.
     """
     config_lib.check_config(config)
-    mapping = mapping or create_mapping(config.mapping)
-    devices = mapping.local_devices * jax.process_count()
-    if config.batch_size % (parts := devices * config.accumulate * config.norm.groups):
-        raise UserError(
-            f"config.batch_size is {config.batch_size}, which {devices} devices with "
-            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
-            f"cannot share: make it a multiple of {parts}."
-        )
     found = find_task(config.task)
     options = {
         "mix.name": (config.mix.name, "none", found.uses_mix),
@@ -265,4 +257,4 @@ def create_task(config, mapping=None):
                 f"config.{key} is {value!r}, but the task {config.task!r} does not use it. Leave "
                 f"it at {unused!r}."
             )
-    return found.create(config, mapping)
+    return found.create(config, mapping or create_mapping(config.mapping))
