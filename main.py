@@ -16,7 +16,7 @@ from ml_collections import config_flags  # noqa: E402
 from cutmix_jax import UserError  # noqa: E402
 from cutmix_jax.command_line import explain, fail, guard, run_name  # noqa: E402
 from cutmix_jax.config import FREE_KEYS  # noqa: E402
-from cutmix_jax.paths import place  # noqa: E402
+from cutmix_jax.paths import local_path  # noqa: E402
 
 GIVEN = []  # the command line as it was typed
 DEFAULT_CONFIG = ROOT / "configs/digits.py"
@@ -47,16 +47,16 @@ PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 def main(argv):
     del argv
     if MODE.value == "list":
-        list_recipes()
+        list_rows()
         return
     if JSON.value:
         raise UserError("--json needs --mode list, which prints the rows of the paper.")
-    workdir = place(WORKDIR.value or default_workdir(), "--workdir")
+    workdir = local_path(WORKDIR.value or default_workdir(), "--workdir")
     import jax  # not before the flags are right
 
     from cutmix_jax import host, run
 
-    host.prepare()
+    host.set_up()
     if DISTRIBUTED.value or COORDINATOR.value:
         join_processes(jax)
     elif PROCESSES.value is not None or PROCESS.value is not None:
@@ -91,12 +91,12 @@ def join_processes(jax):
         ) from error
 
 
-def list_recipes():
+def list_rows():
     """Prints every row of the paper that can be trained, with the config that trains it."""
     from cutmix_jax import paper
 
-    listed = paper.list_recipes()
-    print(json.dumps(listed, indent=1) if JSON.value else paper.format_recipes(listed), flush=True)
+    listed = paper.list_rows()
+    print(json.dumps(listed, indent=1) if JSON.value else paper.format_rows(listed), flush=True)
 
 
 def default_workdir():
@@ -131,7 +131,7 @@ def parse(argv):
     logging.set_verbosity(logging.WARNING)
     try:
         if name := word.partition("=")[2]:
-            word = f"--config={place(name, '--config')}"
+            word = f"--config={local_path(name, '--config')}"
         argv = [argv[0], word, *argv[1:]]
         sys.argv = argv  # config_flags looks for overrides here
         rest = flags.FLAGS(argv)

@@ -125,7 +125,7 @@ class Case:
         """The new state, and the loss."""
         step, *weights = state
         batch = augment.load_augmented(arrays, xs, 0, load=resident.gather, pad=4, flip=True)
-        images = (batch["image"].astype(jnp.float32) / 255 - 0.5) / 0.25
+        images = (batch["image"] - 0.5) / 0.25
         targets = jax.nn.one_hot(batch["label"], CLASSES)
         if cutmix:
             key = jax.random.fold_in(jax.random.key(xs["seed"]), step)
@@ -141,7 +141,7 @@ class Case:
             order = np.resize(order, max(1, self.count // taken) * taken)
             for index in order.reshape(-1, 1, steps, self.size):
                 seed = np.zeros(index.shape[:2], np.int32)
-                yield {"index": index, "mask": np.ones(index.shape, bool), "seed": seed}
+                yield {"index": index, "seed": seed}
 
     def lower(self, steps, cutmix):
         """The lowered function that takes `steps` steps per call."""

@@ -13,11 +13,11 @@ import sys
 from benchmarks import timing
 from cutmix_jax import UserError
 from cutmix_jax.command_line import guard
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 from cutmix_jax.report.runs import describe, group, read_runs
 
 NO_RUNS = (
-    "No run is given: train with `python -m cutmix_jax.sweep --recipes "
+    "No run is given: train with `python -m cutmix_jax.sweep --configs "
     "configs/cifar10.py:resnet20,baseline configs/cifar10.py:resnet20,cutmix --workdir "
     "runs/convergence`, and name that folder."
 )
@@ -173,7 +173,7 @@ def main(arguments):
     parser.add_argument("runs", nargs="*", help="workdirs, or folders of them")
     parser.add_argument("--plot", help="also plot the errors there")
     options = parser.parse_args(arguments)
-    plot = options.plot and place(options.plot, "--plot")
+    plot = options.plot and local_path(options.plot, "--plot")
     if not options.runs:
         raise UserError(NO_RUNS)
     groups = group(read_runs(options.runs))

@@ -11,7 +11,7 @@ import sys
 import time
 
 from cutmix_jax.host import cores, keep_freed_memory, use_fast_weight_gradients
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def parser(doc):
 
 def run(rows, options, name):
     """Prints `rows` as they come, then their table, and writes them to the file of `--json`."""
-    written = options.json and place(options.json, "--json")
+    written = options.json and local_path(options.json, "--json")
     use_fast_weight_gradients()  # the rows are a generator: nothing is measured yet
     keep_freed_memory()
     print(f"{name}: {machine()}", flush=True)

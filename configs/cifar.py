@@ -20,7 +20,7 @@ Hardware: one GPU or TPU core, which holds the dataset in memory (180 MB). On a 
 """
 
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 
 def get_config(arg=None):
@@ -35,7 +35,7 @@ def get_config(arg=None):
     config.epochs = 300
     config.batch_size = 64
     config.lr_drops = (0.5, 0.75)
-    apply_recipe(config, arg, "resnet110", kind="cifar")
+    apply_method(config, arg, "resnet110", kind="cifar")
     # The paper says 0.25. The authors answered that it was 0.1 for ResNet-110.
     config.learning_rate = 0.25 if config.model.startswith("pyramidnet") else 0.1
     return config

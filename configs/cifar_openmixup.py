@@ -25,7 +25,7 @@ Hardware: one GPU, `--config.dtype=bfloat16`, which holds the dataset in memory 
 """
 
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 ALPHAS = {"cutmix": 0.2, "mixup": 1.0, "manifold_mixup": 2.0}
 
@@ -46,7 +46,7 @@ def get_config(arg=None):
     config.schedule = "cosine"
     config.nesterov = False
     config.zero_init = True
-    apply_recipe(config, arg, "resnet18_cifar")
+    apply_method(config, arg, "resnet18_cifar")
     if config.mix.name in ALPHAS and config.mix.alpha is None:
         config.mix.alpha = ALPHAS[config.mix.name]
     if config.mix.name in ALPHAS:

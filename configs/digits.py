@@ -5,7 +5,7 @@ python main.py --config configs/digits.py:resnet20,baseline
 """
 
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 
 def get_config(arg=None):
@@ -17,5 +17,5 @@ def get_config(arg=None):
     config.normalize.mean, config.normalize.std = (0.305,), (0.376,)
     config.epochs = 20
     config.learning_rate = 0.1
-    apply_recipe(config, arg, "resnet20")
+    apply_method(config, arg, "resnet20")
     return config

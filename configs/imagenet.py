@@ -20,7 +20,7 @@ not run them.
 """
 
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 
 def get_config(arg=None):
@@ -41,5 +41,5 @@ def get_config(arg=None):
     config.batch_size = 256
     config.learning_rate = 0.1
     config.lr_drops = (0.25, 0.5, 0.75)
-    apply_recipe(config, arg, "resnet50", kind="imagenet")
+    apply_method(config, arg, "resnet50", kind="imagenet")
     return config

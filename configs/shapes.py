@@ -15,7 +15,7 @@ centered box that ignores the image has 41.2 %.
 """
 
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 
 def get_config(arg=None):
@@ -33,7 +33,7 @@ def get_config(arg=None):
     config.learning_rate = 0.05
     config.schedule = "cosine"
     config.weight_decay = 5e-4
-    apply_recipe(config, arg, "resnet8x2")
+    apply_method(config, arg, "resnet8x2")
     if config.mix.name == "cutmix" and config.mix.prob is None:
         config.mix.prob = 0.5  # small networks underfit easily
     return config

@@ -12,7 +12,7 @@ Hardware: one GPU or TPU core, which holds the dataset in memory (1.4 GB). On a 
 """
 
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 
 def get_config(arg=None):
@@ -30,7 +30,7 @@ def get_config(arg=None):
     config.batch_size = 64
     config.learning_rate = 0.1
     config.lr_drops = (0.5, 0.75)
-    apply_recipe(config, arg, "resnet20")
+    apply_method(config, arg, "resnet20")
     if config.mix.name == "cutmix" and config.mix.prob is None:
         config.mix.prob = 0.5  # as the authors on CIFAR: small networks underfit easily
     return config

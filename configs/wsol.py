@@ -25,7 +25,7 @@ Hardware: one GPU for CUB, 8 GPUs or a TPU v4-8 for ImageNet. This project has n
 
 from cutmix_jax import UserError
 from cutmix_jax.config import base_config
-from cutmix_jax.recipes import apply_recipe
+from cutmix_jax.methods import apply_method
 
 # From the paper's appendix: epochs, batch size, epochs between milestones, and the learning rate of
 # everything but the head.
@@ -72,7 +72,7 @@ def get_config(arg=None):
     config.new_head = True
     config.head_lr_factor = 10.0
     # CutMix at every step, as in the other configs for images of this size.
-    apply_recipe(config, ",".join(parts), "resnet50", kind="imagenet")
+    apply_method(config, ",".join(parts), "resnet50", kind="imagenet")
     if config.model not in data["learning_rate"]:
         raise UserError(
             f"configs/wsol.py trains {' and '.join(data['learning_rate'])}, and the model "

@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from cutmix_jax import UserError
 from cutmix_jax.parallel import all_devices
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 
 class Checkpoints:
@@ -222,7 +222,7 @@ def read_weights(workdir, which="latest", name=None):
         UserError: there is no checkpoint, or all are damaged.
     """
     name = name or "The workdir"
-    workdir = place(workdir, name)
+    workdir = local_path(workdir, name)
     missing = UserError(
         f"{name} is {str(workdir)!r}, which holds no checkpoint. Give the workdir of a run."
     )

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from cutmix_jax import UserError
 from cutmix_jax.config import SCHEMA, nearest
 from cutmix_jax.host import BACKGROUND
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 # In a clone, `configs/` is next to the package. Its files may import each other.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ def read_config(name, overrides=()):
     Raises:
         UserError: the file, its argument or an override cannot be used.
     """
-    name = str(place(name, "--config"))
+    name = str(local_path(name, "--config"))
     path, colon, argument = name.partition(":")
     if not pathlib.Path(path).exists() and (ROOT / path).is_file():
         name = f"{ROOT / path}{colon}{argument}"  # the project's configs, from another folder

@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from cutmix_jax import UserError
 from cutmix_jax import nearest as nearest
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 # These keys change where or how fast a run goes, not what it computes. They are not part of a
 # workdir's name, and a run may resume with other values.
@@ -212,7 +212,7 @@ SCHEMA = {
     "mix.sigma": Key(
         float, None, None, "Standard deviation of 'gaussian', relative to the image's side."
     ),
-    "mix.label": Key(str, None, None, "Label weight: 'share' (the area), 'one_hot' or 'complete'."),
+    "mix.label": Key(str, None, None, "Label weight: 'area', 'one_hot' or 'complete'."),
     "mix.correct_lam": Key(
         bool, None, None, "Weight labels by the pasted area, not by the sampled lambda."
     ),
@@ -399,7 +399,7 @@ def check_config(config):
         if not accepted:
             raise UserError(f"config.{key} is {value!r}, but {rule.expected} was expected.")
     for key, path in given_paths(config):
-        place(path, key)
+        local_path(path, key)
     _check_crop(config)
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutmix_jax import UserError, mix, pictures, recipes
+from cutmix_jax import UserError, methods, mix, pictures
 from cutmix_jax.data import image_files
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 MIXES = (
     "cutmix",
@@ -47,7 +47,7 @@ def read_images(paths, side, count=None):
     from PIL import Image
 
     files = []
-    for path in (place(path, "--images") for path in paths):
+    for path in (local_path(path, "--images") for path in paths):
         passed_over = {}
         files += image_files.find(path, passed_over) if path.is_dir() else [str(path)]
         image_files.say_passed_over(path, passed_over)
@@ -84,7 +84,7 @@ def mix_for_picture(name, images, *, seed, scope):
     parameters = {"fill": 128.0} if "cutout" in name else {}
     if scope == "image" and not re.fullmatch(r"cutout(_[a-z]+[\d.]+)*", name):
         parameters |= {"scope": "image", "partner": "rotate"}
-    chosen = recipes.create_mix({"name": name, **parameters}, "--mixes")
+    chosen = methods.create_mix({"name": name, **parameters}, "--mixes")
     sides = {
         layer: tuple(max(1, side // scale) for side in images.shape[1:3])
         for layer, scale in MAPS.items()
@@ -166,7 +166,7 @@ def main(arguments=None):
     parser.add_argument("--scope", choices=["image", "batch"], default="image")
     flags = parser.parse_args(arguments)
     try:
-        output = place(flags.output, "--output")
+        output = local_path(flags.output, "--output")
         if flags.images:
             images, names = read_images(flags.images, flags.side, flags.count)
         else:

@@ -1,7 +1,7 @@
 """Settings of this host: XLA flags, memory, compiled steps on disk, and threads that compile.
 
 They must be set before the first computation. The library does not set them; `main.py` and the
-other tools do, with `prepare`.
+other tools do, with `set_up`.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ TRIED = (
 )
 
 
-def prepare():
+def set_up():
     """Prepares this process for training. Call it before JAX computes anything."""
     use_fast_weight_gradients()
     keep_freed_memory()

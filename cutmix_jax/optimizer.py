@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 def drop_epochs(config):
     """The milestones of the 'step' schedule, in epochs."""
-    epochs = {max(1, round(share * config.epochs)) for share in config.lr_drops}
+    epochs = {max(1, round(fraction * config.epochs)) for fraction in config.lr_drops}
     return sorted(epochs - {config.epochs})
 
 

@@ -1,4 +1,4 @@
-"""Paths from the user, which all go through `place`; files written atomically; the workdir lock."""
+"""Paths from the user, all checked by `local_path`; files written atomically; the workdir lock."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from cutmix_jax import UserError
 SCHEME = re.compile(r"://|^\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
-def place(path, name) -> pathlib.Path:
+def local_path(path, name) -> pathlib.Path:
     """The local path that a user gave.
 
     Call it before reading or writing anything: pathlib turns a bucket into a folder called `gs:`.
@@ -30,7 +30,7 @@ def place(path, name) -> pathlib.Path:
         UserError: the path has a scheme, such as 's3://', or an unknown home folder.
 
     Example:
-        >>> place('runs/first', '--workdir')
+        >>> local_path('runs/first', '--workdir')
         PosixPath('runs/first')
     """
     text = os.fspath(path)
@@ -69,7 +69,7 @@ def workdir_lock(workdir, primary=True):
     With several processes, only the one with `primary` set takes the lock. Yields the absolute
     path.
     """
-    path = place(workdir, "The workdir").absolute()
+    path = local_path(workdir, "The workdir").absolute()
     if not primary:
         yield path
         return

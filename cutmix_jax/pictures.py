@@ -14,8 +14,8 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
     """Plots training images as the model sees them, with label weights and outlined boxes.
 
     Args:
-        batch: what `Classification.prepare` returns, with float images ``[B, H, W, C]`` in [0, 1];
-            values outside are clipped.
+        batch: what `Classification.make_batch` returns, with float images ``[B, H, W, C]`` in
+            [0, 1]; values outside are clipped.
         class_names: one name per class.
         path: of the PNG file.
         columns: images per row.

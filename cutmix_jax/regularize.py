@@ -219,7 +219,7 @@ class Regularization:
         schedule: of DropBlock's rate, 'constant' or 'linear'.
 
     Example:
-        >>> half = Regularization(shake_drop=0.5).of_block(stage=1, place=1 / 2, train=True)
+        >>> half = Regularization(shake_drop=0.5).of_block(stage=1, depth=1 / 2, train=True)
         >>> half.shake_drop
         0.25
     """
@@ -235,13 +235,13 @@ class Regularization:
         return bool(self.stochastic_depth or self.shake_drop or self.drop_block)
 
     def of_block(
-        self, stage: int, place: float, train: bool, every_norm: bool = False
+        self, stage: int, depth: float, train: bool, every_norm: bool = False
     ) -> "BlockRegularization":
         """The regularizers of one block.
 
         Args:
             stage: stage of the block, counted from 1.
-            place: l / L of the linear rule.
+            depth: l / L of the linear rule.
             train: False in evaluation.
             every_norm: apply DropBlock as its authors do on ImageNet: after every normalization of
                 the branch, with a rate that is 4^(4 - stage) times smaller. Otherwise it is applied
@@ -249,8 +249,8 @@ class Regularization:
         """
         rate = self.drop_block * (stage in self.stages)
         return BlockRegularization(
-            stochastic_depth=self.stochastic_depth * place,
-            shake_drop=self.shake_drop * place,
+            stochastic_depth=self.stochastic_depth * depth,
+            shake_drop=self.shake_drop * depth,
             drop_block=rate / 4 ** (4 - stage) if every_norm else rate,
             size=self.size,
             schedule=self.schedule,

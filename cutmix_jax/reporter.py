@@ -59,7 +59,7 @@ class Reporter:
                 sys.stdout = self.stream = open(os.devnull, "w")  # noqa: SIM115
             self.bar.refresh()
 
-    def progress(self, step, images_per_second):
+    def step(self, step, images_per_second):
         """Moves the bar to `step`; without a terminal, prints a line once a minute."""
         if not self.primary:
             return

@@ -17,7 +17,7 @@ from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.host import start_in_background
-from cutmix_jax.paths import place, whole_file, workdir_lock
+from cutmix_jax.paths import local_path, whole_file, workdir_lock
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
 from cutmix_jax.tasks import create_task
@@ -41,7 +41,7 @@ def train(config, workdir, stream=None):
     Raises:
         UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
     """
-    workdir = place(workdir, "The workdir")
+    workdir = local_path(workdir, "The workdir")
     task = create_task(config)
     described = describe_run(task)
     primary = jax.process_index() == 0
@@ -51,7 +51,7 @@ def train(config, workdir, stream=None):
         Checkpoints(folder) as checkpoints,
     ):
         programs = checkpoints.latest_step < task.total_steps and train_lib.compile_ahead(task)
-        state, progress, notes = open_run(task, checkpoints, described)
+        state, log, notes = open_run(task, checkpoints, described)
         step = int(state.step)
         reporter = Reporter(
             folder,
@@ -59,7 +59,7 @@ def train(config, workdir, stream=None):
             epoch_steps=task.data.steps_per_epoch,
             batch_size=config.batch_size,
             step=step,
-            history=progress.history,
+            history=log.history,
             primary=primary,
             stream=stream,
         )
@@ -86,7 +86,7 @@ def train(config, workdir, stream=None):
                 task=task,
                 arrays=arrays,
                 programs=programs,
-                progress=progress,
+                log=log,
                 checkpoints=checkpoints,
                 reporter=reporter,
                 interruption=interruption,
@@ -101,10 +101,10 @@ def train(config, workdir, stream=None):
                     "the same command again to resume."
                 )
                 return None
-            results = summarize(task, state, progress)
+            results = summarize(task, state, log)
             if primary:
                 write_json(folder / "results.json", results)
-                task.plot_history(progress.history, folder)
+                task.plot_history(log.history, folder)
             reporter.say(describe_results(task, results, folder))
             return results
         finally:
@@ -140,7 +140,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
         from cutmix_jax import evals as evals_lib  # its libraries take a second
 
         names = evals_lib.check_names(evals)
-    workdir = place(workdir, "The workdir")
+    workdir = local_path(workdir, "The workdir")
     missing = UserError(
         f"The workdir {str(workdir)!r} has no checkpoint. Train first (--mode train), or give "
         "another --workdir."
@@ -188,7 +188,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
 
 
 def open_run(task, checkpoints, described):
-    """The state to start or resume from, replicated, with its progress and notes to print.
+    """The state to start or resume from, replicated, with its log and notes to print.
 
     Args:
         task: a `tasks.Task`.
@@ -196,7 +196,7 @@ def open_run(task, checkpoints, described):
         described: from `describe_run`.
 
     Returns:
-        ``(state, progress, notes)``.
+        ``(state, log, notes)``.
     """
     workdir = checkpoints.folder.parent
     found = checkpoints.restore(
@@ -207,7 +207,7 @@ def open_run(task, checkpoints, described):
         state, notes = train_lib.create_state(task), []
         if task.config.init_from:
             state, notes = initialize_from(task, state, task.config.init_from)
-        return task.mapping.replicate(state), train_lib.Progress(), notes
+        return task.mapping.replicate(state), train_lib.Log(), notes
     state, meta, notes = found
     step = int(state.step)
     if notes:
@@ -218,7 +218,7 @@ def open_run(task, checkpoints, described):
         if reader != now:
             before = reader or "TensorFlow, with other random crops"
             notes.append(f"Images are now read by {now}. So far, they were read by {before}.")
-    return state, train_lib.Progress(**meta["progress"]), notes
+    return state, train_lib.Log(**meta["progress"]), notes
 
 
 def abstract_saved(task, saved):
@@ -383,16 +383,16 @@ def describe(task, state):
     )
 
 
-def summarize(task, state, progress):
+def summarize(task, state, log):
     """The results of a finished run, as they go into `results.json`."""
     return {
         "config": config_lib.to_plain(task.config),
         "params": _count(state.params),
         "epochs": task.config.epochs,
         "train_examples": task.data.examples["train"],
-        **task.summarize(progress.history),
-        "images_per_second": progress.history[-1].get("images_per_second"),
-        "seconds": progress.seconds,
+        **task.summarize(log.history),
+        "images_per_second": log.history[-1].get("images_per_second"),
+        "seconds": log.seconds,
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
         "versions": {"python": platform.python_version(), "jax": jax.__version__},

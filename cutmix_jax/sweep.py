@@ -1,6 +1,6 @@
-"""Runs several recipes with several seeds, and compares their errors in one table.
+"""Runs several configs with several seeds, and compares their errors in one table.
 
-    python -m cutmix_jax.sweep --recipes configs/cifar.py:resnet110,baseline \\
+    python -m cutmix_jax.sweep --configs configs/cifar.py:resnet110,baseline \\
         configs/cifar.py:resnet110,cutmix --seeds 3 --workdir runs/table6
 
 Each run has its own folder in the workdir and is the run that `main.py` would train there.
@@ -23,7 +23,7 @@ from absl import logging
 from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
-from cutmix_jax.paths import place, whole_file
+from cutmix_jax.paths import local_path, whole_file
 
 # The epochs whose errors are compared: their key in results.json, and their name in the table.
 CHOICES = {
@@ -54,14 +54,14 @@ def parse(arguments):
         allow_abbrev=False,
         epilog="--config.KEY=VALUE overrides a key of every config.",
     )
-    parser.add_argument("--recipes", nargs="+", required=True, help="FILE:MODEL,METHOD of each")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per recipe (3)")
+    parser.add_argument("--configs", nargs="+", required=True, help="FILE:MODEL,METHOD of each")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per config (3)")
     parser.add_argument("--seed_from", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--workdir", required=True, help="folder of all runs and of the table")
     parser.add_argument("--worker", default="0/1", help="I/N: worker I of N, counted from 0")
     parser.add_argument(
         "--baseline",
-        help="the recipe to compare the others with; by default the one with the same file and "
+        help="the config to compare the others with; by default the one with the same file and "
         "model whose method is 'baseline'",
     )
     flags, overrides = parser.parse_known_args(arguments)
@@ -79,61 +79,61 @@ def parse(arguments):
     return flags, overrides
 
 
-def plan_runs(recipes, seeds, overrides, workdir):
+def plan_runs(sources, seeds, overrides, workdir):
     """Every run of the sweep, seed by seed, to complete pairs early.
 
     Returns:
-        A list of dictionaries with `recipe`, `seed`, `folder` and `config`.
+        A list of dictionaries with `source`, `seed`, `folder` and `config`.
 
     Raises:
-        UserError: a recipe cannot be read, or two of them are the same.
+        UserError: a config cannot be read, or two of them are the same.
     """
     configs, seen = {}, []
-    for recipe in recipes:
-        configs[recipe] = read_config(recipe, overrides)
-        if configs[recipe].task != "classification":
+    for source in sources:
+        configs[source] = read_config(source, overrides)
+        if configs[source].task != "classification":
             raise UserError(
-                f"A sweep compares the errors of classifiers, and {recipe!r} has config.task="
-                f"{configs[recipe].task!r}. Train it with main.py."
+                f"A sweep compares the errors of classifiers, and {source!r} has config.task="
+                f"{configs[source].task!r}. Train it with main.py."
             )
-        name, plain = run_name(recipe, 0), config_lib.to_plain(configs[recipe])
+        name, plain = run_name(source, 0), config_lib.to_plain(configs[source])
         for other, its_name, its_plain in seen:
             if name == its_name or plain == its_plain:
                 raise UserError(
-                    f"The recipes {other!r} and {recipe!r} are the same run, or would share a "
+                    f"The configs {other!r} and {source!r} are the same run, or would share a "
                     "folder. Name each run once."
                 )
-        seen.append((recipe, name, plain))
+        seen.append((source, name, plain))
     runs = []
     for seed in seeds:
-        for recipe in recipes:
-            config = configs[recipe].copy_and_resolve_references()
+        for source in sources:
+            config = configs[source].copy_and_resolve_references()
             config.seed = seed
-            folder = pathlib.Path(workdir) / run_name(recipe, seed)
-            runs.append({"recipe": recipe, "seed": seed, "folder": folder, "config": config})
+            folder = pathlib.Path(workdir) / run_name(source, seed)
+            runs.append({"source": source, "seed": seed, "folder": folder, "config": config})
     return runs
 
 
-def choose_baselines(recipes, baseline=None):
-    """The baseline of each recipe that has one.
+def choose_baselines(sources, baseline=None):
+    """The baseline of each config that has one.
 
     Raises:
-        UserError: `baseline` is not one of the recipes.
+        UserError: `baseline` is not one of the configs.
 
     Example:
         >>> choose_baselines(['a.py:resnet20,baseline', 'a.py:resnet20,cutmix', 'a.py:net,mixup'])
         {'a.py:resnet20,cutmix': 'a.py:resnet20,baseline'}
     """
-    if baseline and baseline not in recipes:
+    if baseline and baseline not in sources:
         raise UserError(
-            f"--baseline is {baseline!r}, which is not one of the recipes. Choose one of "
-            f"{', '.join(recipes)}."
+            f"--baseline is {baseline!r}, which is not one of the configs. Choose one of "
+            f"{', '.join(sources)}."
         )
     found = {}
-    for recipe in recipes:
-        plain = baseline or f"{recipe.partition(',')[0]},baseline"
-        if plain in recipes and plain != recipe:
-            found[recipe] = plain
+    for source in sources:
+        plain = baseline or f"{source.partition(',')[0]},baseline"
+        if plain in sources and plain != source:
+            found[source] = plain
     return found
 
 
@@ -157,42 +157,42 @@ def summarize(runs, baselines):
         baselines: from `choose_baselines`.
 
     Returns:
-        ``{'recipes': [...], 'unfinished': [folder, ...]}``. A recipe's entry has `recipe`,
+        ``{'configs': [...], 'unfinished': [folder, ...]}``. A config's entry has `config`,
         `params`, `seeds`, `baseline`. For each key of `CHOICES` that its runs have, it has `mean`,
         `deviation` (None for one seed), `values` by seed, and `gain` over the baseline, in the same
         form. All are fractions, not percent.
     """
-    found = {(run["recipe"], run["seed"]): finished_results(run) for run in runs}
-    unfinished = [str(r["folder"].name) for r in runs if not found[r["recipe"], r["seed"]]]
-    return {"recipes": compare(found, baselines), "unfinished": unfinished}
+    found = {(run["source"], run["seed"]): finished_results(run) for run in runs}
+    unfinished = [str(r["folder"].name) for r in runs if not found[r["source"], r["seed"]]]
+    return {"configs": compare(found, baselines), "unfinished": unfinished}
 
 
 def compare(found, baselines):
     """The entries of `summarize`, from results that are already loaded.
 
     Args:
-        found: ``{(recipe, seed): results}``, with None for unfinished runs.
+        found: ``{(source, seed): results}``, with None for unfinished runs.
         baselines: from `choose_baselines`.
     """
-    recipes = []
-    for recipe in dict.fromkeys(recipe for recipe, _ in found):
-        done = {seed: r for (name, seed), r in found.items() if name == recipe and r}
+    entries = []
+    for source in dict.fromkeys(source for source, _ in found):
+        done = {seed: r for (name, seed), r in found.items() if name == source and r}
         plain = {
-            seed: r for (name, seed), r in found.items() if name == baselines.get(recipe) and r
+            seed: r for (name, seed), r in found.items() if name == baselines.get(source) and r
         }
         entry = {
-            "recipe": recipe,
+            "config": source,
             "params": next((r["params"] for r in done.values()), None),
             "seeds": sorted(done),
-            "baseline": baselines.get(recipe),
+            "baseline": baselines.get(source),
         }
         for key in CHOICES:
             values = {seed: r[key] for seed, r in done.items() if key in r}
             gains = {s: plain[s][key] - values[s] for s in values if key in plain.get(s, {})}
             if values:
                 entry[key] = moments(values) | {"gain": moments(gains) if gains else None}
-        recipes.append(entry)
-    return recipes
+        entries.append(entry)
+    return entries
 
 
 def moments(values):
@@ -208,10 +208,10 @@ def moments(values):
 def table_cells(entries):
     """The head of the table and its rows, from the entries of `summarize`."""
     keys = [key for key in CHOICES if any(key in entry for entry in entries)]
-    head = ["recipe", "seeds", *(word for key in keys for word in (CHOICES[key], "gain"))]
+    head = ["config", "seeds", *(word for key in keys for word in (CHOICES[key], "gain"))]
     rows = []
     for entry in entries:
-        cells = [entry["recipe"], str(len(entry["seeds"]))]
+        cells = [entry["config"], str(len(entry["seeds"]))]
         for key in keys:
             errors = entry.get(key)
             gain = errors and errors["gain"]
@@ -222,7 +222,7 @@ def table_cells(entries):
 
 def format_table(summary):
     """The summary as Markdown."""
-    head, rows = table_cells(summary["recipes"])
+    head, rows = table_cells(summary["configs"])
     lines = ["# Sweep", "", TABLE_NOTE, ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
@@ -300,24 +300,24 @@ def train_all(runs, interruption, after_each):
 
 
 def check_runs(runs):
-    """Builds every recipe once, so mistakes show up now and not after days."""
+    """Builds every config once, so mistakes show up now and not after days."""
     from cutmix_jax.tasks import create_task
 
-    for recipe, run in {run["recipe"]: run for run in runs}.items():
+    for source, run in {run["source"]: run for run in runs}.items():
         try:
             create_task(run["config"])
         except UserError as error:
-            raise UserError(f"{recipe}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
 
 
 def main(arguments):
     """Runs this worker's runs, prints the table, and returns the exit status."""
     flags, overrides = parse(arguments)
-    recipes, seeds = flags.recipes, range(flags.seed_from, flags.seed_from + flags.seeds)
-    workdir = place(flags.workdir, "--workdir").absolute()
+    sources, seeds = flags.configs, range(flags.seed_from, flags.seed_from + flags.seeds)
+    workdir = local_path(flags.workdir, "--workdir").absolute()
     try:
-        runs = plan_runs(recipes, seeds, overrides, workdir)
-        baselines = choose_baselines(recipes, flags.baseline)
+        runs = plan_runs(sources, seeds, overrides, workdir)
+        baselines = choose_baselines(sources, flags.baseline)
     except UserError as error:
         fail(error, 2)
     try:
@@ -332,7 +332,7 @@ def main(arguments):
     from cutmix_jax import host
     from cutmix_jax.signals import Interruption
 
-    host.prepare()
+    host.set_up()
     index, workers = flags.worker
     mine = runs[index::workers]
     with Interruption() as interruption:

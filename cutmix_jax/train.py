@@ -76,8 +76,8 @@ def train_step(task, state, arrays, xs):
     config = task.config
     batch = task.load(arrays, xs, state.step)
     # What the network drops is drawn from seed, step, device and part of its batch.
-    place = (DROPPING, state.step, lax.axis_index(AXIS))
-    drop_key = functools.reduce(jax.random.fold_in, place, jax.random.key(xs["seed"]))
+    path = (DROPPING, state.step, lax.axis_index(AXIS))
+    drop_key = functools.reduce(jax.random.fold_in, path, jax.random.key(xs["seed"]))
 
     def loss_fn(params, batch_stats, batch, drop_keys):
         weights = {"params": params, "batch_stats": batch_stats}
@@ -183,7 +183,7 @@ def group(batches, size):
 
 
 @dataclasses.dataclass
-class Progress:
+class Log:
     """What is known of a run besides its state; kept in each checkpoint's `meta`."""
 
     history: list = dataclasses.field(default_factory=list)  # one record an epoch
@@ -201,17 +201,17 @@ class Session:
         task: a `tasks.Task`.
         arrays: the data's arrays, replicated over the devices.
         programs: from `compile_ahead`, if steps are left to take.
-        progress: what was known when the state was saved; updated in place.
+        log: what was known when the state was saved; updated in place.
         checkpoints: a `checkpoint.Checkpoints`.
         reporter: a `reporter.Reporter`.
         interruption: a `signals.Interruption`, inside its `with` block.
-        meta: plain values to keep in every checkpoint, next to `progress`.
+        meta: plain values to keep in every checkpoint, next to the log.
     """
 
     task: Any
     arrays: Any
     programs: Any
-    progress: Progress
+    log: Log
     checkpoints: Any
     reporter: Any
     interruption: Any
@@ -221,14 +221,14 @@ class Session:
     def save(self, step, state, partial=None, rank=None):
         """Saves `state`, with the counters of an epoch that is not done, or the rank of one."""
         self.count_seconds()
-        self.progress.partial = partial or {}
-        meta = self.meta | {"progress": dataclasses.asdict(self.progress)}
+        self.log.partial = partial or {}
+        meta = self.meta | {"progress": dataclasses.asdict(self.log)}
         self.checkpoints.save(step, state, meta, rank)
 
     def count_seconds(self):
         """Adds the time since the last call to the run's."""
         now = time.monotonic()
-        self.progress.seconds += now - self.clock
+        self.log.seconds += now - self.clock
         self.clock = now
 
 
@@ -245,7 +245,7 @@ def fit(session, state):
     Raises:
         UserError: the loss is not finite, or a checkpoint cannot be saved.
     """
-    task, progress = session.task, session.progress
+    task, log = session.task, session.log
     config, epoch_steps = task.config, task.data.steps_per_epoch
     steps, measure = map_steps(task)
     step, compiled = int(state.step), set()
@@ -262,17 +262,17 @@ def fit(session, state):
             "learning_rate": float(task.schedule(step - 1)),
             **{f"train_{name}": value for name, value in totals.means().items()},
         }
-        if progress.timed_images:
-            record["images_per_second"] = progress.timed_images / progress.timed_seconds
+        if log.timed_images:
+            record["images_per_second"] = log.timed_images / log.timed_seconds
         last = epoch == config.epochs
         if last or epoch % config.eval_every == 0:
             record |= evaluate(task, measure, state.evaluated(), session.arrays)
             check_losses(task, record)
-        progress.history.append(record)
+        log.history.append(record)
         ending = session.interruption.at(step) or last
         if ending or epoch % config.checkpoint_epochs == 0:
             session.save(step, state, rank=task.rank(record))
-        session.reporter.epoch(record, task.describe_epoch(progress.history))
+        session.reporter.epoch(record, task.describe_epoch(log.history))
     session.checkpoints.wait()
     session.count_seconds()
     return state
@@ -290,9 +290,9 @@ def train_epoch(session, state, mapped_train_steps, compiled):
     Returns:
         ``(state, step, totals)``.
     """
-    task, progress, mapping = session.task, session.progress, session.task.mapping
+    task, log, mapping = session.task, session.log, session.task.mapping
     config, data, step = task.config, task.data, int(state.step)
-    totals, rate = metrics.Totals(progress.partial), Rate()
+    totals, rate = metrics.Totals(log.partial), Rate()
     pending = Pending(task, totals)
     batches = data.train_batches(*divmod(step, data.steps_per_epoch))
     for xs in mapping.prefetch(group(batches, steps_per_call(config, data))):
@@ -308,7 +308,7 @@ def train_epoch(session, state, mapped_train_steps, compiled):
             pending.absorb(0)
             compiled.add(taken)
             rate = Rate()
-        session.reporter.progress(step, rate.per_second())
+        session.reporter.step(step, rate.per_second())
         if session.interruption.at(step):
             break
         due = config.checkpoint_every and step % config.checkpoint_every < taken
@@ -316,9 +316,9 @@ def train_epoch(session, state, mapped_train_steps, compiled):
             pending.absorb(0)
             session.save(step, state, partial=totals.values)
     pending.absorb(0)
-    progress.partial = {}
-    progress.timed_images += rate.images
-    progress.timed_seconds += rate.seconds()
+    log.partial = {}
+    log.timed_images += rate.images
+    log.timed_seconds += rate.seconds()
     return state, step, totals
 
 

@@ -24,8 +24,8 @@ MUTANTS = {
     ),
     "lam is sampled and not the pasted area": (
         "sample.py",
-        "kept = kept_share(boxes, sides) if correct_lam else",
-        "kept = kept_share(boxes, sides) if not correct_lam else",
+        "kept = outside_fraction(boxes, sides) if correct_lam else",
+        "kept = outside_fraction(boxes, sides) if not correct_lam else",
         "test_mix.py::test_share_and_lam_are_the_pixels_kept",
     ),
     "lam is the partner's area": (
@@ -184,13 +184,13 @@ MUTANTS = {
         "sample.py",
         'if scope == "device" or (scope != "batch" and not across_devices):',
         "if not across_devices:",
-        "test_mix_recipes.py::test_devices_share_a_draw_per_batch_and_have_partners_of_their_own",
+        "test_mix_named.py::test_devices_share_a_draw_per_batch_and_have_partners_of_their_own",
     ),
     "partners are the same on all devices": (
         "sample.py",
         "partner_key = on_device(partner_key, axis_name)",
         "pass",
-        "test_mix_recipes.py::test_devices_share_a_draw_per_batch_and_have_partners_of_their_own",
+        "test_mix_named.py::test_devices_share_a_draw_per_batch_and_have_partners_of_their_own",
     ),
     "the authors' box loses no pixel": (
         "sample.py",

@@ -14,8 +14,8 @@ from cutmix_jax.config import (
     from_plain,
     to_plain,
 )
-from cutmix_jax.mix import recipe
-from cutmix_jax.recipes import create_mix
+from cutmix_jax.methods import create_mix
+from cutmix_jax.mix import named
 
 
 def test_the_schema_is_the_config():
@@ -47,9 +47,9 @@ def test_a_config_of_another_version_is_refused_by_its_key():
         from_plain(plain)
 
 
-@pytest.mark.parametrize("name", sorted(recipe.RECIPES))
+@pytest.mark.parametrize("name", sorted(named.MIXES))
 def test_every_parameter_of_every_mix_is_a_key(name):
-    assert set(recipe.parameters_of(name)) <= {key.removeprefix("mix.") for key in SCHEMA}
+    assert set(named.parameters_of(name)) <= {key.removeprefix("mix.") for key in SCHEMA}
 
 
 @pytest.mark.parametrize(

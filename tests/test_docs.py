@@ -9,7 +9,7 @@ import re
 import pytest
 
 from cutmix_jax.config import SCHEMA
-from cutmix_jax.mix.recipe import RECIPES
+from cutmix_jax.mix.named import MIXES
 from cutmix_jax.models import NETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def snippets():
 @pytest.mark.parametrize("code", list(snippets()))
 def test_snippets_run(code, monkeypatch):
     monkeypatch.setattr("cutmix_jax.models.NETS", dict(NETS))  # some snippets add to these
-    monkeypatch.setattr("cutmix_jax.mix.recipe.RECIPES", dict(RECIPES))
+    monkeypatch.setattr("cutmix_jax.mix.named.MIXES", dict(MIXES))
     names = {}
     exec(compile(code, "docs", "exec"), names)
     if "get_config" in names:

@@ -107,7 +107,7 @@ def test_share_and_lam_are_the_pixels_kept(case, alpha, seed):
     expected = (kept_by_numpy(plan) / math.prod(plan.sides)).astype(np.float32)
     if plan.ratio is not None:
         expected = expected * np.asarray(plan.ratio)
-    np.testing.assert_array_equal(jax.jit(mix.share)(plan), expected)
+    np.testing.assert_array_equal(jax.jit(mix.kept_fraction)(plan), expected)
     np.testing.assert_array_equal(plan.lam, 1 if plan.fill is not None else expected)
 
 
@@ -165,7 +165,7 @@ BOXES = {
 def plan_with(box, partner, sides, **fields):
     box = jnp.asarray(box, jnp.int32).reshape(-1, 2, len(sides))
     plan = mix.Plan(partner=jnp.asarray(partner, jnp.int32), box=box, lam=None, sides=sides)
-    fields = {"lam": mix.share(plan)} | fields
+    fields = {"lam": mix.kept_fraction(plan)} | fields
     return mix.Plan(partner=plan.partner, box=box, sides=sides, **fields)
 
 
@@ -281,7 +281,7 @@ def test_lam_is_rounded_once_under_jit():
     boxes = np.stack([np.zeros((225, 2)), np.stack([225 - kept, np.full(225, 225)], 1)], 1)
     expected = (kept.astype(np.float64) / 225).astype(np.float32)
     plan = plan_with(boxes, kept, (225, 225))
-    np.testing.assert_array_equal(jax.jit(mix.share)(plan), expected)
+    np.testing.assert_array_equal(jax.jit(mix.kept_fraction)(plan), expected)
 
 
 def test_a_batch_is_mixed_in_all_its_parts():
@@ -310,10 +310,10 @@ def test_boxes_of_narrow_dtypes_are_as_good_as_wide_ones():
     narrow = mix.Plan(
         partner=jnp.asarray(partner, jnp.uint8),
         box=jnp.asarray(box, jnp.uint8),
-        lam=mix.share(wide),
+        lam=mix.kept_fraction(wide),
         sides=(250, 4),
     )
-    np.testing.assert_array_equal(mix.share(narrow), mix.share(wide))
+    np.testing.assert_array_equal(mix.kept_fraction(narrow), mix.kept_fraction(wide))
     for array in (images, images[:, ::2, ::2]):
         for paste in ("window", "mask"):
             expected = mix.apply(wide, array, paste="mask")
@@ -372,8 +372,8 @@ def test_fills_per_channel_may_be_lists(fill):
     np.testing.assert_array_equal(mix.cutout(key, images, fill=fill, size=2)[0], wanted)
     plan = mix.sample_cutout(key, 2, (5, 4), fill=fill, size=2)
     np.testing.assert_array_equal(mix.apply(plan, images), wanted)
-    recipe = mix.create_mix("cutout", fill=fill, size=np.array(2))
-    mixed = jax.jit(lambda images: mix.apply_at(recipe.sample(key, 2, (5, 4)), "image", images))
+    mixing = mix.create_mix("cutout", fill=fill, size=np.array(2))
+    mixed = jax.jit(lambda images: mix.apply_at(mixing.sample(key, 2, (5, 4)), "image", images))
     np.testing.assert_array_equal(mixed(images), wanted)
     by_hand = replace(plan, fill=tuple(fill))
     np.testing.assert_array_equal(mix.apply(by_hand, images), wanted)

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from cutmix_jax import host, mix, recipes
+from cutmix_jax import host, methods, mix
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "mix.md"
 MODULES = [f"cutmix_jax.mix.{module.name}" for module in pkgutil.iter_modules(mix.__path__)]
@@ -64,8 +64,8 @@ def test_the_page_names_what_exists():
     for call, parameters in re.findall(r"create_mix\('([\w+]+)'(?:, ([^)]*))?\)", page):
         mix.create_mix(call, **eval(f"dict({parameters})"))
     for name in re.findall(r"^\| ((?:`[\w+]+`(?:, )?)+) \|", page, re.MULTILINE):
-        for recipe in re.findall(r"`([\w+]+)`", name):
-            recipes.create_mix({"name": recipe})
+        for word in re.findall(r"`([\w+]+)`", name):
+            methods.create_mix({"name": word})
 
 
 def test_memory_is_kept_where_there_is_glibc():

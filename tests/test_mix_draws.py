@@ -124,8 +124,8 @@ def test_weights_are_how_often_each_is_taken():
 
     @jax.jit
     def draw(keys, weights):
-        recipe = mix.random_choice(*parts, weights=weights)
-        return jax.vmap(lambda key: recipe.sample(key, 1, (64, 64)))(keys)
+        mixing = mix.random_choice(*parts, weights=weights)
+        return jax.vmap(lambda key: mixing.sample(key, 1, (64, 64)))(keys)
 
     for second in (0.0, 0.3, 1.0):
         cut, blend = draw(keys, (1 - second, second))
@@ -157,7 +157,7 @@ def test_one_hot_takes_the_larger_share():
 
 def test_cutout_removes_its_share():
     plans = draw(mix.sample_cutout, size=16, fill=0.0, box="paper")
-    kept = jax.jit(jax.vmap(mix.share))(plans)
+    kept = jax.jit(jax.vmap(mix.kept_fraction))(plans)
     assert close(1 - np.asarray(kept)[:, 0], (14 / 32) ** 2)
     assert (plans.lam == 1).all()
 
@@ -199,10 +199,10 @@ def test_equal_words_of_the_permutation_fall_in_either_order(monkeypatch):
 
 
 def test_a_layer_is_sampled_per_batch():
-    recipe = mix.create_mix("feature_cutmix", label="complete")
-    sides = dict(zip(recipe.layers, [(32, 32), (32, 32), (32, 32), (16, 16), (8, 8)], strict=True))
+    mixing = mix.create_mix("feature_cutmix", label="complete")
+    sides = dict(zip(mixing.layers, [(32, 32), (32, 32), (32, 32), (16, 16), (8, 8)], strict=True))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    plans = jax.jit(jax.vmap(lambda key: recipe.sample(key, 2, sides)))(keys)
+    plans = jax.jit(jax.vmap(lambda key: mixing.sample(key, 2, sides)))(keys)
     active = np.stack([plan.lam[:, 0] < 1 for plan in plans], axis=1)
     assert (active.sum(1) == 1).all()
     assert stats.chisquare(active.sum(0)).pvalue > 1e-3
@@ -210,20 +210,20 @@ def test_a_layer_is_sampled_per_batch():
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
 def test_scheduled_grows_with_progress(progress):
-    recipe = mix.create_mix("scheduled_cutmix", prob=0.8, label="complete")
+    mixing = mix.create_mix("scheduled_cutmix", prob=0.8, label="complete")
     keys = jax.random.split(jax.random.key(0), 20_000)
 
     def draw(key, progress):
-        return recipe.sample(key, 2, (32, 32), progress=progress)[0].lam
+        return mixing.sample(key, 2, (32, 32), progress=progress)[0].lam
 
     lam = jax.jit(jax.vmap(draw, in_axes=(0, None)))(keys, jnp.float32(progress))
     assert close(np.asarray(lam)[:, 0] < 1, 0.8 * progress)
 
 
 def test_nothing_is_mixed_after_until():
-    recipe = mix.create_mix("cutmix", until=0.9, label="complete")
+    mixing = mix.create_mix("cutmix", until=0.9, label="complete")
     lam = [
-        recipe.sample(jax.random.key(0), 2, (8, 8), progress=progress)[0].lam[0]
+        mixing.sample(jax.random.key(0), 2, (8, 8), progress=progress)[0].lam[0]
         for progress in (0.0, 0.9, 0.91, 1.0)
     ]
     assert lam == [0.5, 0.5, 1, 1]

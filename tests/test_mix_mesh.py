@@ -23,8 +23,8 @@ def pastes(images, ids):
     yield mix.cutout(KEY, images, size=4, fill=(1.0, 2.0))[0]
     plan = mix.sample_cutmix(KEY, 8, (8, 8))
     yield [mix.apply(plan, images, paste=paste) for paste in ("window", "mask")]
-    recipe = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
-    for plan in recipe.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
+    mixing = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
+    for plan in mixing.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
         images = mix.apply_at([plan], plan.layer, images)
         yield images
 
@@ -40,8 +40,8 @@ def blends(images, ids):
     yield mix.apply(either, images)
     yield jax.grad(lambda images: (mix.apply(either, images) ** 2).sum())(images)
     features = mix.create_mix("manifold_mixup", layers=("image", "layer1"))
-    recipe = mix.chain(mix.create_mix("cutout"), features)
-    for plan in recipe.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
+    mixing = mix.chain(mix.create_mix("cutout"), features)
+    for plan in mixing.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
         images = mix.apply_at([plan], plan.layer, images)
         yield images
 

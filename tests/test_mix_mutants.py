@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.commands import environment
 from tests.mix_mutants import MUTANTS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ def test_a_mutant_is_caught(name, tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, f"tests/{test}"],
         cwd=tmp_path,
+        env=environment(),  # what a mistake does not change is not compiled again
         capture_output=True,
         text=True,
     )

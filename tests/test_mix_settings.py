@@ -36,14 +36,14 @@ def plans():
         mix.apply(inside, arrays, paste="window"),
         mix.apply(picked, arrays),
         mix.apply(cut, arrays),
-        [mix.share(plan) for plan in (inside, blend, picked, cut)],
+        [mix.kept_fraction(plan) for plan in (inside, blend, picked, cut)],
         mix.mix_labels(picked, IDS, 300),
         mix.mix_values(picked, [SOFT, IDS, SOFT.astype(np.float32)]),
         mix.mix_losses(picked, lambda labels: labels.astype(jnp.float16) / 2, IDS),
     ]
 
 
-def recipes():
+def named_mixes():
     either = mix.random_choice(mix.create_mix("scheduled_cutmix"), mix.create_mix("mixup"))
     features = mix.create_mix("manifold_mixup", layers=("layer1",))
     drawn = mix.chain(mix.create_mix("cutout", fill=[1, 2, 3]), either, features).sample(
@@ -59,7 +59,7 @@ def wider_under_x64():
     return [mix.sample_cutmix(KEY, 6, (8, 12), partner="rotate"), layers.sample(KEY, 6, MAPS)]
 
 
-CASES = (one_calls, plans, recipes, wider_under_x64)
+CASES = (one_calls, plans, named_mixes, wider_under_x64)
 
 
 def test_the_cases_use_every_public_name():

@@ -49,7 +49,7 @@ def train_here(config, variables):
         prepare = task.mapping.map(
             lambda step, arrays, xs: {
                 name: value
-                for name, value in task.prepare(arrays, xs, step).items()
+                for name, value in task.make_batch(arrays, xs, step).items()
                 if name in ("image", "target")
             }
         )

@@ -17,7 +17,7 @@ from cutmix_jax.config import check_config
 from cutmix_jax.convert import __main__ as convert_command
 from cutmix_jax.data import boxes, cache, open_data, prepare
 from cutmix_jax.evals import ood
-from cutmix_jax.paths import place, whole_file, workdir_lock
+from cutmix_jax.paths import local_path, whole_file, workdir_lock
 from cutmix_jax.report import __main__ as report
 from cutmix_jax.report.runs import read_runs
 from tests.commands import REPOSITORY, environment, small_config
@@ -49,7 +49,7 @@ ADDRESS = "s3://bucket/run"
 )
 def test_an_address_is_refused_in_one_sentence(path):
     with pytest.raises(UserError) as refusal:
-        place(path, "--workdir")
+        local_path(path, "--workdir")
     expected = (
         f"--workdir is {os.fspath(path)!r}, but a local path was expected. Mount or copy the "
         "data, and give its path without a scheme."
@@ -72,14 +72,14 @@ def test_an_address_is_refused_in_one_sentence(path):
     ],
 )
 def test_a_local_path_stays_as_it_is(path):
-    assert place(path, "--workdir") == pathlib.Path(path)
-    assert place(pathlib.Path(path), "--workdir") == pathlib.Path(path)
+    assert local_path(path, "--workdir") == pathlib.Path(path)
+    assert local_path(pathlib.Path(path), "--workdir") == pathlib.Path(path)
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert place("~", "--workdir") == tmp_path
-    assert place("~/runs/~x", "--workdir") == tmp_path / "runs/~x"
+    assert local_path("~", "--workdir") == tmp_path
+    assert local_path("~/runs/~x", "--workdir") == tmp_path / "runs/~x"
     with workdir_lock("~/runs/first") as folder:
         assert folder == tmp_path / "runs/first"
     assert gallery.main(["--output=~/sheet.png", "--mixes", "cutmix", "--count=2"]) == 0
@@ -88,7 +88,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_home_folder_that_is_not_known_is_named():
     with pytest.raises(UserError, match=r"^--workdir is '~nobody-here/x', whose home folder is"):
-        place("~nobody-here/x", "--workdir")
+        local_path("~nobody-here/x", "--workdir")
 
 
 def configured(**values):
@@ -107,7 +107,7 @@ def with_json(json):
     return lambda: timing.run(iter(()), timing.parser("-").parse_args(["--json", json]), "none")
 
 
-RECIPE = f"{REPOSITORY}/configs/digits.py:resnet8,cutmix"
+CONFIG = f"{REPOSITORY}/configs/digits.py:resnet8,cutmix"
 ENTRIES = {
     "train": ("The workdir", lambda: run.train(small_config(), ADDRESS)),
     "evaluate": ("The workdir", lambda: run.evaluate(None, ADDRESS)),
@@ -141,7 +141,7 @@ ENTRIES = {
     "import_weights to": ("The workdir", lambda: convert.import_weights("net.pth", ADDRESS)),
     "export_weights": ("The file of weights", lambda: convert.export_weights("here", ADDRESS)),
     "a config": ("--config", lambda: read_config(f"{ADDRESS}.py:resnet8,cutmix")),
-    "sweep": ("--workdir", lambda: sweep.main(["--recipes", RECIPE, f"--workdir={ADDRESS}"])),
+    "sweep": ("--workdir", lambda: sweep.main(["--configs", CONFIG, f"--workdir={ADDRESS}"])),
     "read_runs": ("RUNS", lambda: read_runs([ADDRESS])),
     "report": ("RUNS", lambda: report.main([ADDRESS, "--output=here"])),
     "report to": ("--output", lambda: report.main([".", f"--output={ADDRESS}"])),

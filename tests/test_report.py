@@ -22,10 +22,10 @@ BROWSER = next(
 )
 
 
-def write_run(folder, recipe, error, seed=0, **changes):
+def write_run(folder, source, error, seed=0, **changes):
     """A workdir as main.py leaves it, without any training."""
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-    config = to_plain(read_config(recipe, [*overrides, f"--config.seed={seed}"]))
+    config = to_plain(read_config(source, [*overrides, f"--config.seed={seed}"]))
     folder.mkdir(parents=True)
     results = {
         "config": config,
@@ -93,8 +93,8 @@ def full(tmp_path_factory):
     write_run(folder / "cifar", "configs/cifar.py:resnet110,cutmix", 0.2)
     of_images(write_run(folder / "part", "configs/cifar.py:resnet110,cutmix", 0.7), 1234)
     for alpha, error in ((0.1, 0.61), (0.5, 0.65)):
-        recipe = f"configs/cifar.py:,cutmix_alpha{alpha}"
-        run = write_run(folder / str(alpha), recipe, error, model="resnet20", epochs=2)
+        source = f"configs/cifar.py:,cutmix_alpha{alpha}"
+        run = write_run(folder / str(alpha), source, error, model="resnet20", epochs=2)
         write_eval(run, "fgsm", {"fgsm_8_top1_accuracy": alpha / 10})
     run = write_run(folder / "imagenet", "configs/imagenet.py:resnet50,cutmix", 0.2)
     write_eval(of_images(run, 1_281_167), "fgsm", {"fgsm_8_top1_accuracy": 0.31})
@@ -162,8 +162,8 @@ def test_evaluations_under_other_options_are_separate_rows(tmp_path):
         "baseline0": {"options.clip": True},
     }
     for seed, (name, options) in enumerate(asked.items()):
-        recipe = f"configs/cifar.py:resnet20,{name[:-1]}"
-        run = write_run(tmp_path / name, recipe, 0.5, seed, epochs=2)
+        source = f"configs/cifar.py:resnet20,{name[:-1]}"
+        run = write_run(tmp_path / name, source, 0.5, seed, epochs=2)
         values = {"examples": 9, "split": "test", **options}
         write_eval(run, "fgsm", {**values, "fgsm_8_top1_accuracy": 0.1 * seed})
         fill = "mean" if name < "cutmix" else "black"
@@ -376,8 +376,8 @@ def test_epochs_that_were_not_evaluated_are_left_out_of_the_curves(tmp_path):
 
 def test_methods_with_the_same_words_are_distinguished(tmp_path):
     for alpha in (0.5, 1.0):
-        recipe = f"configs/cifar.py:resnet20,cutmix_alpha{alpha}"
-        write_run(tmp_path / str(alpha), recipe, 0.3, epochs=2)
+        source = f"configs/cifar.py:resnet20,cutmix_alpha{alpha}"
+        write_run(tmp_path / str(alpha), source, 0.3, epochs=2)
     (names,) = [list(members) for members in group(read_runs([tmp_path]))]
     assert [re.search(r"alpha=[\d.]+", name)[0] for name in names] == ["alpha=0.5", "alpha=1.0"]
 

@@ -36,7 +36,7 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, stream):
         primary=True,
         stream=stream,
     )
-    reporter.progress(10, 100.0)
+    reporter.step(10, 100.0)
     reporter.epoch(record(1, 0.25), "test error 25.00%")
     reporter.close()
     told = stream.getvalue()

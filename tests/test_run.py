@@ -82,9 +82,9 @@ def test_checkpoints_may_be_fewer_than_epochs(tmp_path):
 def test_the_sheet_shows_a_batch_that_is_mixed(monkeypatch, mix, mixed):
     task = tasks.create_task(small_config(epochs=2, **mix), create_mapping("pmap", 1))
     arrays = task.mapping.replicate(task.data.arrays["train"])
-    traced, prepare = [], Classification.prepare
+    traced, prepare = [], Classification.make_batch
     mapped = task.mapping.map(lambda step, arrays, xs: prepare(task, arrays, xs, step))
-    monkeypatch.setattr(Classification, "prepare", lambda *a: (traced.append(1), prepare(*a))[1])
+    monkeypatch.setattr(Classification, "make_batch", lambda *a: (traced.append(1), prepare(*a))[1])
     shown = task.first_mixed(0, arrays)
     assert len(traced) == 1
     read = [xs for epoch in (0, 1) for xs in task.data.train_batches(epoch)]

@@ -36,8 +36,8 @@ def trained(monkeypatch):
 
     def train(config, folder):
         calls.append(folder.name)
-        recipe = BASELINE if config.mix.name == "none" else CUTMIX
-        last, best = ERRORS[recipe, config.seed]
+        source = BASELINE if config.mix.name == "none" else CUTMIX
+        last, best = ERRORS[source, config.seed]
         results = {"config": to_plain(config), "params": 7}
         results |= {"top1_error_last": last, "top1_error_best": best}
         folder.mkdir(parents=True)
@@ -49,14 +49,14 @@ def trained(monkeypatch):
     return calls
 
 
-def arguments(workdir, *more, recipes=(BASELINE, CUTMIX)):
-    return ["--recipes", *recipes, f"--workdir={workdir}", *SMALL[1:], *more]
+def arguments(workdir, *more, configs=(BASELINE, CUTMIX)):
+    return ["--configs", *configs, f"--workdir={workdir}", *SMALL[1:], *more]
 
 
 def test_the_table_is_what_numpy_says(tmp_path, trained, capsys):
     assert sweep.main(arguments(tmp_path)) == 0
     assert len(trained) == 6
-    baseline, cutmix = json.loads((tmp_path / "sweep.json").read_text())["recipes"]
+    baseline, cutmix = json.loads((tmp_path / "sweep.json").read_text())["configs"]
     for i, key in enumerate(("top1_error_last", "top1_error_best")):
         plain, mixed = (
             np.array([ERRORS[name, seed][i] for seed in range(3)]) for name in (BASELINE, CUTMIX)
@@ -74,12 +74,12 @@ def test_the_table_is_what_numpy_says(tmp_path, trained, capsys):
 
 
 def test_gains_are_of_the_seeds_that_both_have(tmp_path, trained):
-    sweep.main(arguments(tmp_path, recipes=[CUTMIX]))
-    sweep.main(arguments(tmp_path, "--seeds=1", "--seed_from=2", recipes=[BASELINE]))
+    sweep.main(arguments(tmp_path, configs=[CUTMIX]))
+    sweep.main(arguments(tmp_path, "--seeds=1", "--seed_from=2", configs=[BASELINE]))
     flags, overrides = sweep.parse(arguments(tmp_path))
-    runs = sweep.plan_runs(flags.recipes, range(3), overrides, tmp_path)
-    summary = sweep.summarize(runs, sweep.choose_baselines(flags.recipes))
-    gain = summary["recipes"][1]["top1_error_last"]["gain"]
+    runs = sweep.plan_runs(flags.configs, range(3), overrides, tmp_path)
+    summary = sweep.summarize(runs, sweep.choose_baselines(flags.configs))
+    gain = summary["configs"][1]["top1_error_last"]["gain"]
     assert gain["values"] == {"2": pytest.approx(0.30 - 0.19)}
     assert gain["deviation"] is None
     assert summary["unfinished"] == [f"digits-resnet8,baseline-seed{seed}" for seed in (0, 1)]
@@ -103,7 +103,7 @@ def test_workers_share_the_runs_and_the_last_writes_the_whole_table(tmp_path, tr
 def test_results_of_another_config_are_not_taken_for_these(tmp_path, trained):
     sweep.main(arguments(tmp_path, "--seeds=1"))
     flags, overrides = sweep.parse(arguments(tmp_path, "--config.learning_rate=0.2"))
-    for planned in sweep.plan_runs(flags.recipes, range(1), overrides, tmp_path):
+    for planned in sweep.plan_runs(flags.configs, range(1), overrides, tmp_path):
         assert sweep.finished_results(planned) is None
 
 
@@ -148,12 +148,12 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
         (["--worker=4/4"], r"--worker is '4/4', but I/N"),
         (["--worker=first"], r"--worker is 'first', but I/N"),
         (["--wrker=0/1"], r"'--wrker=0/1' is not a flag"),
-        (["--baseline=x"], r"--baseline is 'x', which is not one of the recipes"),
-        (["--recipes", CUTMIX, CUTMIX], r"are the same run"),
-        (["--recipes", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
-        (["--recipes", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
+        (["--baseline=x"], r"--baseline is 'x', which is not one of the configs"),
+        (["--configs", CUTMIX, CUTMIX], r"are the same run"),
+        (["--configs", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
+        (["--configs", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
         (["--config.task=x:Box"], r"compares the errors of classifiers.*config.task='x:Box'"),
-        (["--recipes", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
+        (["--configs", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_status_2(tmp_path, capsys, more, told):
@@ -168,15 +168,15 @@ def test_a_workdir_that_cannot_be_written_and_a_config_that_cannot_run_are_refus
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"workdir .* cannot be written"):
         sweep.main(arguments(tmp_path / "file" / "sweep"))
-    recipes = [BASELINE.replace("resnet8", "resnet20"), f"{DIGITS}:resnet21,cutmix"]
+    configs = [BASELINE.replace("resnet8", "resnet20"), f"{DIGITS}:resnet21,cutmix"]
     with pytest.raises(UserError, match=r"resnet21,cutmix: There is no model 'resnet21'"):
-        sweep.main(arguments(tmp_path / "sweep", recipes=recipes))
+        sweep.main(arguments(tmp_path / "sweep", configs=configs))
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["sweep.lock"]
 
 
 def start(workdir):
     command = [sys.executable, "-m", "cutmix_jax.sweep", *arguments(workdir, "--seeds=1")]
-    command += ["--config.epochs=12", "--config.mix.prob=0.5", "--recipes", CUTMIX]
+    command += ["--config.epochs=6", "--config.mix.prob=0.5", "--configs", CUTMIX]
     command += [CUTMIX.replace("cutmix", "mixup")]
     return subprocess.Popen(
         command,
@@ -220,9 +220,9 @@ def test_a_sweep_goes_on_after_sigterm_and_after_kill(tmp_path):
     assert "Going on from step" in out
     for folder in (first, second):
         epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()]
-        assert epochs == list(range(1, 13))
+        assert epochs == list(range(1, 7))
     summary = json.loads((tmp_path / "sweep.json").read_text())
-    errors = [entry["top1_error_last"]["mean"] for entry in summary["recipes"]]
+    errors = [entry["top1_error_last"]["mean"] for entry in summary["configs"]]
     found = [
         run.read_json(folder / "results.json")["top1_error_last"] for folder in (first, second)
     ]

@@ -154,7 +154,7 @@ def plans_of_devices(config, step, kind="pmap"):
     task = tasks.create_task(config, create_mapping(kind))
 
     def gather(step, arrays, xs):
-        return lax.all_gather(task.prepare(arrays, xs, step)["plans"], AXIS)
+        return lax.all_gather(task.make_batch(arrays, xs, step)["plans"], AXIS)
 
     xs = next(iter(task.data.train_batches(0)))
     arrays = task.mapping.replicate(task.data.arrays["train"])
@@ -233,7 +233,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
         task = tasks.create_task(plain_config(accumulate=accumulate), create_mapping("pmap", 1))
         index = np.tile(np.arange(32, dtype=np.int32), 2)[None]  # the halves are equal
         seed = np.zeros((1, 1), np.int32)
-        xs = {"index": index[:, None], "mask": np.ones((1, 1, 64), bool), "seed": seed}
+        xs = {"index": index[:, None], "seed": seed}
         state = task.mapping.replicate(train.create_state(task))
         arrays = task.mapping.replicate(task.data.arrays["train"])
         return train.map_steps(task)[0](state, arrays, task.mapping.shard(xs))
@@ -348,7 +348,7 @@ def test_feature_maps_are_mixed_inside_the_model():
     }
 
     def by_hand(state, arrays, xs):
-        batch = task.prepare(arrays, xs, state.step)
+        batch = task.make_batch(arrays, xs, state.step)
         (plan,) = batch["plans"]
         assert plan.layer == "layer1"
 

@@ -23,7 +23,7 @@ from tests.commands import plain_config, run_main
         ("vgg16_gap,baseline,imagenet", "imagenet2012", [6, 12, 18], 1e-2),
     ],
 )
-def test_recipes_are_those_of_the_appendix(arg, data, drops, rate):
+def test_methods_are_those_of_the_appendix(arg, data, drops, rate):
     config = wsol.get_config(arg)
     check_config(config)
     assert config.dataset == data

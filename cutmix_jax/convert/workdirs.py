@@ -8,7 +8,7 @@ from cutmix_jax.checkpoint import Checkpoints, read_weights
 from cutmix_jax.convert.files import read_file, saver
 from cutmix_jax.convert.weights import from_torch, to_torch
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import place, whole_file, workdir_lock
+from cutmix_jax.paths import local_path, whole_file, workdir_lock
 
 # The most likely training data for a number of classes and channels.
 DATA = {
@@ -39,7 +39,7 @@ def import_weights(
     Raises:
         UserError: the file, its weights, the config or the workdir cannot be used.
     """
-    path, workdir = place(path, "The file of weights"), place(workdir, "The workdir")
+    path, workdir = local_path(path, "The file of weights"), local_path(workdir, "The workdir")
     converted = from_torch(read_file(path), model, path.name, weights)
     config = _create_config(converted, config, overrides, path)
     with workdir_lock(workdir) as folder:
@@ -70,7 +70,7 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     Raises:
         UserError: no checkpoint is whole, PyTorch is missing, or the file exists.
     """
-    path = place(path, "The file of weights")
+    path = local_path(path, "The file of weights")
     if path.exists() and not overwrite:
         raise UserError(f"--output {path} exists: give another name, or --overwrite.")
     save = saver(path)

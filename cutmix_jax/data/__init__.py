@@ -13,7 +13,7 @@ from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.records import ImageSet
 from cutmix_jax.data.tfds_sets import open_prepared
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 __all__ = ["Data", "Shards", "open_data"]
 
@@ -57,7 +57,8 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
         data = _open_made(config, shards)
     else:
         data = _open_set(config, shards)
-    if data.color is not None and data.image_shape[2] != 3:
+    colors_change = config.augment.color_jitter or config.augment.lighting
+    if colors_change and data.image_shape[2] != 3:
         raise UserError(
             f"config.augment.color_jitter and config.augment.lighting need images of 3 channels, "
             f"but those of {config.dataset} have {data.image_shape[2]}. Set both to 0."
@@ -153,7 +154,7 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
     if data_dir is not None:
         root = _existing(data_dir)
     else:
-        root = place(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
+        root = local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
     if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):
         return tiny_imagenet.open_tree(tree, test_split)
     return open_prepared(dataset, root, test_split)
@@ -165,7 +166,7 @@ def _existing(data_dir: str | None) -> pathlib.Path:
             "dataset=folder needs the folder that holds train/ and val/. "
             "Set --config.data_dir=PATH."
         )
-    path = place(data_dir, "config.data_dir")
+    path = local_path(data_dir, "config.data_dir")
     if not path.is_dir():
         raise UserError(
             f"data_dir={data_dir} is not a folder, but the folder of the dataset was expected. "

@@ -4,6 +4,8 @@ Every function takes one key per image. Keys from `example_keys` depend on the e
 position in the batch. So an image is augmented alike on any number of devices.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,8 @@ EIGENVECTORS = (
 )
 GRAY = (0.299, 0.587, 0.114)
 PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # NumPy's names
+# Folded into an image's key: its colors change by other numbers than its position.
+COLOR = 2**31 - 1
 
 
 def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
@@ -71,14 +75,59 @@ def crop_and_flip_draws(keys: jax.Array, pad: int) -> tuple[jax.Array, jax.Array
 
 
 def load_augmented(
-    arrays, xs, epoch, *, load, pad: int, flip: bool, pad_mode: str = "zero"
+    arrays,
+    xs,
+    epoch,
+    *,
+    load,
+    pad: int = 0,
+    pad_mode: str = "zero",
+    flip: bool = False,
+    jitter: float = 0.0,
+    light: float = 0.0,
 ) -> dict:
-    """The batch of `load(arrays, xs)`, cropped and flipped by `xs['seed']`, epoch and index."""
+    """A batch for training: `load(arrays, xs)`, augmented as a function of (seed, epoch, index).
+
+    Args:
+        arrays: what `load` reads.
+        xs: one device's part of a batch, with `seed` and `index`.
+        epoch: epoch, counted from 0.
+        load: `(arrays, xs) -> {'image': uint8 [b, H, W, C], 'label': int32 [b], ...}`.
+        pad: as in `crop_and_flip`.
+        pad_mode: as in `crop_and_flip`.
+        flip: as in `crop_and_flip`.
+        jitter: strength of `color_jitter`; 0 for none.
+        light: standard deviation of `lighting`; 0 for none.
+
+    Returns:
+        `{'image': float32 [b, H, W, C], 'label': int32 [b]}`. Images are in [0, 1], or may leave it
+        if their colors change.
+    """
     batch = load(arrays, xs)
+    images, keys = batch["image"], example_keys(xs["seed"], epoch, xs["index"])
     if pad or flip:
-        keys = example_keys(xs["seed"], epoch, xs["index"])
-        batch["image"] = crop_and_flip(keys, batch["image"], pad=pad, flip=flip, pad_mode=pad_mode)
-    return batch
+        images = crop_and_flip(keys, images, pad=pad, flip=flip, pad_mode=pad_mode)
+    images = images.astype(jnp.float32) / 255
+    if jitter or light:
+        color_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, COLOR)))(keys)
+    if jitter:
+        images = color_jitter(color_keys[:, 0], images, jitter)
+    if light:
+        images = lighting(color_keys[:, 1], images, light)
+    return {"image": images, "label": batch["label"]}
+
+
+def create_load_train(load, config):
+    """`load_augmented` with a section `augment` of the config."""
+    return functools.partial(
+        load_augmented,
+        load=load,
+        pad=config.pad,
+        pad_mode=config.pad_mode,
+        flip=config.flip,
+        jitter=config.color_jitter,
+        light=config.lighting,
+    )
 
 
 def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:
@@ -156,19 +205,3 @@ def lighting(keys: jax.Array, images: jax.Array, std: float) -> jax.Array:
 def lighting_draws(keys: jax.Array, std: float, dtype=jnp.float32) -> jax.Array:
     """a, float [B, 3]."""
     return std * jax.vmap(lambda key: jax.random.normal(key, (3,), dtype))(keys)
-
-
-def create_color(jitter: float, light: float):
-    """`(key, images) -> images`, which splits the key over the batch; None if both are 0."""
-    if not jitter and not light:
-        return None
-
-    def color(key, images):
-        for_jitter, for_light = jax.random.split(key, (2, images.shape[0]))
-        if jitter:
-            images = color_jitter(for_jitter, images, jitter)
-        if light:
-            images = lighting(for_light, images, light)
-        return images
-
-    return color

@@ -30,9 +30,7 @@ class Data:
     """An opened dataset, as the training loop sees it.
 
     `load_train` and `load_eval` are traced inside the step, for one device's shard. Their first
-    argument is one split's entry of `arrays`: `load_train(arrays['train'], xs, epoch)`,
-    `load_eval(arrays[split], xs)`. Both return `{'image': uint8 [b, H, W, C], 'label': int32 [b],
-    'mask': bool [b]}`.
+    argument is one split's entry of `arrays`.
 
     Attributes:
         kind: 'resident' (the arrays live on the device, `xs` holds indices) or 'streaming' (`xs`
@@ -43,8 +41,10 @@ class Data:
         examples: number of examples per split: 'train', 'test' and, if configured, 'held_out'.
         batch_size: examples per step over all devices and processes.
         arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
-        load_train: `(arrays[split], xs, epoch) -> batch`, augmented.
-        load_eval: `(arrays[split], xs) -> batch`, not augmented.
+        load_train: `(arrays[split], xs, epoch) -> {'image': float32 [b, H, W, C] in [0, 1],
+            'label': int32 [b]}`, augmented.
+        load_eval: `(arrays[split], xs) -> {'image': uint8 [b, H, W, C], 'label': int32 [b],
+            'mask': bool [b]}`, not augmented.
         train_batches: `(epoch, start_step=0) -> iterator of xs`, with this process's part of each
             batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`. `seed`, int32
             `[local_devices]`, is the run's seed for sampling on the device. So one compiled step
@@ -55,7 +55,6 @@ class Data:
             devices and processes. `mask` is False for the padding of the last batch. All processes
             have the same number of batches. `order`, int `[n]`, selects other positions, in any
             order.
-        color: None, or `(key, images float32 [b, H, W, 3] in [0, 1]) -> images`.
         digest: None if the images are in `arrays`. Else `(split) -> text`, which changes with any
             image or label of the split. Calling it reads the records.
         reader: names and versions of the libraries that decode each batch, because other versions
@@ -77,7 +76,6 @@ class Data:
     train_batches: Callable[..., Iterator[dict]]
     train_shapes: Mapping[str, Any]
     eval_batches: Callable[..., Iterator[dict]]
-    color: Callable[..., Any] | None = None
     digest: Callable[[str], str] | None = None
     reader: str | None = None
     boxes: Callable[[str], list[np.ndarray]] | None = None
@@ -138,12 +136,17 @@ def eval_positions(
     return _share(padded, batch_size, shards), _share(mask, batch_size, shards)
 
 
+def with_mask(load: Callable[..., dict]) -> Callable[..., dict]:
+    """`load`, whose batch also has the mask of `xs`."""
+    return lambda arrays, xs: load(arrays, xs) | {"mask": xs["mask"]}
+
+
 def train_shapes(batch_size: int, shards: Shards, image_shape=None) -> dict:
     """`Data.train_shapes` for batches of indices, or of images with this shape."""
     import jax  # here, because reader processes do not need it
 
     part = (batch_size // shards.devices,)
-    shapes = {"index": (part, np.int32), "mask": (part, bool), "seed": ((), np.int32)}
+    shapes = {"index": (part, np.int32), "seed": ((), np.int32)}
     if image_shape:
         shapes |= {"image": ((*part, *image_shape), np.uint8), "label": (part, np.int32)}
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}

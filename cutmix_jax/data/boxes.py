@@ -14,7 +14,7 @@ import numpy as np
 
 from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 # Number of missing files to list.
 SHOWN = 3
@@ -100,7 +100,7 @@ def of_record(data: bytes, key: str, name: str) -> np.ndarray:
 
 def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarray]:
     """Boxes from the ILSVRC XML files below `folder`, matched to images of `split` by name."""
-    root = place(folder, "config.boxes_dir")
+    root = local_path(folder, "config.boxes_dir")
     if not root.is_dir():
         raise UserError(
             f"boxes_dir={folder} is not a folder, but the folder of ILSVRC's XML files was "

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from cutmix_jax import UserError
 from cutmix_jax.data import shapes, tiny_imagenet
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -25,7 +25,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, source=None, **options):
         """`source` is the folder tiny-imagenet-200, or its parent."""
-        self._source = source and place(source, "source")
+        self._source = source and local_path(source, "source")
         super().__init__(**options)
 
     def _info(self):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax.data import image_files
-from cutmix_jax.paths import place, whole_file
+from cutmix_jax.paths import local_path, whole_file
 
 # Part of every key. Increase it when the meaning of stored arrays changes.
 FORMAT = 1
@@ -19,9 +19,9 @@ FORMAT = 1
 def cache_dir() -> pathlib.Path:
     """$CUTMIX_JAX_CACHE, or the user's cache folder."""
     if named := os.environ.get("CUTMIX_JAX_CACHE"):
-        return place(named, "CUTMIX_JAX_CACHE")
+        return local_path(named, "CUTMIX_JAX_CACHE")
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return place(base, "XDG_CACHE_HOME") / "cutmix_jax"
+        return local_path(base, "XDG_CACHE_HOME") / "cutmix_jax"
     return pathlib.Path("~/.cache").expanduser() / "cutmix_jax"
 
 

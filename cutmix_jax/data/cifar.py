@@ -106,7 +106,7 @@ def _parts(name: str, url: str, root: pathlib.Path) -> Iterator[bytes]:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             size = int(response.headers.get("Content-Length") or 0) or None
-            with tfds_files.progress(size, "downloading", unit="B", unit_scale=True) as bar:
+            with tfds_files.progress_bar(size, "downloading", unit="B", unit_scale=True) as bar:
                 while part := response.read(1 << 20):
                     bar.update(len(part))
                     yield part
@@ -186,7 +186,7 @@ def _examples(split: str, batches: list[dict], archive: Archive) -> Iterator[dic
         feature: np.concatenate([batch[key] for batch in batches])
         for feature, (key, _) in archive.labels.items()
     }
-    for i, image in enumerate(tfds_files.progress(pixels, f"writing {split}", unit=" images")):
+    for i, image in enumerate(tfds_files.progress_bar(pixels, f"writing {split}", unit=" images")):
         png = io.BytesIO()
         Image.fromarray(image).save(png, "PNG")
         yield {

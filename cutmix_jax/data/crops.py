@@ -76,18 +76,18 @@ def random_resized(
         >>> random_resized(np.full((ATTEMPTS, 4), 0.5), 60, 80, (0.25, 0.25))
         (13, 23, 35, 35)
     """
-    for share, ratio, down, right in numbers.tolist():
-        pixels = height * width * (area[0] + (area[1] - area[0]) * share)
+    for fraction, ratio, down, right in numbers.tolist():
+        pixels = height * width * (area[0] + (area[1] - area[0]) * fraction)
         ratio = RATIO ** (2 * ratio - 1)
         tall, wide = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
         if 1 <= tall <= height and 1 <= wide <= width:
-            return *place((down, right), (height, width), (tall, wide)), tall, wide
+            return *position((down, right), (height, width), (tall, wide)), tall, wide
     ratio = min(max(width / height, 1 / RATIO), RATIO)
     tall, wide = min(height, round(width / ratio)), min(width, round(height * ratio))
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def place(numbers, size, part) -> tuple[int, int]:
+def position(numbers, size, part) -> tuple[int, int]:
     """(top, left) of a crop `part` in an image of `size`, uniform for uniform `numbers` [2]."""
     top, left = (int(u * (n - k + 1)) for u, n, k in zip(numbers, size, part, strict=True))
     return top, left

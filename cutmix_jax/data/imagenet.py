@@ -146,7 +146,7 @@ def _open(source: pathlib.Path, archive: Archive) -> Iterator[tarfile.TarFile]:
     words = f"reading {archive.name}"
     with (
         path.open("rb") as opened,
-        tfds_files.progress(archive.size, words, unit="B", unit_scale=True) as bar,
+        tfds_files.progress_bar(archive.size, words, unit="B", unit_scale=True) as bar,
     ):
         file = _Hashed(opened, bar)
         try:

@@ -51,9 +51,10 @@ class Loader:
             UserError: an image cannot be used; the message names it.
         """
         split, index = self.splits[name]
+        memory = image_files.Memory()
         for slot, position in enumerate(positions.tolist()):
             i = int(index[position])
-            image, labels[slot] = records.decode_record(split, i, self.shape[2])
+            image, labels[slot] = records.decode_record(split, i, self.shape[2], memory)
             if numbers is None:
                 image = self._for_eval(image)
             else:
@@ -82,6 +83,6 @@ class Loader:
             return image_files.crop_and_resize(image, box, self.shape[:2])
         if self.square:
             square = (self.resize, self.resize)
-            offset = crops.place(numbers[0, 2:], square, self.shape[:2])
+            offset = crops.position(numbers[0, 2:], square, self.shape[:2])
             return image_files.resize_and_crop(image, square, offset, self.shape[:2])
         return self._for_eval(image)

@@ -5,7 +5,7 @@ import sys
 
 from cutmix_jax import UserError
 from cutmix_jax.data import imagenet, records
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 NAMES = ("imagenet2012", "tiny_imagenet", "shapes", "shapes/single", "shapes/several")
 
@@ -31,8 +31,8 @@ def main(words=None):
 
 def prepare(name: str, data_dir: str, source: str | None = None, examples: int | None = None):
     """Writes the dataset `name` below `data_dir`, and returns its folder."""
-    root = place(data_dir, "--data_dir")
-    source = source and place(source, "--source")
+    root = local_path(data_dir, "--data_dir")
+    source = source and local_path(source, "--source")
     if name == imagenet.NAME:
         if source is None or examples is not None:
             raise UserError(

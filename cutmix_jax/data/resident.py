@@ -4,7 +4,6 @@ The whole dataset is an argument of the step, which gathers, crops and flips a b
 creates an epoch's permutation of indices.
 """
 
-import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping
 
@@ -145,11 +144,7 @@ def open_resident(
             config.seed, epoch, counts["train"], size, shards, start_step
         )
         for index in positions.astype(np.int32):
-            yield {
-                "index": index,
-                "mask": np.ones(index.shape, bool),
-                "seed": batches.seeds(config.seed, shards),
-            }
+            yield {"index": index, "seed": batches.seeds(config.seed, shards)}
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, masks = batches.eval_positions(counts[split], size, shards, order)
@@ -164,18 +159,11 @@ def open_resident(
         examples=counts,
         batch_size=size,
         arrays=chosen,
-        load_train=functools.partial(
-            augment.load_augmented,
-            load=gather,
-            pad=config.augment.pad,
-            pad_mode=config.augment.pad_mode,
-            flip=config.augment.flip,
-        ),
-        load_eval=gather,
+        load_train=augment.create_load_train(gather, config.augment),
+        load_eval=batches.with_mask(gather),
         train_batches=train_batches,
         train_shapes=batches.train_shapes(size, shards),
         eval_batches=eval_batches,
-        color=augment.create_color(config.augment.color_jitter, config.augment.lighting),
         boxes=boxes.per_split(indices, find_boxes and boxes_of),
     )
 
@@ -183,7 +171,6 @@ def open_resident(
 def gather(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]) -> dict:
     """The examples at `xs['index']`."""
     return {
-        "image": jnp.take(arrays["image"], xs["index"], axis=0, mode="clip"),
-        "label": jnp.take(arrays["label"], xs["index"], axis=0, mode="clip"),
-        "mask": xs["mask"],
+        name: jnp.take(arrays[name], xs["index"], axis=0, mode="clip")
+        for name in ("image", "label")
     }

@@ -215,10 +215,10 @@ def _enlarge(grid: np.ndarray, size: int) -> np.ndarray:
     """Resizes [g, g, C] to [size, size, C], bilinear."""
     place = np.linspace(0, len(grid) - 1, size, dtype=np.float32)
     low = np.minimum(place.astype(int), len(grid) - 2)
-    share = (place - low)[:, None, None]
-    rows = grid[low] * (1 - share) + grid[low + 1] * share
-    share = share.reshape(1, -1, 1)
-    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    weight = (place - low)[:, None, None]
+    rows = grid[low] * (1 - weight) + grid[low + 1] * weight
+    weight = weight.reshape(1, -1, 1)
+    return rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
 
 
 def _jitter(random) -> np.ndarray:

@@ -71,7 +71,7 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
                 split.read(int(index[0]))
         return Workers(config.reader_processes, loader, SENT_TOGETHER)
 
-    def stream(name: str, positions: np.ndarray, mask: np.ndarray, sample):
+    def stream(name: str, positions: np.ndarray, sample):
         if config.reader_processes:
             fill = start_workers().fill
             threads, together = config.reader_processes, SENT_TOGETHER
@@ -87,21 +87,20 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
                 "image": images.reshape(*leading, *shape),
                 "label": labels.reshape(leading).astype(np.int32),
                 "index": positions[step].astype(np.int32),
-                "mask": mask[step],
             }
 
     def train_batches(epoch: int, start_step: int = 0):
         positions = batches.train_positions(
             config.seed, epoch, counts["train"], size, shards, start_step
         )
-        mask = np.ones(positions.shape, bool)
         sample = functools.partial(crops.sample, config.seed, epoch)
-        for xs in stream("train", positions, mask, sample):
+        for xs in stream("train", positions, sample):
             yield xs | {"seed": batches.seeds(config.seed, shards)}
 
     def eval_batches(split: str, order: np.ndarray | None = None):
-        positions, mask = batches.eval_positions(counts[split], size, shards, order)
-        return stream(split, positions, mask, lambda row: None)
+        positions, masks = batches.eval_positions(counts[split], size, shards, order)
+        for xs, mask in zip(stream(split, positions, lambda row: None), masks, strict=True):
+            yield xs | {"mask": mask}
 
     def digest(name: str) -> str:
         origin, index = indices[name]
@@ -117,28 +116,21 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         examples=counts,
         batch_size=size,
         arrays=dict.fromkeys(indices, ()),
-        load_train=functools.partial(
-            augment.load_augmented,
-            load=load_eval,
-            pad=config.augment.pad,
-            pad_mode=config.augment.pad_mode,
-            flip=config.augment.flip,
-        ),
-        load_eval=load_eval,
+        load_train=augment.create_load_train(take, config.augment),
+        load_eval=batches.with_mask(take),
         train_batches=train_batches,
         train_shapes=batches.train_shapes(size, shards, shape),
         eval_batches=eval_batches,
-        color=augment.create_color(config.augment.color_jitter, config.augment.lighting),
         digest=digest,
         reader=image_files.libraries(),
         boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
     )
 
 
-def load_eval(arrays, xs) -> dict:
-    """The batch from the host, unchanged."""
+def take(arrays, xs) -> dict:
+    """The batch from the host."""
     del arrays
-    return {key: xs[key] for key in ("image", "label", "mask")}
+    return {name: xs[name] for name in ("image", "label")}
 
 
 def _shape(config: ConfigDict, image_set: records.ImageSet) -> tuple[int, int, int]:

@@ -109,7 +109,7 @@ def write_info(
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
 
 
-def progress(items, words: str, **options) -> tqdm.tqdm:
+def progress_bar(items, words: str, **options) -> tqdm.tqdm:
     """A progress bar over items, or up to a number; only on a terminal."""
     count = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
     return tqdm.tqdm(**count, desc=words, disable=not sys.stderr.isatty(), leave=False, **options)

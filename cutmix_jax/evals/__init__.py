@@ -184,16 +184,16 @@ def read_values(folder, name, key):
 
 def write_report(folder, name, values, report):
     """Writes tables and figures. The values come last: their file says that all are there."""
-    place = folder / "evals"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / f"{name}.json").unlink(missing_ok=True)
+    written_to = folder / "evals"
+    written_to.mkdir(parents=True, exist_ok=True)
+    (written_to / f"{name}.json").unlink(missing_ok=True)
     for file, rows in {f"{name}.csv": report.rows, **report.tables}.items():
         text = io.StringIO()
         table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        (place / file).write_text(text.getvalue())
+        (written_to / file).write_text(text.getvalue())
     for file, figure in report.figures.items():
-        figure.savefig(place / file)
-    with whole_file(place / f"{name}.json") as unfinished:
+        figure.savefig(written_to / file)
+    with whole_file(written_to / f"{name}.json") as unfinished:
         unfinished.write_text(json.dumps(values, indent=2) + "\n")

@@ -38,7 +38,7 @@ def run(subject, options):
         }
 
     call = subject.compile(neither, load)
-    placed = subject.place(settings)
+    placed = subject.replicate(settings)
     found = subject.collect(
         lambda xs: [call(xs, setting) for setting in placed],
         subject.pair_batches(pairs),

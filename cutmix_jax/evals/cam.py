@@ -170,7 +170,7 @@ def mix_two(subject):
         )[0],
         lambda arrays, xs: xs,
     )
-    placed = subject.place([np.int32(label) for label in pair["label"]])
+    placed = subject.replicate([np.int32(label) for label in pair["label"]])
     maps = subject.collect(
         lambda xs: [call(xs, label) for label in placed],
         subject.foreign_batches(len(images), lambda index: images[index]),

@@ -102,11 +102,11 @@ def calibration(confidence, right, bins=15):
     Reference:
         Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.
     """
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):
-        accuracy = np.bincount(place, right, bins) / count
-        mean = np.bincount(place, confidence, bins) / count
+        accuracy = np.bincount(bin_of, right, bins) / count
+        mean = np.bincount(bin_of, confidence, bins) / count
     edges = np.arange(bins + 1) / bins
     gaps = np.where(count > 0, np.abs(accuracy - mean), 0)
     return {
@@ -155,10 +155,10 @@ def draw_reliability(bins, ece):
 
 def draw_confusion(confusion, names):
     """The confusion matrix, as fractions of each true class."""
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    fraction = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = np.clip(0.28 * len(names), 4.5, 9)
     figure, axis = figures.new_figure(side + 1, side)
-    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    picture = axis.imshow(fraction, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(picture, label="fraction of the true class", shrink=0.8)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")

@@ -94,7 +94,7 @@ def fgsm_errors(subject, options):
 
     signs, measure = subject.compile(sign), subject.compile(wrong)
     sizes = sorted({0.0, *map(float, options.eps)})
-    placed = subject.place([np.float32(eps / 255) for eps in sizes])
+    placed = subject.replicate([np.float32(eps / 255) for eps in sizes])
 
     def attack(xs):
         found = signs(xs)
@@ -132,8 +132,8 @@ def pgd_errors(subject, options):
 
     start, step, wrong = map(subject.compile, (start, step, wrong))
     sizes = sorted(set(map(float, options.pgd_eps)))
-    placed = subject.place([np.float32(eps / 255) for eps in sizes])
-    (step_size,) = subject.place([np.float32(options.pgd_step_size / 255)])
+    placed = subject.replicate([np.float32(eps / 255) for eps in sizes])
+    (step_size,) = subject.replicate([np.float32(options.pgd_step_size / 255)])
 
     def attack(xs):
         found = []

@@ -14,7 +14,7 @@ from cutmix_jax.data import find_set, image_files, records, resident
 from cutmix_jax.data.batches import permutation, random_state
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 NOISE = ("uniform", "gaussian")
 VARIANTS = ("resize", "crop")
@@ -153,7 +153,7 @@ def split_name(name):
 
 def open_files(path):
     """All image files below a folder, sorted by path."""
-    folder = place(path, "A folder of config.evals.ood.sets")
+    folder = local_path(path, "A folder of config.evals.ood.sets")
     passed_over = {}
     files = image_files.find(folder, passed_over) if folder.is_dir() else []
     image_files.say_passed_over(folder, passed_over)

@@ -132,7 +132,7 @@ class Subject:
             lambda arrays, xs: xs[0] if isinstance(xs, tuple) else xs,
         )
         calls = ((places(xs), measure(xs)) for xs in mapping.prefetch(host_batches))
-        with self.progress(count, words) as bar:
+        with self.progress_bar(count, words) as bar:
             for (index, mask), result in mapping.fetch(calls):
                 bar.update(int(mask.sum()))
                 yield index[mask], jax.tree.map(operator.itemgetter(mask), result)
@@ -163,12 +163,12 @@ class Subject:
         count = self.examples if order is None else len(order)
         if settings is None:
             return self.collect(call, self.batches(order), count, words)
-        placed = self.place(settings)
+        placed = self.replicate(settings)
         return self.collect(
             lambda xs: [call(xs, setting) for setting in placed], self.batches(order), count, words
         )
 
-    def place(self, settings):
+    def replicate(self, settings):
         """Extra arguments as arrays on all devices: one compiled function serves all of them."""
         return [self.task.mapping.replicate(jax.tree.map(np.asarray, s)) for s in settings]
 
@@ -179,7 +179,7 @@ class Subject:
             order=np.asarray(order),
         )
 
-    def progress(self, count, words):
+    def progress_bar(self, count, words):
         """A progress bar on a terminal."""
         shown = jax.process_index() == 0 and not self.quiet and sys.stderr.isatty()
         return tqdm.tqdm(

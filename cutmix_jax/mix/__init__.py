@@ -13,9 +13,9 @@ mix of the paper by its name. `chain` and `random_choice` combine mixes.
 
 from cutmix_jax.mix.calls import cutmix, cutout, mixup
 from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
+from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
-from cutmix_jax.mix.plan import Plan, share
-from cutmix_jax.mix.recipe import LAYERS, Mix, chain, create_mix, random_choice
+from cutmix_jax.mix.plan import Plan, kept_fraction
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "create_mix",
     "cutmix",
     "cutout",
+    "kept_fraction",
     "mix_labels",
     "mix_losses",
     "mix_values",
@@ -36,5 +37,4 @@ __all__ = [
     "sample_cutmix",
     "sample_cutout",
     "sample_mixup",
-    "share",
 ]

@@ -54,7 +54,7 @@ class Plan:
     across: str | None = field(default=None, metadata={"static": True})
 
 
-def kept_share(box, sides):
+def outside_fraction(box, sides):
     """Returns the fraction of pixels outside each box: float32 `[1 or B]`, rounded once.
 
     XLA turns the division by a constant into a multiplication by its reciprocal. For every fourth
@@ -67,10 +67,10 @@ def kept_share(box, sides):
     return kept.astype(jnp.float32) / pixels.astype(jnp.float32)
 
 
-def share(plan):
+def kept_fraction(plan):
     r"""Returns the fraction of each mixed image that comes from the image itself.
 
-    .. math:: \text{share}_i = r_i \, (1 - |\text{box}_i| / \textstyle\prod_k \text{side}_k)
+    .. math:: \text{kept}_i = r_i \, (1 - |\text{box}_i| / \textstyle\prod_k \text{side}_k)
 
     Args:
         plan: a `Plan`.
@@ -83,10 +83,10 @@ def share(plan):
         >>> import jax
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_cutout(jax.random.key(0), 2, (32, 32), size=16)
-        >>> mix.share(plan), plan.lam
+        >>> mix.kept_fraction(plan), plan.lam
         (Array([0.8359375, 0.9121094], dtype=float32), Array([1.], dtype=float32))
     """
-    outside = kept_share(plan.box, plan.sides)
+    outside = outside_fraction(plan.box, plan.sides)
     return outside if plan.ratio is None else outside * plan.ratio
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.plan import Plan, kept_share, on_device, switched
+from cutmix_jax.mix.plan import Plan, on_device, outside_fraction, switched
 
 
 def symmetric_beta(size, side, alpha):
@@ -80,7 +80,7 @@ def box_lengths(size, sides):
 
 # label=: the weight of the image's own label, from the fraction that is kept.
 LABELS = {
-    "share": lambda kept: kept,
+    "area": lambda kept: kept,
     "one_hot": lambda kept: jnp.where(kept >= 0.5, 1.0, 0.0),
     "complete": lambda kept: jnp.full_like(kept, 0.5),
 }
@@ -189,7 +189,7 @@ def sample_cutmix(
     box="exact",
     placement="uniform",
     sigma=0.25,
-    label="share",
+    label="area",
     correct_lam=True,
     scope="batch",
     partner="permutation",
@@ -221,7 +221,7 @@ def sample_cutmix(
         placement: `'uniform'`: the center is uniform in the image; `'gaussian'`: normal around the
             image's center; both are clipped at the border. `'inside'`: the whole box is inside.
         sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
-        label: the weight of the image's own label: `'share'`, the fraction of pixels kept;
+        label: the weight of the image's own label: `'area'`, the fraction of pixels kept;
             `'one_hot'`, 1 if that is the larger part, else 0; `'complete'`, one half for both.
         correct_lam: `False` weighs labels by the area before rounding and clipping.
         scope: `'batch'`: one box for the whole batch, the same on every device, as in the paper;
@@ -293,7 +293,7 @@ def _draw_cutmix(
     boxes = boxes_at(
         uniform[:, 3:], lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"]
     )
-    kept = kept_share(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
+    kept = outside_fraction(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
     plan = Plan(
         partner=partners,
         box=boxes,

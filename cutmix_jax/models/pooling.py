@@ -72,7 +72,9 @@ def _on_cpu_backward(plain, window, stride, padding, x, g):
     # Rows first, then columns: this finds the first maximum of a window in row-major order.
     maps = [x]
     for axis in reversed(AXES):
-        maps.append(functools.reduce(jnp.maximum, _places(maps[-1], axis, window, stride, padding)))
+        maps.append(
+            functools.reduce(jnp.maximum, _shifted(maps[-1], axis, window, stride, padding))
+        )
     for axis, x, y in zip(AXES, maps[1::-1], maps[:0:-1], strict=True):
         g = _gradient(x, y, g, axis, window, stride, padding)
     return (g,)
@@ -81,7 +83,7 @@ def _on_cpu_backward(plain, window, stride, padding, x, g):
 _on_cpu.defvjp(_on_cpu_forward, _on_cpu_backward)
 
 
-def _places(x, axis, window, stride, padding):
+def _shifted(x, axis, window, stride, padding):
     """The values at each position of the windows along `axis`: `window` maps."""
     count = (x.shape[axis] + 2 * padding - window) // stride + 1
     pads = [(0, 0, 0)] * x.ndim
@@ -96,8 +98,8 @@ def _gradient(x, y, g, axis, window, stride, padding):
     zero, sums = jnp.zeros([], g.dtype), {}
     steps = -(-x.shape[axis] // stride)  # pixels with the same offset within a stride
     left = jnp.ones(y.shape, bool)  # windows whose maximum is not found yet
-    for i, place in enumerate(_places(x, axis, window, stride, padding)):
-        hit = left & (place == y)
+    for i, value in enumerate(_shifted(x, axis, window, stride, padding)):
+        hit = left & (value == y)
         left &= ~hit
         first, rest = divmod(i - padding, stride)
         pads = [(0, 0, 0)] * g.ndim

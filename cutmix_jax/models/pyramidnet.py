@@ -124,10 +124,10 @@ class PyramidNet(Network):
 
         block = self.make_block(self.block)
         for index, planes in enumerate(self.planes):
-            stage, place = divmod(index, self.blocks)
+            stage, number = divmod(index, self.blocks)
             x = block(
                 planes=planes,
-                stride=2 if stage > 0 and place == 0 else 1,
+                stride=2 if stage > 0 and number == 0 else 1,
                 conv=conv,
                 norm=norm,
                 act=self.act,
@@ -135,9 +135,9 @@ class PyramidNet(Network):
                 regularization=self.regularization.of_block(
                     stage + 1, (index + 1) / len(self.planes), train
                 ),
-                name=f"layer{stage + 1}_{place}",
+                name=f"layer{stage + 1}_{number}",
             )(x, progress)
-            if place == self.blocks - 1:
+            if number == self.blocks - 1:
                 x = tap(f"layer{stage + 1}", x)
 
         x = tap("final", self.act(norm(name="bn_final")(x)))

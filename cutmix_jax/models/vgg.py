@@ -45,15 +45,15 @@ class VGG(Network):
         tap = tap or (lambda name, x: x)
         conv = functools.partial(self.make_conv(), use_bias=True)
 
-        x, place = jnp.asarray(tap("image", images), self.dtype), 0
+        x, number = jnp.asarray(tap("image", images), self.dtype), 0
         for stage, (convolutions, channels) in enumerate(STAGES, 1):
             if stage > 1:
                 x = max_pool(x, 2, 2)
-                place += 1
+                number += 1
             for _ in range(convolutions):
                 features = channels * self.width // 64
-                x = self.act(conv(features, 3, name=f"features_{place}")(x))
-                place += 2  # the activation has a number too
+                x = self.act(conv(features, 3, name=f"features_{number}")(x))
+                number += 2  # the activation has a number too
             x = tap(f"conv{stage}_{convolutions}", x)
         x = tap("conv6", self.act(conv(16 * self.width, 3, name="conv6")(x)))
         return head(self.num_classes, x)

@@ -9,7 +9,7 @@ of their networks, and the floating-point operations of one image's forward pass
 import json
 import pathlib
 
-from cutmix_jax.recipes import read_method
+from cutmix_jax.methods import read_method
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
@@ -56,7 +56,7 @@ def read_networks():
     }
 
 
-def list_recipes():
+def list_rows():
     """Returns the rows that can be trained here, in the paper's order.
 
     Returns:
@@ -67,7 +67,7 @@ def list_recipes():
         `a100_hours`.
 
     Example:
-        >>> row = list_recipes()[-1]
+        >>> row = list_rows()[-1]
         >>> row['table'], row['row'], row['config'].partition(':')[2]
         ('9', 'ResNet-50 + CutMix, ImageNet', 'resnet50,cutmix,imagenet')
     """
@@ -131,8 +131,8 @@ def estimate(forward_flops, data_set):
     return result
 
 
-def format_recipes(listed):
-    """Formats the rows of `list_recipes` as text of at most 100 columns."""
+def format_rows(listed):
+    """Formats the rows of `list_rows` as text of at most 100 columns."""
     lines, table = [], None
     for row in listed:
         if row["table"] != table:

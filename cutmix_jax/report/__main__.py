@@ -9,7 +9,7 @@ import jinja2
 
 from cutmix_jax import report
 from cutmix_jax.command_line import fail, guard
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ def main(arguments):
     from cutmix_jax.report.runs import read_runs
     from cutmix_jax.report.sections import build, headline
 
-    output = place(flags.output, "--output")
+    output = local_path(flags.output, "--output")
     runs = read_runs(flags.runs)
     (output / "figures").mkdir(parents=True, exist_ok=True)
     content = {"sections": build(runs), "headline": headline(runs)}

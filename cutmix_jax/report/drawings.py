@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from cutmix_jax import pictures
 from cutmix_jax.evals import figures
-from cutmix_jax.mix.recipe import LAYERS, parameters_of
+from cutmix_jax.mix.named import LAYERS, parameters_of
 from cutmix_jax.report.runs import (
     EPOCH_KEYS,
     conditions,

@@ -9,7 +9,7 @@ from numbers import Real
 
 from cutmix_jax import UserError
 from cutmix_jax.config import FREE_KEYS, base_config, flatten, to_plain
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 # The keys of the method. Runs that differ only in these and in their seed are compared.
 REGULARIZERS = {
@@ -89,7 +89,7 @@ def read_runs(paths):
         UserError: one of them contains no run, or a file of a run cannot be read.
     """
     found = {}
-    for path in (place(path, "RUNS") for path in paths):
+    for path in (local_path(path, "RUNS") for path in paths):
         if not path.is_dir():
             raise UserError(f"{str(path)!r} is not a folder: give workdirs, or folders of them.")
         marks = ("results.json", "metrics.jsonl", "evals/*.json")

@@ -6,10 +6,9 @@ import statistics
 import jax
 import numpy as np
 import optax
-from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, metrics, mix, models, recipes
+from cutmix_jax import UserError, methods, metrics, mix, models
 from cutmix_jax.data import open_data
 from cutmix_jax.parallel import AXIS
 from cutmix_jax.tasks import Task
@@ -28,7 +27,7 @@ class Classification(Task):
 
     @classmethod
     def check_config(cls, config):
-        recipes.create_mix(config.mix)
+        methods.create_mix(config.mix)
 
     @classmethod
     def open_data(cls, config, shards):
@@ -49,7 +48,7 @@ class Classification(Task):
     @functools.cached_property
     def mix(self):
         """The mix of `config.mix`."""
-        return recipes.create_mix(self.config.mix)
+        return methods.create_mix(self.config.mix)
 
     @functools.cached_property
     def _traced_init(self):
@@ -102,7 +101,7 @@ class Classification(Task):
     def init(self, key):
         return self._traced_init[0](key)
 
-    def prepare(self, arrays, xs, step):
+    def make_batch(self, arrays, xs, step):
         """Turns one device's `xs` into a batch that is ready for the model.
 
         Returns:
@@ -115,16 +114,10 @@ class Classification(Task):
         size = batch["label"].shape[0]
         # Apart from the keys of augmentation, which are folded from the same seed by epoch.
         stream = jax.random.fold_in(jax.random.key(xs["seed"]), MIXING)
-        mix_key, color_key = jax.random.split(jax.random.fold_in(stream, step))
-        images = batch["image"].astype(jnp.float32) / 255
-        if data.color:
-            # Keys follow the position in the whole batch, for any number of devices.
-            positions = lax.axis_index(AXIS) * size + jnp.arange(size)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(color_key, positions)
-            images = jax.vmap(lambda key, image: data.color(key, image[None])[0])(keys, images)
+        key = jax.random.split(jax.random.fold_in(stream, step))[0]
         progress = step / self.total_steps
-        plans = self.mix.sample(mix_key, size, self.sides, progress=progress, axis_name=AXIS)
-        images = mix.apply_at(plans, "image", self.normalize(images))
+        plans = self.mix.sample(key, size, self.sides, progress=progress, axis_name=AXIS)
+        images = mix.apply_at(plans, "image", self.normalize(batch["image"]))
         targets = jax.nn.one_hot(batch["label"], data.num_classes)
         for plan in plans:
             targets = mix.mix_labels(plan, targets)
@@ -137,7 +130,7 @@ class Classification(Task):
         return (images - mean) / std
 
     def load(self, arrays, xs, step):
-        batch = self.prepare(arrays, xs, step)
+        batch = self.make_batch(arrays, xs, step)
         plans = [plan for plan in batch["plans"] if plan.layer != "image"]
         return {"image": batch["image"], "target": batch["target"], "plans": plans}
 
@@ -247,29 +240,29 @@ class Classification(Task):
             )
 
     def first_mixed(self, step, arrays, tries=20):
-        """What `prepare` makes of the batch that `plot_start` shows, from `step` on.
+        """What `make_batch` returns for the batch that `plot_start` shows, from `step` on.
 
         The plans of a step do not depend on its images. So the search uses the images of the first
         step to find one that mixes, and then reads the batch of that step.
         """
         data, mapping = self.data, self.mapping
-        mapped = mapping.map(lambda step, arrays, xs: self.prepare(arrays, xs, step))
+        mapped = mapping.map(lambda step, arrays, xs: self.make_batch(arrays, xs, step))
 
         def read(at):
             return mapping.shard(next(iter(data.train_batches(*divmod(at, data.steps_per_epoch)))))
 
-        def prepare(at, xs):
+        def make(at, xs):
             return mapped(mapping.replicate(np.int32(at)), arrays, xs)
 
         xs = read(step)
-        first = prepare(step, xs)
+        first = make(step, xs)
         # Processes may see other plans, and all have to make the same calls.
         if "image" not in self.mix.layers or jax.process_count() > 1:
             return first
         for at in range(step, min(step + tries, self.total_steps)):
-            batch = first if at == step else prepare(at, xs)
+            batch = first if at == step else make(at, xs)
             if any(map(mixes_images, jax.device_get(batch["plans"]))):
-                return batch if at == step else prepare(at, read(at))
+                return batch if at == step else make(at, read(at))
         return first
 
     def plot_history(self, history, folder):

@@ -121,13 +121,28 @@ def test_lighting_equals_numpy(images):
     np.testing.assert_allclose(np.std(many, axis=0), 0.1, rtol=0.06)
 
 
-def test_color_is_offered_where_asked_for(images):
-    assert augment.create_color(0.0, 0.0) is None
-    floats = jnp.asarray(images, jnp.float32) / 255
-    color = augment.create_color(0.4, 0.1)
-    first, second = color(jax.random.key(0), floats), color(jax.random.key(1), floats)
-    assert first.shape == floats.shape
-    assert not np.allclose(first, second)
+def test_colors_change_by_seed_epoch_and_index_too():
+    keys = {"pad": 2, "flip": True, "color_jitter": 0.4, "lighting": 0.1}
+    data = open_data({"dataset": "shapes", "train_examples": 64, "batch_size": 64, "augment": keys})
+    load = jax.jit(data.load_train)
+
+    def images(epoch, order):
+        xs = {"seed": np.int32(0), "index": np.asarray(order, np.int32)}
+        return np.asarray(load(data.arrays["train"], xs, epoch)["image"])
+
+    first = images(1, range(64))
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first[::-1], images(1, range(63, -1, -1)))
+    assert not np.allclose(first, images(2, range(64)))
+    by_hand = augment.example_keys(0, 1, jnp.arange(64))
+    floats = data.arrays["train"]["image"][:64] / np.float32(255)
+    placed = augment.crop_and_flip(by_hand, floats, pad=2, flip=True)
+    color_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, augment.COLOR)))(
+        by_hand
+    )
+    jittered = augment.color_jitter(color_keys[:, 0], placed, 0.4)
+    lit = augment.lighting(color_keys[:, 1], jittered, 0.1)
+    np.testing.assert_allclose(first, lit, atol=2e-6)
 
 
 @pytest.mark.parametrize("module", [augment, data_module])

@@ -24,7 +24,7 @@ _CUTOUT = {
     "cifar": {"box": "paper", "size": 16.0},
     "imagenet": {"box": "paper", "size": 112.0},
 }
-MIXES = {
+PAPER_VALUES = {
     "cutmix": _CUTMIX,
     "center_gaussian_cutmix": _CUTMIX,
     "fixed_size_cutmix": {**_CUTMIX, "cifar": {**_CUTMIX["cifar"], "size": 16.0}},
@@ -59,7 +59,7 @@ ROWS = {("imagenet", "drop_block"): {"epochs": 270}}
 # What `_NAMEvalue` sets: a parameter of `mix.create_mix` for mixes, a config key for the others.
 _BOX = {"alpha": "alpha", "prob": "prob", "size": "size", "layer": "layers"}
 PARAMETERS = {
-    **dict.fromkeys(MIXES, _BOX),
+    **dict.fromkeys(PAPER_VALUES, _BOX),
     "mixup": {"alpha": "alpha", "prob": "prob"},
     "manifold_mixup": {"alpha": "alpha", "prob": "prob", "layer": "layers"},
     "cutout": {"prob": "prob", "size": "size"},
@@ -68,7 +68,7 @@ PARAMETERS = {
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},
     "label_smoothing": {"epsilon": "label_smoothing"},
 }
-WORDS = ("baseline", *MIXES, *REGULARIZERS)
+WORDS = ("baseline", *PAPER_VALUES, *REGULARIZERS)
 
 
 def parse_arg(arg, default_model):
@@ -88,7 +88,7 @@ def parse_arg(arg, default_model):
     return model or default_model, method or "cutmix"
 
 
-def apply_recipe(config, arg, default_model, kind=None):
+def apply_method(config, arg, default_model, kind=None):
     """Sets the model and the keys of METHOD in a config.
 
     Args:
@@ -103,10 +103,10 @@ def apply_recipe(config, arg, default_model, kind=None):
     Example:
         >>> from cutmix_jax.config import base_config
         >>> config = base_config()
-        >>> apply_recipe(config, 'pyramidnet200,cutmix+shake_drop', 'resnet110', 'cifar')
+        >>> apply_method(config, 'pyramidnet200,cutmix+shake_drop', 'resnet110', 'cifar')
         >>> config.model, config.mix.name, config.mix.prob, config.shake_drop
         ('pyramidnet200', 'cutmix', 0.5, 0.5)
-        >>> apply_recipe(config, ',mixup_alpha0.5', 'resnet110', 'cifar')
+        >>> apply_method(config, ',mixup_alpha0.5', 'resnet110', 'cifar')
         >>> config.model, config.mix.alpha
         ('resnet110', 0.5)
     """
@@ -121,13 +121,13 @@ def read_method(method, model=None, kind=None):
     Args:
         method: words joined by '+'.
         model: name of the network; light networks use CutMix with a higher probability.
-        kind: as for `apply_recipe`.
+        kind: as for `apply_method`.
 
     Returns:
         A dictionary with keys such as 'mix.name' and 'drop_block.size'.
 
     Raises:
-        UserError: as for `apply_recipe`.
+        UserError: as for `apply_method`.
 
     Example:
         >>> read_method('drop_block_size8+label_smoothing')['drop_block.size']
@@ -136,12 +136,12 @@ def read_method(method, model=None, kind=None):
     groups = [[(word, *_read_word(word)) for word in words] for words in _split(method)]
     parts = [part for group in groups for part in group]
     _check_together(method, groups, [name for _, name, _ in parts])
-    mixes = [group for group in groups if group[0][1] in MIXES]
+    mixes = [group for group in groups if group[0][1] in PAPER_VALUES]
     values, names = {}, []
     for group in mixes:
         names.append([])
         for word, name, given in group:
-            paper = {**MIXES[name].get(kind, {})}
+            paper = {**PAPER_VALUES[name].get(kind, {})}
             if "prob" in paper:
                 paper["prob"] = LIGHT_CUTMIX_PROB.get(model, paper["prob"])
             if len(group) > 1:  # the random choice replaces its probability
@@ -182,7 +182,7 @@ def create_mix(settings, where="config.mix"):
         'cutout+mixup'
     """
     from cutmix_jax import mix  # imports jax
-    from cutmix_jax.mix.recipe import parameters_of
+    from cutmix_jax.mix.named import parameters_of
 
     given = {key: value for key, value in settings.items() if value is not None}
     name, used = given.pop("name"), set()
@@ -191,8 +191,8 @@ def create_mix(settings, where="config.mix"):
         part, own = _read_word(word)
         if part == "baseline":
             return mix.create_mix("none")
-        if part not in MIXES:
-            raise UserError(f"There is no mix {word!r} ({nearest(word, MIXES)}).")
+        if part not in PAPER_VALUES:
+            raise UserError(f"There is no mix {word!r} ({nearest(word, PAPER_VALUES)}).")
         shared = {key: given[key] for key in given.keys() & parameters_of(part)}
         used.update(shared)
         return mix.create_mix(part, **shared | own)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import mix
-from cutmix_jax.mix import recipe
+from cutmix_jax.mix import named
 
 KEY = jax.random.key(0)
 SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16, 16)} | {
@@ -48,12 +48,12 @@ def test_mixes_are_combined(name):
     check_mix(combine(*parts), name, layers, words)
 
 
-def check_mix(recipe, name, layers, words):
-    assert recipe.name == name
-    assert recipe.layers == layers
-    assert words in recipe.describe()
-    hash(recipe)
-    plans = jax.eval_shape(lambda: recipe.sample(KEY, 5, SIDES, progress=0.5))
+def check_mix(mixing, name, layers, words):
+    assert mixing.name == name
+    assert mixing.layers == layers
+    assert words in mixing.describe()
+    hash(mixing)
+    plans = jax.eval_shape(lambda: mixing.sample(KEY, 5, SIDES, progress=0.5))
     assert {plan.layer for plan in plans} == set(layers)
     for plan in plans:
         assert plan.sides == SIDES[plan.layer]
@@ -66,7 +66,7 @@ def test_a_mix_samples_what_its_sampler_samples():
     jax.tree.map(np.testing.assert_array_equal, plan, expected)
 
 
-WRONG_RECIPES = {
+WRONG_MIXES = {
     "unknown mix": ("cutmx", {}, "mix 'cutmx' is unknown.*mean 'cutmix'"),
     "unknown parameter": ("cutmix", {"alhpa": 1.0}, "'alhpa' is unknown.*mean 'alpha'"),
     "parameter of another": ("mixup", {"box": "paper"}, "mix 'mixup': parameter 'box'"),
@@ -82,10 +82,8 @@ WRONG_RECIPES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"), WRONG_RECIPES.values(), ids=WRONG_RECIPES
-)
-def test_wrong_recipes_raise(name, parameters, message):
+@pytest.mark.parametrize(("name", "parameters", "message"), WRONG_MIXES.values(), ids=WRONG_MIXES)
+def test_wrong_mixes_raise(name, parameters, message):
     with pytest.raises(ValueError, match=message):
         mix.create_mix(name, **parameters)
 
@@ -96,9 +94,9 @@ def test_sizes_in_words():
 
 
 def test_a_chain_applies_one_after_the_other():
-    recipe = mix.chain(mix.create_mix("cutout", size=2, fill=9), mix.create_mix("cutmix"))
+    mixing = mix.chain(mix.create_mix("cutout", size=2, fill=9), mix.create_mix("cutmix"))
     images = jnp.arange(3 * 64, dtype=jnp.float32).reshape(3, 8, 8)
-    cut, paste = recipe.sample(KEY, 3, (8, 8))
+    cut, paste = mixing.sample(KEY, 3, (8, 8))
     mixed = mix.apply(paste, mix.apply(cut, images))
     labels = mix.mix_labels(paste, mix.mix_labels(cut, jnp.arange(3), 3))
     np.testing.assert_array_equal(labels, mix.mix_labels(paste, jnp.arange(3), 3))
@@ -106,8 +104,8 @@ def test_a_chain_applies_one_after_the_other():
 
 
 def test_layers_are_mixed_where_they_belong_and_in_their_order():
-    recipe = mix.chain(mix.create_mix("feature_cutmix", layers=4), mix.create_mix("cutout"))
-    plans = recipe.sample(KEY, 2, SIDES)
+    mixing = mix.chain(mix.create_mix("feature_cutmix", layers=4), mix.create_mix("cutout"))
+    plans = mixing.sample(KEY, 2, SIDES)
     assert [plan.layer for plan in plans] == ["image", "layer3"]
     for layer, sides in SIDES.items():
         x = jnp.stack([jnp.zeros(sides), jnp.ones(sides)])
@@ -116,19 +114,19 @@ def test_layers_are_mixed_where_they_belong_and_in_their_order():
 
 
 def test_layers_need_the_sides_of_their_maps():
-    recipe = mix.create_mix("manifold_mixup")
+    mixing = mix.create_mix("manifold_mixup")
     with pytest.raises(ValueError, match=r"sides must map .* but got \(32, 32\)"):
-        recipe.sample(KEY, 4, (32, 32))
+        mixing.sample(KEY, 4, (32, 32))
     with pytest.raises(ValueError, match="layer 'layer1' is unknown, expected one of 'image'"):
-        recipe.sample(KEY, 4, {"image": (32, 32)})
+        mixing.sample(KEY, 4, {"image": (32, 32)})
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.25, 0.0, 0.5), (2, 1, 0)])
 def test_a_choice_is_as_likely_as_its_weight(weights):
     sizes = (2, 4, 8)
     mixes = [mix.create_mix("cutmix", placement="inside", size=size) for size in sizes]
-    recipe = mix.random_choice(*mixes, weights=weights, scope="image")
-    (plan,) = recipe.sample(KEY, 10_000, (64, 64))
+    mixing = mix.random_choice(*mixes, weights=weights, scope="image")
+    (plan,) = mixing.sample(KEY, 10_000, (64, 64))
     sides = plan.box[:, 1, 0] - plan.box[:, 0, 0]
     found = [(sides == size).mean() for size in sizes]
     np.testing.assert_allclose(found, np.array(weights) / sum(weights), atol=0.02)
@@ -137,8 +135,8 @@ def test_a_choice_is_as_likely_as_its_weight(weights):
 def test_the_choice_of_an_image_is_one_plan_of_plans_drawn_apart():
     """Each image has the plan that its mix sampled, and partners as they were before mixing."""
     cut, blend = mix.create_mix("cutmix", scope="image"), mix.create_mix("mixup", scope="image")
-    recipe = mix.random_choice(cut, blend, scope="image")
-    (plan,) = recipe.sample(KEY, 64, (8, 8))
+    mixing = mix.random_choice(cut, blend, scope="image")
+    (plan,) = mixing.sample(KEY, 64, (8, 8))
     choice_key, cut_key, blend_key = jax.random.split(KEY, 3)
     second = jax.random.uniform(choice_key, (64,)) < 0.5
     (first,), (other,) = cut.sample(cut_key, 64, (8, 8)), blend.sample(blend_key, 64, (8, 8))
@@ -253,7 +251,7 @@ def test_a_sampler_of_ones_own_has_its_name_for_words(monkeypatch):
     def sample_nothing(key, batch_size, sides, *, prob=1.0, axis_name=None):
         return mix.sample_mixup(key, batch_size, sides, prob=prob * 0, axis_name=axis_name)
 
-    monkeypatch.setitem(recipe.RECIPES, "nothing", (sample_nothing, {}))
+    monkeypatch.setitem(named.MIXES, "nothing", (sample_nothing, {}))
     nothing = mix.create_mix("nothing", prob=0.5)
     assert nothing.describe() == "nothing; with probability 0.5"
     (plan,) = nothing.sample(KEY, 4, (8, 8))

@@ -208,7 +208,7 @@ def _box_words(options):
 
 
 LABEL_WORDS = {
-    "share": "labels weighed by area",
+    "area": "labels weighed by area",
     "one_hot": "only the label of the larger area",
     "complete": "both labels by one half",
 }
@@ -244,7 +244,7 @@ WORDS = {
 }
 
 # What each mix of the paper changes of its sampler's defaults.
-RECIPES = {
+MIXES = {
     "cutmix": (sample_cutmix, {}),
     "center_gaussian_cutmix": (sample_cutmix, {"placement": "gaussian"}),
     "fixed_size_cutmix": (sample_cutmix, {"size": 0.5}),
@@ -260,7 +260,7 @@ RECIPES = {
 
 def parameters_of(name):
     """Returns the parameters of a mix with their defaults."""
-    sampler, changes = RECIPES[name]
+    sampler, changes = MIXES[name]
     signature = inspect.signature(sampler).parameters.values()
     options = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
     del options["axis_name"]
@@ -298,7 +298,7 @@ def create_mix(name, **parameters):
     """
     if name == "none" and not parameters:
         return Mix("none")
-    check.choice("mix", name, ("none", *RECIPES))
+    check.choice("mix", name, ("none", *MIXES))
     defaults = {} if name == "none" else parameters_of(name)
     for parameter in parameters:
         check.choice(f"mix '{name}': parameter", parameter, defaults)
@@ -308,7 +308,7 @@ def create_mix(name, **parameters):
     mix = OneMix(
         name,
         layers=_layer_names(options.pop("layers")),
-        sampler=RECIPES[name][0],
+        sampler=MIXES[name][0],
         schedule=check.choice("schedule", options.pop("schedule"), tuple(SCHEDULES)),
         until=options.pop("until"),
         options=options,
