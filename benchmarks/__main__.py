@@ -19,7 +19,7 @@ import time
 from benchmarks import summary, timing
 from cutmix_jax import UserError
 from cutmix_jax.command_line import guard
-from cutmix_jax.paths import place
+from cutmix_jax.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +38,17 @@ class Program:
 
 
 PROGRAMS = {
-    "networks": Program(250, ("--models=resnet20,resnet50,pyramidnet110", "--flax=resnet20")),
+    "networks": Program(240, ("--models=resnet20,resnet50", "--flax=")),
     "train_step": Program(
         240,
         (
-            "--mixes=cutmix,mixup,cutout,manifold_mixup,feature_cutmix",
+            "--mixes=cutmix,mixup,manifold_mixup",
+            "--no-regularizers",
             "--turns=3",
             "--batch-sizes=16",
         ),
     ),
-    "startup": Program(80),
+    "startup": Program(100),
     "mix": Program(60, ("--rounds=7",)),
     "input": Program(70, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
     "scale": Program(150, ("--devices=1,4,16,64",)),
@@ -153,7 +154,7 @@ def main(arguments, programs=PROGRAMS):
             f"There is no benchmark {unknown[0]!r}: --only takes {', '.join(programs)}."
         )
     output, data_dir, runs = (
-        path and place(path, name)
+        path and local_path(path, name)
         for name, path in (
             ("--output", options.output),
             ("--data-dir", options.data_dir),
