@@ -1,0 +1,1 @@
+"""Functions of object detection, each usable alone inside jit."""

@@ -1,0 +1,122 @@
+"""Results of torchvision, which continuous integration does not install.
+
+    python -m tests.detection.references           computes them with torchvision, and compares
+    python -m tests.detection.references --write   writes tests/detection/references.json again
+
+The tests compare the package with the file. Boxes in the file are in torchvision's order.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+FILE = pathlib.Path(__file__).with_suffix(".json")
+
+
+def read():
+    """The stored inputs and results."""
+    return json.loads(FILE.read_text())
+
+
+def rounded(array, digits=3):
+    return np.round(array, digits).astype(np.float32)
+
+
+def random_boxes(random, count, side=100.0):
+    """float32 `[count, 4]`, (left, top, right, bottom), of positive size."""
+    low = random.uniform(0, 0.7 * side, (count, 2))
+    return rounded(np.concatenate([low, low + random.uniform(3, 0.5 * side, (count, 2))], 1))
+
+
+def boxes(torch, ops, random):
+    from torchvision.models.detection._utils import BoxCoder
+
+    first, second = random_boxes(random, 6), random_boxes(random, 6)
+    second[0] = first[0] + np.float32([3, -2, 3, -2])
+    deltas = rounded(random.normal(size=(6, 4)) * 2)
+    deltas[0, 2:] = 30  # larger than the limit
+    coder, a, b = BoxCoder((10.0, 10.0, 5.0, 5.0)), torch.tensor(first), torch.tensor(second)
+    return {
+        "inputs": {"boxes": first, "priors": second, "deltas": deltas},
+        "iou": ops.box_iou(a, b),
+        "encoded": coder.encode_single(a, b),
+        "decoded": coder.decode_single(torch.tensor(deltas), b),
+        "clipped": ops.clip_boxes_to_image(a, (40, 50)),
+    }
+
+
+def nms(torch, ops, random):
+    centers = random_boxes(random, 8)[random.randint(0, 8, 80)]
+    found = rounded(centers + random.normal(size=(80, 4)) * 3, 2)
+    scores = rounded(random.permutation(80) / 80, 4)
+    classes = random.randint(0, 3, 80)
+    a, s = torch.tensor(found), torch.tensor(scores)
+    return {
+        "inputs": {"boxes": found, "scores": scores, "classes": classes},
+        "kept": {str(t): ops.nms(a, s, t) for t in (0.3, 0.5, 0.7)},
+        "per_class": ops.batched_nms(a, s, torch.tensor(classes), 0.45),
+    }
+
+
+def priors(torch, ops, random):
+    """Of torchvision's own generator: (center x, center y, width, height)."""
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+
+    scales = [size / 300 for size in (30, 60, 111, 162, 213, 264, 315)]
+    generator = DefaultBoxGenerator(
+        [[2], [2, 3], [2, 3], [2, 3], [2], [2]], scales=scales, steps=[8, 16, 32, 64, 100, 300]
+    )
+    maps = [[side, side] for side in (38, 19, 10, 5, 3, 1)]
+    made = generator._grid_default_boxes(maps, [300, 300]).double()
+    weights = torch.arange(len(made))[:, None] / len(made)
+    return {
+        "sums": {"plain": made.sum(0), "by_index": (made * weights.double()).sum(0)},
+        "every_499th": made[::499].float(),
+    }
+
+
+CASES = {"boxes": boxes, "nms": nms, "priors": priors}
+
+
+def plain(value):
+    """Tensors and arrays as lists, with few digits."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if hasattr(value, "detach"):
+        value = value.detach().numpy()
+    value = np.asarray(value)
+    if value.dtype == np.float32 or value.dtype == np.float64:
+        return np.vectorize(lambda x: float(f"{x:.7g}"), otypes=[float])(value).tolist()
+    return value.tolist()
+
+
+def compare(name, stored, found):
+    if isinstance(stored, dict):
+        assert stored.keys() == found.keys(), name
+        for key in stored:
+            compare(f"{name}.{key}", stored[key], found[key])
+    else:
+        np.testing.assert_allclose(found, stored, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def main(arguments):
+    import torch
+    import torchvision
+
+    found = {"from": f"torchvision {torchvision.__version__.partition('+')[0]}"}
+    for name, case in CASES.items():
+        found[name] = plain(case(torch, torchvision.ops, np.random.RandomState(0)))
+    if "--write" in arguments:
+        FILE.write_text(json.dumps(found) + "\n")
+        return 0
+    stored = read()
+    for name in CASES:
+        compare(name, stored[name], found[name])
+        print(f"{name}: equal to {found['from']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
