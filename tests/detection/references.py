@@ -77,7 +77,21 @@ def priors(torch, ops, random):
     }
 
 
-CASES = {"boxes": boxes, "nms": nms, "priors": priors}
+def matching(torch, ops, random):
+    from torchvision.models.detection._utils import Matcher, SSDMatcher
+
+    truths = random_boxes(random, 5)
+    near = np.concatenate([truths + rounded(random.normal(size=(5, 4)) * s) for s in (1, 3, 5, 9)])
+    found = np.concatenate([rounded(near), random_boxes(random, 20)])
+    overlaps = ops.box_iou(torch.tensor(truths), torch.tensor(found))
+    return {
+        "inputs": {"priors": found, "boxes": truths},
+        "ssd": SSDMatcher(0.5)(overlaps).clamp(min=-1),
+        "rpn": Matcher(0.7, 0.3, allow_low_quality_matches=True)(overlaps),
+    }
+
+
+CASES = {"boxes": boxes, "nms": nms, "priors": priors, "matching": matching}
 
 
 def plain(value):
