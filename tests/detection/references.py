@@ -91,7 +91,24 @@ def matching(torch, ops, random):
     }
 
 
-CASES = {"boxes": boxes, "nms": nms, "priors": priors, "matching": matching}
+def roi_align(torch, ops, random):
+    features = rounded(random.normal(size=(7, 9, 2)), 2)
+    found = random_boxes(random, 6, 70.0)
+    found[1:5] = [[0, 0, 0, 0], [-90, -90, -70, -80], [-7, -5, 40, 90], [60, 50, 80, 63]]
+    inputs = torch.tensor(features.transpose(2, 0, 1)[None]), [torch.tensor(found)]
+    return {
+        "inputs": {"features": features, "boxes": found},
+        **{
+            f"aligned={aligned},sampling={n}": ops.roi_align(
+                *inputs, (2, 3), 1 / 8, n, aligned
+            ).permute(0, 2, 3, 1)
+            for aligned in (True, False)
+            for n in (1, 2)
+        },
+    }
+
+
+CASES = {case.__name__: case for case in (boxes, nms, priors, matching, roi_align)}
 
 
 def plain(value):

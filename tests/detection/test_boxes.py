@@ -11,7 +11,7 @@ import pytest
 from cutmix_jax.detection import boxes
 from tests.detection import references
 
-MODULES = ["average_precision", "boxes", "matching", "nms", "priors"]
+MODULES = ["average_precision", "boxes", "matching", "nms", "priors", "roi_align"]
 
 
 @pytest.fixture(scope="module")
