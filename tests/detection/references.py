@@ -108,7 +108,49 @@ def roi_align(torch, ops, random):
     }
 
 
-CASES = {case.__name__: case for case in (boxes, nms, priors, matching, roi_align)}
+def ssd_loss(torch, ops, random):
+    import types
+
+    from torchvision.models.detection._utils import BoxCoder, SSDMatcher
+    from torchvision.models.detection.ssd import SSD
+
+    truths = np.stack([random_boxes(random, 2) for _ in range(2)])
+    found = np.concatenate([truths.reshape(4, 4) + np.float32([1, -2, 3, 2]), truths[:, 0]])
+    found = np.concatenate([found, random_boxes(random, 14)])
+    labels = random.randint(1, 3, (2, 2))
+    logits = torch.tensor(rounded(random.normal(size=(2, 20, 3))), requires_grad=True)
+    deltas = torch.tensor(rounded(random.normal(size=(2, 20, 4))), requires_grad=True)
+    match = SSDMatcher(0.5)
+    settings = types.SimpleNamespace(
+        box_coder=BoxCoder((10.0, 10.0, 5.0, 5.0)), neg_to_pos_ratio=3, iou_thresh=0.5
+    )
+    losses = SSD.compute_loss(
+        settings,
+        [
+            {"boxes": torch.tensor(b), "labels": torch.tensor(k)}
+            for b, k in zip(truths, labels, strict=True)
+        ],
+        {"bbox_regression": deltas, "cls_logits": logits},
+        [torch.tensor(found)] * 2,
+        [match(ops.box_iou(torch.tensor(b), torch.tensor(found))) for b in truths],
+    )
+    sum(losses.values()).backward()
+    return {
+        "inputs": {
+            "priors": found,
+            "boxes": truths,
+            "labels": labels,
+            "logits": logits,
+            "deltas": deltas,
+        },
+        "localization": losses["bbox_regression"],
+        "classification": losses["classification"],
+        "gradient_of_logits": logits.grad,
+        "gradient_of_deltas": deltas.grad,
+    }
+
+
+CASES = {case.__name__: case for case in (boxes, nms, priors, matching, roi_align, ssd_loss)}
 
 
 def plain(value):
