@@ -89,8 +89,7 @@ def _greedy(boxes, alive, threshold, max_outputs, tile):
 
         def compare(j, free):
             better = lax.dynamic_slice_in_dim(selected, j * tile, tile)
-            real = j * tile + jnp.arange(tile) < found
-            return free & ~((iou(better, own) > threshold) & real[:, None]).any(0)
+            return free & ~(iou(better, own) > threshold).any(0)
 
         free = lax.fori_loop(0, (found + tile - 1) // tile, compare, free)
         free = _within(free, (iou(own, own) > threshold) & before)
@@ -98,6 +97,7 @@ def _greedy(boxes, alive, threshold, max_outputs, tile):
         kept = kept.at[slot].set(i * tile + jnp.arange(tile), mode="drop")
         return i + 1, selected.at[slot].set(own, mode="drop"), kept, found + free.sum()
 
+    # Slots that are not filled yet are empty boxes, which overlap nothing.
     start = (0, jnp.zeros((slots, 4)), jnp.full(slots, count, jnp.int32), 0)
     return lax.while_loop(unfinished, visit, start)[2][:max_outputs]
 

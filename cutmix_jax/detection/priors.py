@@ -19,11 +19,11 @@ def ssd_priors(
 ):
     r"""The priors of SSD; with the defaults, the 8,732 of SSD300.
 
-    Cell (i, j) of a map with step t and size s, next to the larger size S of the next map, has its
-    priors at the center :math:`((i + 1/2) t, (j + 1/2) t)`. Their heights and widths are (s, s),
+    A map has a step t and a size s; S is the size of the next map. The priors of cell (i, j) have
+    the center :math:`((i + 1/2) t, (j + 1/2) t)`. Their heights and widths are (s, s),
     :math:`(\sqrt{s S}, \sqrt{s S})`, and for each ratio a :math:`(s / \sqrt a, s \sqrt a)` and
-    :math:`(s \sqrt a, s / \sqrt a)`. Maps come in the given order, rows before columns, and the
-    priors of a cell last.
+    :math:`(s \sqrt a, s / \sqrt a)`. The order is: maps, then rows, then columns, then the priors
+    of a cell.
 
     Args:
         image_size: side of the square image in pixels.
@@ -88,8 +88,8 @@ def rcnn_anchors(map_shape, stride=16, scales=(8, 16, 32), ratios=(0.5, 1, 2)):
         ratios: height to width.
 
     Returns:
-        float32 `[height * width * A, 4]`, (top, left, bottom, right) in pixels: rows before
-        columns, then ratios, then scales. Anchors may lie outside the image.
+        float32 `[height * width * A, 4]`, (top, left, bottom, right) in pixels. The order
+        is: rows, then columns, then ratios, then scales. Anchors may lie outside the image.
 
     Example:
         >>> rcnn_anchors((38, 63)).shape

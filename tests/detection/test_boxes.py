@@ -124,7 +124,8 @@ def test_empty_boxes_give_finite_values_and_gradients(box, prior):
         return coded.sum() + boxes.iou(box[None], prior[None]).sum(), coded
 
     arguments = jnp.float32(box), jnp.float32(prior)
-    (_, coded), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(*arguments)
+    run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+    (_, coded), gradients = run(*arguments)
     assert not np.any(coded)
     assert np.isfinite(gradients).all()
     assert np.isfinite(jax.grad(lambda d: boxes.decode(d, prior).sum())(jnp.full(4, 1e4))).all()

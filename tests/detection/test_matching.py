@@ -10,7 +10,17 @@ from cutmix_jax.detection import matching
 from tests.detection import references
 
 targets = jax.jit(matching.ssd_targets)
-rpn = jax.jit(matching.rpn_labels)
+
+
+def match(priors, boxes, labels, threshold=0.5):
+    return MATCH(*map(np.asarray, (priors, boxes, labels, threshold)))
+
+
+def rpn(anchors, boxes, labels, shape):
+    return RPN(*map(np.asarray, (anchors, boxes, labels, shape)))
+
+
+MATCH, RPN = jax.jit(matching.match_priors), jax.jit(matching.rpn_labels)
 
 
 def overlap(a, b):
@@ -50,7 +60,7 @@ def random_case(seed, count=60, truths=7):
 def test_equal_to_a_loop(seed):
     priors, boxes, labels = random_case(seed)
     want = np.array(loop_match(priors.astype(float), boxes.astype(float), labels))
-    got = np.asarray(jax.jit(matching.match_priors)(priors, boxes, labels))
+    got = np.asarray(match(priors, boxes, labels))
     np.testing.assert_array_equal(got, want)
     classes, offsets = targets(priors, boxes, labels)
     np.testing.assert_array_equal(classes, np.where(want >= 0, labels[want] + 1, 0))
@@ -63,7 +73,7 @@ def test_equal_to_torchvision():
     stored = references.read()["matching"]
     priors, boxes = (boxes_module.swap_xy(stored["inputs"][k]) for k in ("priors", "boxes"))
     labels = np.zeros(len(boxes), int)
-    np.testing.assert_array_equal(matching.match_priors(priors, boxes, labels), stored["ssd"])
+    np.testing.assert_array_equal(match(priors, boxes, labels), stored["ssd"])
     kinds, index = rpn(priors, boxes, labels, (999, 999))
     want = np.array(stored["rpn"])  # -1: below 0.3, -2: between
     np.testing.assert_array_equal(kinds, np.select([want >= 0, want == -1], [1, 0], -1))
@@ -74,20 +84,20 @@ def test_equal_to_torchvision():
 def test_the_last_of_two_truths_keeps_a_prior():
     priors = [[0, 0, 10, 10], [50, 50, 60, 60]]
     boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8]]
-    assert matching.match_priors(priors, boxes, [1, 1, -1]).tolist() == [1, -1]
-    assert matching.match_priors(priors, boxes, [1, 1, 1]).tolist() == [2, -1]
+    assert match(priors, boxes, [1, 1, -1]).tolist() == [1, -1]
+    assert match(priors, boxes, [1, 1, 1]).tolist() == [2, -1]
 
 
 def test_a_truth_is_matched_at_any_overlap():
     priors = [[0, 0, 10, 10], [0, 0, 100, 100]]
-    assert matching.match_priors(priors, [[0, 0, 1, 1]], [0]).tolist() == [0, -1]
-    assert matching.match_priors(priors, [[200, 0, 201, 1]], [0]).tolist() == [-1, -1]
+    assert match(priors, [[0, 0, 1, 1]], [0]).tolist() == [0, -1]
+    assert match(priors, [[200, 0, 201, 1]], [0]).tolist() == [-1, -1]
 
 
 def test_the_threshold_is_reached_by_an_equal_overlap():
     priors = [[0, 0, 4, 4], [0, 0, 2, 4]]
-    assert matching.match_priors(priors, [[0, 0, 4, 4]], [0]).tolist() == [0, 0]
-    assert matching.match_priors(priors, [[0, 0, 4, 4]], [0], 0.51).tolist() == [0, -1]
+    assert match(priors, [[0, 0, 4, 4]], [0]).tolist() == [0, 0]
+    assert match(priors, [[0, 0, 4, 4]], [0], 0.51).tolist() == [0, -1]
 
 
 @pytest.mark.parametrize("truths", [0, 3])
@@ -142,10 +152,10 @@ def test_rpn_labels_equal_a_loop(seed):
 
 def test_ties_with_the_best_are_all_positive():
     anchors = [[0, 0, 4, 4], [4, 4, 8, 8], [20, 20, 24, 24]]
-    kinds, _ = matching.rpn_labels(anchors, [[2, 2, 6, 6], [0, 0, 0, 0]], [0, -1], (30, 30))
+    kinds, _ = rpn(anchors, [[2, 2, 6, 6], [0, 0, 0, 0]], [0, -1], (30, 30))
     assert kinds.tolist() == [1, 1, 0]
     # An anchor that reaches over the border is no truth's best.
-    kinds, _ = matching.rpn_labels(anchors, [[2, 2, 6, 6], [20, 20, 24, 24]], [0, 0], (23, 30))
+    kinds, _ = rpn(anchors, [[2, 2, 6, 6], [20, 20, 24, 24]], [0, 0], (23, 30))
     assert kinds.tolist() == [1, 1, -1]
 
 

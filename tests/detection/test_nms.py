@@ -9,7 +9,8 @@ from cutmix_jax.detection import boxes as boxes_module
 from cutmix_jax.detection import nms
 from tests.detection import references
 
-run = jax.jit(nms.nms, static_argnums=3, static_argnames="candidates")  # compiled once per shape
+run = jax.jit(nms.nms, static_argnums=3, static_argnames="candidates")
+run_per_class = jax.jit(nms.nms_per_class, static_argnums=3, static_argnames="candidates")
 
 
 def greedy(boxes, scores, threshold, count):
@@ -49,7 +50,7 @@ def test_equal_to_torchvision():
         assert selected(run(boxes, scores, float(threshold), 80)) == want
         assert 10 < len(want) < 60
     each = np.where(classes[:, None] == np.arange(3), scores[:, None], -np.inf)
-    found = nms.nms_per_class(boxes, each, 0.45, 80)
+    found = run_per_class(boxes, each, 0.45, 80)
     together = [i for pair in zip(*found, strict=True) for i in selected(pair)]
     assert sorted(together, key=lambda i: -scores[i]) == stored["per_class"]
 
@@ -83,6 +84,14 @@ def test_suppresses_above_the_threshold_only():
     boxes, scores = np.array([[0, 0, 2, 2], [0, 0, 2, 4]]), np.array([0.9, 0.8])  # IoU 1/2
     assert selected(run(boxes, scores, 0.5, 2)) == [0, 1]
     assert selected(run(boxes, scores, 0.499, 2)) == [0]
+
+
+def test_suppresses_above_the_threshold_only_in_another_tile():
+    boxes = np.zeros((600, 4))  # empty ones suppress nothing
+    boxes[0], boxes[599] = [0, 0, 2, 2], [0, 0, 2, 4]
+    for threshold, want in ((0.5, 600), (0.499, 599)):
+        got = selected(run(boxes, np.arange(600, 0, -1.0), threshold, 600))
+        assert got == list(range(want))
 
 
 def test_equal_scores_go_by_index_and_real_zero_boxes_are_kept():
@@ -127,9 +136,9 @@ def test_vmap_equals_one_image_at_a_time():
 def test_classes_are_separate():
     boxes, _ = some_boxes(90, side=60)
     each = np.random.RandomState(1).permutation(270).reshape(90, 3).astype(np.float32)
-    found = nms.nms_per_class(boxes, each, 0.45, 20, candidates=60, min_score=30)
+    found = run_per_class(boxes, each, 0.45, 20, candidates=60, min_score=30)
     moved = boxes[:, None] + np.array([0, 7, 900])[:, None]
-    with_boxes = nms.nms_per_class(moved, each, 0.45, 20, candidates=60, min_score=30)
+    with_boxes = run_per_class(moved, each, 0.45, 20, candidates=60, min_score=30)
     for c in range(3):
         best = np.argsort(-each[:, c])[:60]
         best = best[each[best, c] > 30]
@@ -147,7 +156,7 @@ def test_gradients_flow_through_what_is_gathered():
         return jnp.where(valid, scores[indices], 0).sum()
 
     want = np.isin(np.arange(30), greedy(boxes, scores, 0.5, 10))
-    np.testing.assert_array_equal(jax.grad(total)(scores), want)
+    np.testing.assert_array_equal(jax.jit(jax.grad(total))(scores), want)
 
 
 def test_refuses_wrong_arguments():

@@ -72,7 +72,7 @@ def test_equal_to_plain_numpy():
     smooth = np.vectorize(lambda x: x * x / 2 if abs(x) < 1 else abs(x) - 0.5)(deltas - offsets)
     want = smooth[positive].sum() / count, entropy[chosen].sum() / count
     np.testing.assert_allclose(losses_of(logits, deltas, labels, offsets), want, rtol=1e-5)
-    gradient = jax.grad(lambda z: ssd_loss(z, deltas, labels, offsets)[1])(logits)
+    gradient = jax.jit(jax.grad(lambda z: ssd_loss(z, deltas, labels, offsets)[1]))(logits)
     closed = (probability - np.eye(4)[labels]) * chosen[..., None] / count
     np.testing.assert_allclose(gradient, closed, atol=1e-6)
 
