@@ -119,6 +119,8 @@ def test_processes_last_as_long_as_the_data(photo_folder):
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_process_outlives_the_one_that_started_it(photo_folder, sent):
     code = (
+        # A job in the background may have been started with Ctrl-C ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from cutmix_jax.data import open_data\n"
         f"data = open_data({photo_config(photo_folder, reader_processes=2)!r})\n"
         "for epoch in range(10**9):\n"
