@@ -67,27 +67,13 @@ def unreadable(path, error: OSError) -> UserError:
     return UserError(f"{os.fspath(path)} cannot be read ({error.strerror}). Replace or remove it.")
 
 
-class Memory:
-    """Memory for the pixels of one image at a time, which is faster than new memory for each."""
-
-    def __init__(self):
-        self._bytes = np.empty(0, np.uint8)
-
-    def take(self, size: int) -> np.ndarray:
-        """At least `size` bytes. What an earlier call returned is overwritten."""
-        if len(self._bytes) < size:
-            self._bytes = np.empty(size, np.uint8)
-        return self._bytes
-
-
-def decode(data: bytes, channels: int, name, memory: Memory | None = None) -> np.ndarray:
+def decode(data: bytes, channels: int, name) -> np.ndarray:
     """Decodes the first frame of an image, without rotation or blending.
 
     Args:
         data: the bytes of a file in a format of `ENDINGS`.
         channels: 3 for color, 1 for gray; images are converted.
         name: name of the image in error messages.
-        memory: may hold the pixels, until it is given to the next call.
 
     Returns:
         uint8 `[H, W, channels]`.
@@ -101,7 +87,7 @@ def decode(data: bytes, channels: int, name, memory: Memory | None = None) -> np
         [[[7], [9]]]
     """
 
-    if (found := _decode_jpeg(data, channels, memory)) is not None:
+    if (found := _decode_jpeg(data, channels)) is not None:
         return found
 
     def pixels(image):
@@ -119,7 +105,7 @@ def decode(data: bytes, channels: int, name, memory: Memory | None = None) -> np
     return found.reshape(*found.shape[:2], channels)
 
 
-def _decode_jpeg(data: bytes, channels: int, memory: Memory | None = None) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
     """Pixels of a regular JPEG file; None leaves the file to Pillow."""
     simplejpeg = _optional("simplejpeg")
     if simplejpeg is None or not data.startswith(JPEG_START):
@@ -128,8 +114,7 @@ def _decode_jpeg(data: bytes, channels: int, memory: Memory | None = None) -> np
         height, width, color, _ = simplejpeg.decode_jpeg_header(data)
         if color not in JPEG_COLORS[channels] or height * width > MOST_PIXELS:
             return None
-        buffer = memory and memory.take(height * width * channels)
-        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", buffer=buffer)
+        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
     except ValueError:
         return None
 

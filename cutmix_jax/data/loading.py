@@ -51,10 +51,9 @@ class Loader:
             UserError: an image cannot be used; the message names it.
         """
         split, index = self.splits[name]
-        memory = image_files.Memory()
         for slot, position in enumerate(positions.tolist()):
             i = int(index[position])
-            image, labels[slot] = records.decode_record(split, i, self.shape[2], memory)
+            image, labels[slot] = records.decode_record(split, i, self.shape[2])
             if numbers is None:
                 image = self._for_eval(image)
             else:

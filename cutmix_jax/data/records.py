@@ -129,12 +129,10 @@ def encoded(split: Split, i: int) -> tuple[bytes, int]:
     return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
 
 
-def decode_record(
-    split: Split, i: int, channels: int, memory: image_files.Memory | None = None
-) -> tuple[np.ndarray, int]:
-    """(uint8 [H, W, C], label) of one record. `memory` is that of `image_files.decode`."""
+def decode_record(split: Split, i: int, channels: int) -> tuple[np.ndarray, int]:
+    """(uint8 [H, W, C], label) of one record."""
     data, label = encoded(split, i)
-    return image_files.decode(data, channels, split.name(i), memory), label
+    return image_files.decode(data, channels, split.name(i)), label
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
