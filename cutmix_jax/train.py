@@ -76,8 +76,8 @@ def train_step(task, state, arrays, xs):
     config = task.config
     batch = task.load(arrays, xs, state.step)
     # What the network drops is drawn from seed, step, device and part of its batch.
-    path = (DROPPING, state.step, lax.axis_index(AXIS))
-    drop_key = functools.reduce(jax.random.fold_in, path, jax.random.key(xs["seed"]))
+    numbers = (DROPPING, state.step, lax.axis_index(AXIS))
+    drop_key = functools.reduce(jax.random.fold_in, numbers, jax.random.key(xs["seed"]))
 
     def loss_fn(params, batch_stats, batch, drop_keys):
         weights = {"params": params, "batch_stats": batch_stats}

@@ -13,10 +13,8 @@ from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-# Where compiled programs are kept. Later tests and the processes that they start reuse those of
-# earlier ones. The bits stay the same.
-_FOLDER = tempfile.TemporaryDirectory(prefix="compiled-")
-COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR", _FOLDER.name)
+# Processes of later tests reuse the steps that earlier ones compiled. The bits stay the same.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 
 # Ten steps in two epochs, through the smallest network.
 SMALL_VALUES = {
@@ -61,7 +59,7 @@ def environment(devices=1):
     settings = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": COMPILED,
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "PYTHONUNBUFFERED": "1",
     }

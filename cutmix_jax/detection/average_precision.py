@@ -134,8 +134,8 @@ def _check(detections, truths):
 
 def _of_class(group, label):
     """(boxes, other values) of a class, for each image."""
-    second, labels = (group[1], group[2]) if isinstance(group, Detections) else (group[2], group[1])
-    for boxes, values, own in zip(group.boxes, second, labels, strict=True):
+    others = group.scores if isinstance(group, Detections) else group.difficult
+    for boxes, values, own in zip(group.boxes, others, group.labels, strict=True):
         chosen = np.asarray(own, int) == label
         yield np.asarray(boxes, float).reshape(-1, 4)[chosen], np.asarray(values, float)[chosen]
 

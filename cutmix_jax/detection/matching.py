@@ -44,7 +44,7 @@ def match_priors(priors, boxes, labels, threshold=0.5):
     Reference:
         Liu et al. SSD: Single Shot MultiBox Detector. ECCV 2016, section 2.2.
     """
-    overlaps, boxes, labels = _overlaps(priors, boxes, labels, "priors")
+    overlaps, labels = _overlaps(priors, boxes, labels, "priors")
     if not len(labels):
         return jnp.full(overlaps.shape[1], -1, jnp.int32)
     index = overlaps.argmax(0).astype(jnp.int32)
@@ -57,7 +57,7 @@ def match_priors(priors, boxes, labels, threshold=0.5):
 
 
 def _overlaps(priors, boxes, labels, name):
-    """(float32 `[G, P]` IoU, -1 for padding; boxes; labels), without gradients."""
+    """(float32 `[G, P]` IoU, -1 for padding; labels), without gradients."""
     priors, boxes = as_boxes(name, priors), as_boxes("boxes", boxes)
     labels = jnp.asarray(labels)
     if priors.ndim != 2 or boxes.ndim != 2 or labels.shape != boxes.shape[:1]:
@@ -65,9 +65,8 @@ def _overlaps(priors, boxes, labels, name):
             f"{name} has shape {priors.shape}, boxes {boxes.shape} and labels {labels.shape}, but "
             "[P, 4], [G, 4] and [G] were expected. Use jax.vmap for several images."
         )
-    boxes = lax.stop_gradient(boxes)
-    overlaps = jnp.where((labels >= 0)[:, None], iou(boxes, lax.stop_gradient(priors)), -1)
-    return overlaps, boxes, labels
+    overlaps = lax.stop_gradient(iou(boxes, priors))
+    return jnp.where((labels >= 0)[:, None], overlaps, -1), labels
 
 
 def ssd_targets(priors, boxes, labels, threshold=0.5, variances=VARIANCES):
@@ -140,7 +139,7 @@ def rpn_labels(anchors, boxes, labels, shape, *, positive=0.7, negative=0.3):
         Ren et al. Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks.
         NIPS 2015, section 3.1.2.
     """
-    overlaps, _, labels = _overlaps(anchors, boxes, labels, "anchors")
+    overlaps, labels = _overlaps(anchors, boxes, labels, "anchors")
     anchors = lax.stop_gradient(as_boxes("anchors", anchors))
     height, width = shape
     inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= height) & (anchors[:, 3] <= width)

@@ -89,7 +89,7 @@ def _samples(low, high, cells, size, scale, sampling, aligned):
         at = jnp.clip(at, 0, size - 1)
         before = jnp.floor(at).astype(jnp.int32)
         after = jnp.minimum(before + 1, size - 1)
-        share = at - before
-        pairs.append((before, jnp.where(known, 1 - share, 0) / sampling))
-        pairs.append((after, jnp.where(known, share, 0) / sampling))
+        weight = at - before
+        pairs.append((before, jnp.where(known, 1 - weight, 0) / sampling))
+        pairs.append((after, jnp.where(known, weight, 0) / sampling))
     return pairs

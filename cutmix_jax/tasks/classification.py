@@ -114,6 +114,7 @@ class Classification(Task):
         size = batch["label"].shape[0]
         # Apart from the keys of augmentation, which are folded from the same seed by epoch.
         stream = jax.random.fold_in(jax.random.key(xs["seed"]), MIXING)
+        # The split only keeps the numbers of runs from before colors had keys of their own.
         key = jax.random.split(jax.random.fold_in(stream, step))[0]
         progress = step / self.total_steps
         plans = self.mix.sample(key, size, self.sides, progress=progress, axis_name=AXIS)
