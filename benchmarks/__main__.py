@@ -38,9 +38,9 @@ class Program:
 
 
 PROGRAMS = {
-    "networks": Program(240, ("--models=resnet20,resnet50", "--flax=")),
+    "networks": Program(140, ("--models=resnet20,resnet50", "--flax=")),
     "train_step": Program(
-        240,
+        220,
         (
             "--mixes=cutmix,mixup,manifold_mixup",
             "--no-regularizers",
@@ -51,7 +51,7 @@ PROGRAMS = {
     "startup": Program(100),
     "mix": Program(60, ("--rounds=7",)),
     "input": Program(70, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
-    "scale": Program(150, ("--devices=1,16",)),
+    "scale": Program(180, ("--devices=1,16",)),
     "convergence": Program(10, ("{runs}", "--plot={output}/convergence.png"), "runs"),
     "accelerator": Program(600, (), "accelerator"),
 }
