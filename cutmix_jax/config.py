@@ -253,10 +253,10 @@ SCHEMA = {
             ),
             "names of classes, none of them twice,",
         ),
-        "Classes of 'voc'; None: VOC's 20, or those in the training split if it has others.",
+        "Classes of 'voc'; None: VOC's 20, or others in the training split.",
     ),
     "voc.max_side": Key(
-        int, 500, _COUNT, "Images of 'voc' with a longer side are shrunk to it, with their boxes."
+        int, 500, _COUNT, "Longer images of 'voc' are shrunk to this side, in pixels."
     ),
     "source": Key(
         str,
