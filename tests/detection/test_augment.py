@@ -105,8 +105,10 @@ def test_hsv_equals_colorsys():
 def test_colors_outside_the_range_come_back():
     colors = np.random.RandomState(0).uniform(-1, 2, (500, 3)).astype(np.float32)
     colors[:3] = [[0, 0, 0], [-0.5, -0.5, -0.5], [-0.1, -0.2, -0.1]]
-    back = augment.hsv_to_rgb(augment.rgb_to_hsv(colors))
-    np.testing.assert_allclose(back, colors, atol=1e-5)
+    found = augment.rgb_to_hsv(colors)
+    np.testing.assert_allclose(augment.hsv_to_rgb(found), colors, atol=1e-5)
+    # Contrast changes the value alone, so it may come before saturation and hue or after them.
+    np.testing.assert_allclose(augment.rgb_to_hsv(colors * 2), found * np.array([1, 1, 2]))
     assert np.isfinite(augment.rgb_to_hsv(np.array([0, -0.1, -0.2]))).all()
 
 
@@ -332,6 +334,19 @@ def test_boxes_move_with_pixels():
         compared += 1
     assert compared > 250
     assert (found["label"][:, 1] == -1).all()
+
+
+def test_objects_stay_if_their_center_does():
+    batch = some_batch(400)
+    center = (batch["boxes"][:, 1, :2] + batch["boxes"][:, 1, 2:]) / 2
+    batch["boxes"][:, 2] = np.concatenate([center - 0.01, center + 0.01], 1)
+    batch["label"][:] = [1, 2, 3]
+    found = augment_ssd(example_keys(1, 0, jnp.arange(400)), batch, 32, np.array(FILL))
+    kept = np.asarray(found["label"]) == [1, 2, 3]
+    np.testing.assert_array_equal(kept[:, 1], kept[:, 2])
+    sides = np.asarray(found["boxes"][..., 2:] - found["boxes"][..., :2])
+    np.testing.assert_array_equal((sides > 0).all(-1), kept)
+    assert 10 < (~kept[:, 1]).sum() < 200
 
 
 def test_half_of_the_images_are_mirrored():
