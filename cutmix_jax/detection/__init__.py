@@ -6,6 +6,7 @@
 - `ssd_loss`: SSD's loss, with the hardest negatives.
 - `nms`: non-maximum suppression.
 - `roi_align`: features of regions.
+- `rcnn`: Faster R-CNN's proposals, losses and detections.
 - `augment`: SSD's augmentation, and resizing for evaluation.
 - `average_precision`: PASCAL VOC's measure, with NumPy on the host.
 
@@ -21,6 +22,7 @@ from cutmix_jax.detection import (
     matching,
     nms,
     priors,
+    rcnn,
     roi_align,
     ssd_loss,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "matching",
     "nms",
     "priors",
+    "rcnn",
     "roi_align",
     "ssd_loss",
 ]
