@@ -6,6 +6,8 @@
 - `ssd_loss`: SSD's loss, with the hardest negatives.
 - `nms`: non-maximum suppression.
 - `roi_align`: features of regions.
+- `rcnn`: Faster R-CNN's proposals, losses and detections.
+- `augment`: SSD's augmentation, and resizing for evaluation.
 - `average_precision`: PASCAL VOC's measure, with NumPy on the host.
 
 All boxes are float32 (top, left, bottom, right), half-open. Shapes are static: objects are padded
@@ -14,21 +16,25 @@ values nor in gradients.
 """
 
 from cutmix_jax.detection import (
+    augment,
     average_precision,
     boxes,
     matching,
     nms,
     priors,
+    rcnn,
     roi_align,
     ssd_loss,
 )
 
 __all__ = [
+    "augment",
     "average_precision",
     "boxes",
     "matching",
     "nms",
     "priors",
+    "rcnn",
     "roi_align",
     "ssd_loss",
 ]
