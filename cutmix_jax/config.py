@@ -230,9 +230,34 @@ SCHEMA = {
     ),
     # Data
     "dataset": Key(
-        str, "digits", None, "'digits', 'shapes', 'folder', or the name of a TFDS dataset."
+        str, "digits", None, "'digits', 'shapes', 'folder', 'voc', or the name of a TFDS dataset."
     ),
     "data_dir": Key(str, None, None, "Folder of the data."),
+    "max_objects": Key(
+        int, 1, _between(1, 100), "Largest number of objects per image of 'shapes' (detection)."
+    ),
+    "voc.train": Key(
+        str,
+        "2007_trainval+2012_trainval",
+        None,
+        "Training splits of 'voc', YEAR_SPLIT or SPLIT, joined by '+'.",
+    ),
+    "voc.test": Key(str, "2007_test", None, "Test splits of 'voc', like `voc.train`."),
+    "voc.classes": Key(
+        tuple,
+        None,
+        Rule(
+            lambda names: (
+                all(isinstance(name, str) and name.strip() == name != "" for name in names)
+                and 0 < len(names) == len(set(names))
+            ),
+            "names of classes, none of them twice,",
+        ),
+        "Classes of 'voc'; None: VOC's 20, or others in the training split.",
+    ),
+    "voc.max_side": Key(
+        int, 500, _COUNT, "Longer images of 'voc' are shrunk to this side, in pixels."
+    ),
     "source": Key(
         str,
         "auto",

@@ -47,6 +47,20 @@ def local_path(path, name) -> pathlib.Path:
         ) from error
 
 
+def existing_folder(path, key, expected) -> pathlib.Path:
+    """The folder that a user gave as `config.KEY`; `expected` says which one it should be.
+
+    Raises:
+        UserError: the path has a scheme, or is not a folder.
+    """
+    folder = local_path(path, f"config.{key}")
+    if not folder.is_dir():
+        raise UserError(
+            f"{key}={path} is not a folder, but {expected} was expected. Check --config.{key}."
+        )
+    return folder
+
+
 @contextlib.contextmanager
 def whole_file(path):
     """Yields a path to write to, which becomes `path` if nothing is raised.

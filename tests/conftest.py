@@ -49,6 +49,15 @@ def tfds_dir() -> pathlib.Path:
     return pathlib.Path(folder)
 
 
+@pytest.fixture(scope="session")
+def voc_sample(tfds_dir) -> pathlib.Path:
+    """A tree of PASCAL VOC's form with 58 real photographs, next to the TFDS datasets."""
+    tree = tfds_dir.parent / "voc" / "COCO2017sample"
+    if not tree.is_dir():
+        pytest.skip(f"needs {tree}")
+    return tree
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Keeps the tests away from the user's cache. One folder per session, so that it is used."""

@@ -2,18 +2,17 @@
 
 import dataclasses
 import os
-import pathlib
 
 from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
-from cutmix_jax.config import check_config, crops_larger_images, from_plain
-from cutmix_jax.data import boxes, cache, records, tiny_imagenet
+from cutmix_jax.config import crops_larger_images
+from cutmix_jax.data import batches, boxes, cache, records, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.records import ImageSet
 from cutmix_jax.data.tfds_sets import open_prepared
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import existing_folder, local_path
 
 __all__ = ["Data", "Shards", "open_data"]
 
@@ -44,14 +43,16 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
         >>> data.kind, data.image_shape, dict(data.examples), data.steps_per_epoch
         ('resident', (16, 16, 1), {'train': 1500, 'test': 297}, 30)
     """
-    if not isinstance(config, ConfigDict):
-        config = from_plain(config)
-        check_config(config)
-    if config.batch_size % (parts := shards.devices * config.accumulate * config.norm.groups):
+    config = batches.prepare(config, shards)
+    if config.dataset == "voc":
         raise UserError(
-            f"config.batch_size is {config.batch_size}, which {shards.devices} devices with "
-            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
-            f"cannot share: make it a multiple of {parts}."
+            "dataset=voc has boxes instead of one label per image. Set --config.task to a "
+            "detector, or use another dataset."
+        )
+    if config.max_objects > 1:
+        raise UserError(
+            f"config.max_objects is {config.max_objects}, but an image of this task has one label. "
+            "Set --config.max_objects=1, or --config.task to a detector."
         )
     if config.dataset in ("digits", "shapes"):
         data = _open_made(config, shards)
@@ -149,27 +150,17 @@ def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
 
 def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> ImageSet:
     """The folder or TFDS dataset of a config, with splits train and test."""
-    if dataset == "folder":
-        return open_folder(_existing(data_dir), test_split)
-    if data_dir is not None:
-        root = _existing(data_dir)
-    else:
-        root = local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
-    if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):
-        return tiny_imagenet.open_tree(tree, test_split)
-    return open_prepared(dataset, root, test_split)
-
-
-def _existing(data_dir: str | None) -> pathlib.Path:
-    if data_dir is None:
+    if dataset == "folder" and data_dir is None:
         raise UserError(
             "dataset=folder needs the folder that holds train/ and val/. "
             "Set --config.data_dir=PATH."
         )
-    path = local_path(data_dir, "config.data_dir")
-    if not path.is_dir():
-        raise UserError(
-            f"data_dir={data_dir} is not a folder, but the folder of the dataset was expected. "
-            "Check --config.data_dir."
-        )
-    return path
+    if data_dir is not None:
+        root = existing_folder(data_dir, "data_dir", "the folder of the dataset")
+    else:
+        root = local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
+    if dataset == "folder":
+        return open_folder(root, test_split)
+    if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):
+        return tiny_imagenet.open_tree(tree, test_split)
+    return open_prepared(dataset, root, test_split)

@@ -1,12 +1,15 @@
 """Order, subsets and shards of examples, computed from indices."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
+from cutmix_jax.config import check_config, from_plain
 
 # Subsets must not depend on config.seed, so runs with other seeds train on the same images.
 SUBSET_SEED = 20190513
@@ -85,6 +88,31 @@ class Data:
         return self.examples["train"] // self.batch_size
 
 
+def prepare(config, shards: Shards) -> ConfigDict:
+    """A checked config, made from a mapping if it is one, whose batches `shards` can split."""
+    if not isinstance(config, ConfigDict):
+        config = from_plain(config)
+        check_config(config)
+    if config.batch_size % (parts := shards.devices * config.accumulate * config.norm.groups):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which {shards.devices} devices with "
+            f"config.accumulate={config.accumulate} and config.norm.groups={config.norm.groups} "
+            f"cannot share: make it a multiple of {parts}."
+        )
+    return config
+
+
+def check_fits(config: ConfigDict, count: int, shape: tuple[int, int, int]) -> None:
+    """Rejects resident images that take more memory than `config.resident_limit_mib`."""
+    mib = count * math.prod(shape) / 2**20
+    if mib > config.resident_limit_mib:
+        raise UserError(
+            f"{config.dataset} takes {mib:,.1f} MiB in device memory, more than "
+            f"resident_limit_mib={config.resident_limit_mib}. Use fewer with "
+            "--config.train_examples=N, or raise --config.resident_limit_mib."
+        )
+
+
 def random_state(*seed: int) -> np.random.RandomState:
     """A generator whose numbers are stable across NumPy versions, unlike those of Generator."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
@@ -161,6 +189,20 @@ def _share(values: np.ndarray, batch_size: int, shards: Shards) -> np.ndarray:
     """This process's part of values in batch order."""
     shape = (-1, shards.process_count, shards.local_devices, batch_size // shards.devices)
     return values.reshape(shape)[:, shards.process_index]
+
+
+def pad(values: Sequence[np.ndarray], length: int, fill) -> np.ndarray:
+    """Arrays [n_i, ...] as one [N, length, ...], filled at the end.
+
+    Example:
+        >>> pad([np.array([5, 6]), np.array([7])], 3, -1).tolist()
+        [[5, 6, -1], [7, -1, -1]]
+    """
+    first = np.asarray(values[0])
+    padded = np.full((len(values), length, *first.shape[1:]), fill, first.dtype)
+    for row, value in zip(padded, values, strict=True):
+        row[: len(value)] = value
+    return padded
 
 
 def choose_splits(counts, config) -> dict[str, tuple[str, np.ndarray]]:

@@ -5,6 +5,7 @@ converted to pixels of the model's input. Boxes are read only when needed.
 """
 
 import collections
+import dataclasses
 import os
 import pathlib
 import xml.etree.ElementTree
@@ -14,7 +15,7 @@ import numpy as np
 
 from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import existing_folder
 
 # Number of missing files to list.
 SHOWN = 3
@@ -56,20 +57,20 @@ def per_split(indices: Mapping, boxes_of: Callable | None) -> Callable | None:
     return boxes
 
 
-def checked(shares: np.ndarray, name: str) -> np.ndarray:
-    """Boxes as fractions of the image, float32 [n, 4], clipped to it.
+def checked(boxes: np.ndarray, name: str, size=(1, 1), unit="as fractions") -> np.ndarray:
+    """Boxes in an image of this (height, width), float32 [n, 4], clipped to it.
 
     Raises:
         UserError: a corner is not finite, or a box covers none of the image; the message contains
-            `name`.
+            `name` and `unit`.
     """
-    shares = np.asarray(shares, np.float64).reshape(-1, 4)
-    clipped = np.clip(shares, 0, 1)
-    for box, (top, left, bottom, right) in zip(shares, clipped, strict=True):
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    clipped = np.clip(boxes, 0, (*size, *size))
+    for box, (top, left, bottom, right) in zip(boxes, clipped, strict=True):
         if not (np.isfinite(box).all() and top < bottom and left < right):
             raise UserError(
-                f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, as "
-                "fractions of the image), which covers none of it. Correct or remove the box."
+                f"{name} has the box {np.round(box, 4).tolist()} (top, left, bottom, right, {unit} "
+                "of the image), which covers none of it. Correct or remove the box."
             )
     return clipped.astype(np.float32)
 
@@ -100,12 +101,7 @@ def of_record(data: bytes, key: str, name: str) -> np.ndarray:
 
 def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarray]:
     """Boxes from the ILSVRC XML files below `folder`, matched to images of `split` by name."""
-    root = local_path(folder, "config.boxes_dir")
-    if not root.is_dir():
-        raise UserError(
-            f"boxes_dir={folder} is not a folder, but the folder of ILSVRC's XML files was "
-            "expected. Check --config.boxes_dir."
-        )
+    root = existing_folder(folder, "boxes_dir", "the folder of ILSVRC's XML files")
     files = {}
 
     def read(i: int) -> np.ndarray:
@@ -150,16 +146,58 @@ def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> No
 
 def _of_xml_file(path: str) -> np.ndarray:
     """float32 [n, 4], as fractions of the image; the file has inclusive corners from 0."""
+    annotation = read_xml(path)
+    return from_corners(annotation.corners, annotation.size, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """The objects in an XML file of PASCAL VOC or ILSVRC.
+
+    Attributes:
+        size: (height, width) of the image in pixels.
+        names: the class of each object.
+        corners: float64 [n, 4], (top, left, bottom, right) as in the file.
+        difficult: bool [n], False where the file does not say.
+    """
+
+    size: tuple[float, float]
+    names: list[str]
+    corners: np.ndarray
+    difficult: np.ndarray
+
+
+def read_xml(path) -> Annotation:
+    """The annotation in an XML file.
+
+    Raises:
+        UserError: the file cannot be read, or lacks an element; the message names both.
+    """
     try:
         tree = xml.etree.ElementTree.parse(path).getroot()
-        size = [float(tree.findtext(f"size/{name}")) for name in ("height", "width")]
+        objects = tree.findall("object")
+        height, width = (_number(tree, f"size/{name}") for name in ("height", "width"))
         corners = [
-            [float(box.findtext(name)) for name in ("ymin", "xmin", "ymax", "xmax")]
-            for box in tree.iterfind("object/bndbox")
+            [_number(found, f"bndbox/{name}") for name in ("ymin", "xmin", "ymax", "xmax")]
+            for found in objects
         ]
-    except (xml.etree.ElementTree.ParseError, TypeError, ValueError, OSError) as error:
+        difficult = [_number(found, "difficult", 0) != 0 for found in objects]
+    except (xml.etree.ElementTree.ParseError, ValueError, OSError) as error:
         raise UserError(
             f"{path} is not an annotation file ({first_line(error)}). Replace it by an XML file "
-            "of ILSVRC, with size and object/bndbox."
+            "of PASCAL VOC or ILSVRC, with size and object/bndbox."
         ) from error
-    return from_corners(corners, size, path)
+    return Annotation(
+        size=(height, width),
+        names=[found.findtext("name", "").strip() for found in objects],
+        corners=np.asarray(corners, np.float64).reshape(-1, 4),
+        difficult=np.asarray(difficult, bool),
+    )
+
+
+def _number(element: xml.etree.ElementTree.Element, path: str, default: float | None = None):
+    """The number at a path below an element."""
+    text = element.findtext(path)
+    if text is None and default is None:
+        raise ValueError(f"{path} is missing")
+    return default if text is None else float(text)

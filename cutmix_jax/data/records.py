@@ -63,6 +63,24 @@ class ImageSet:
     fingerprint: Callable[[], str]
 
 
+@dataclasses.dataclass(frozen=True)
+class ObjectSet:
+    """Images with boxes.
+
+    Attributes:
+        class_names: one name per class.
+        shape: (H, W, C) of the padded images.
+        splits: per split its `size`, `boxes`, `label` and `difficult`, as in
+            `objects.open_objects`.
+        read: (split, int [n] indices) -> uint8 [n, H, W, C].
+    """
+
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    splits: dict[str, dict[str, np.ndarray]]
+    read: Callable[[str, np.ndarray], np.ndarray]
+
+
 def choose_split(splits, test_split: str | None, preferred: tuple[str, ...], name: str) -> str:
     """The split to evaluate: `test_split` if set, or the first of `preferred` that exists."""
     # 'val' in folders is 'validation' in TFDS.

@@ -4,6 +4,7 @@ The whole dataset is an argument of the step, which gathers, crops and flips a b
 creates an epoch's permutation of indices.
 """
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Mapping
 
@@ -133,11 +134,25 @@ def open_resident(
             f"augment.pad={config.augment.pad} is larger than the images of {name} ({shape[0]}x"
             f"{shape[1]}). Use a smaller one."
         )
-    size = config.batch_size
-    counts = {split: len(part["label"]) for split, part in chosen.items()}
 
     def boxes_of(split: str, i: int) -> np.ndarray:
         return boxes.in_pixels(find_boxes(split, i), shape[:2], (0, 0), shape)
+
+    load_train = augment.create_load_train(gather, config.augment)
+    data = open_arrays(config, chosen, class_names, shards, load_train)
+    return dataclasses.replace(data, boxes=boxes.per_split(indices, find_boxes and boxes_of))
+
+
+def open_arrays(
+    config: ConfigDict,
+    arrays: Mapping[str, Mapping],
+    class_names: tuple[str, ...],
+    shards: Shards,
+    load_train: Callable,
+) -> Data:
+    """Data over `Data.arrays`, `{split: {'image', 'label', ...}}`, one leading axis per example."""
+    size = config.batch_size
+    counts = {split: len(part["label"]) for split, part in arrays.items()}
 
     def train_batches(epoch: int, start_step: int = 0):
         positions = batches.train_positions(
@@ -155,22 +170,20 @@ def open_resident(
         kind="resident",
         num_classes=len(class_names),
         class_names=class_names,
-        image_shape=shape,
+        image_shape=arrays["train"]["image"].shape[1:],
         examples=counts,
         batch_size=size,
-        arrays=chosen,
-        load_train=augment.create_load_train(gather, config.augment),
+        arrays=arrays,
+        load_train=load_train,
         load_eval=batches.with_mask(gather),
         train_batches=train_batches,
         train_shapes=batches.train_shapes(size, shards),
         eval_batches=eval_batches,
-        boxes=boxes.per_split(indices, find_boxes and boxes_of),
     )
 
 
 def gather(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]) -> dict:
     """The examples at `xs['index']`."""
     return {
-        name: jnp.take(arrays[name], xs["index"], axis=0, mode="clip")
-        for name in ("image", "label")
+        name: jnp.take(values, xs["index"], axis=0, mode="clip") for name, values in arrays.items()
     }

@@ -7,6 +7,7 @@ class. The background has scraps of every color, so color does not reveal the po
 
 import dataclasses
 import functools
+import math
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
 from cutmix_jax.data import cache
-from cutmix_jax.data.batches import random_state
+from cutmix_jax.data.batches import check_fits, pad, random_state
 
 CLASS_NAMES = (
     "disc",
@@ -45,6 +46,7 @@ TEXTURES = ("plain", "striped", "dotted", "chequered")
 VERSION = 1
 SEEDS = {"train": 0, "test": 1}
 DEFAULT_SIZE, SMALLEST_SIZE = 64, 16
+SMALLEST_OF_SEVERAL = 8  # times the square root of their number
 TRAIN_EXAMPLES, TEST_EXAMPLES = 10_000, 2_000
 
 _NAMES, _RGB = tuple(COLORS), np.array(list(COLORS.values()), np.float32)
@@ -86,20 +88,20 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
         seed: seed of a sequence of images; train and test have one each.
         index: index in the sequence.
         size: side in pixels, at least 16.
-        max_objects: maximum number of objects; they do not overlap.
+        max_objects: maximum number of objects; they do not overlap. Fewer fit into some images.
 
     Returns:
         An `Example`.
 
     Raises:
-        UserError: the size is too small to distinguish the forms.
+        UserError: the size is too small to distinguish the forms of so many objects.
 
     Example:
         >>> example = draw_example(seed=0, index=0)
         >>> example.image.shape, CLASS_NAMES[example.label], example.caption
         ((64, 64, 3), 'hourglass', 'A dotted gray hourglass on a purple ground.')
     """
-    check_size(size)
+    check_size(size, max_objects)
     random = random_state(seed, index)
     grounds = random.permutation(len(COLORS))
     image = _draw_ground(random, size, _RGB[grounds[0]])
@@ -133,45 +135,46 @@ def draw_example(seed: int, index: int, size: int = DEFAULT_SIZE, max_objects: i
     )
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, max_objects: int = 1) -> None:
     """Rejects images that are too small to show a form."""
-    if size < SMALLEST_SIZE:
+    smallest = max(SMALLEST_SIZE, math.ceil(SMALLEST_OF_SEVERAL * math.sqrt(max_objects)))
+    if size < smallest:
         raise UserError(
-            f"image_size={size} is too small for dataset=shapes, which needs at least "
-            f"{SMALLEST_SIZE} pixels. Use a larger --config.image_size."
+            f"image_size={size} is too small for dataset=shapes with max_objects={max_objects}, "
+            f"which needs at least {smallest} pixels. Use a larger --config.image_size."
         )
 
 
 def size_and_counts(config: ConfigDict) -> tuple[int, dict[str, int]]:
     """The side of the images and their number per split, from the config."""
     size = config.image_size or DEFAULT_SIZE
-    check_size(size)
+    check_size(size, config.max_objects)
     wanted = config.train_examples or TRAIN_EXAMPLES - config.held_out
     counts = {"train": wanted + config.held_out, "test": TEST_EXAMPLES}
-    mib = sum(counts.values()) * size * size * 3 / 2**20
-    if mib > config.resident_limit_mib:
-        raise UserError(
-            f"shapes takes {mib:,.1f} MiB in device memory, more than resident_limit_mib="
-            f"{config.resident_limit_mib}. Use fewer with --config.train_examples=N, or raise "
-            "--config.resident_limit_mib."
-        )
+    check_fits(config, sum(counts.values()), (size, size, 3))
     return size, counts
 
 
-def read_arrays(size: int, counts: dict[str, int]) -> dict:
-    """`{'train': {'image', 'label', 'boxes'}, 'test': ...}`, rendered or from the cache."""
+def read_arrays(size: int, counts: dict[str, int], max_objects: int = 1) -> dict:
+    """`{'train': {'image', 'label', 'boxes'}, 'test': ...}`, rendered or from the cache.
+
+    Labels are int32 [N], boxes float32 [N, 1, 4] as fractions of the side. With several objects,
+    labels are [N, max_objects] and boxes [N, max_objects, 4]; the padding is -1 and 0.
+    """
 
     def make() -> dict[str, np.ndarray]:
         print(f"Rendering {sum(counts.values()):,} shapes, once.", file=sys.stderr, flush=True)
         flat = {}
         for split, count in counts.items():
-            drawn = [draw_example(SEEDS[split], i, size) for i in range(count)]
+            drawn = [draw_example(SEEDS[split], i, size, max_objects) for i in range(count)]
+            labels = pad([example.labels for example in drawn], max_objects, -1)
             flat[f"{split}/image"] = np.stack([example.image for example in drawn])
-            flat[f"{split}/label"] = np.array([example.label for example in drawn], np.int32)
-            flat[f"{split}/boxes"] = np.stack([example.boxes for example in drawn])
+            flat[f"{split}/label"] = labels[:, 0] if max_objects == 1 else labels
+            flat[f"{split}/boxes"] = pad([example.boxes for example in drawn], max_objects, 0)
         return flat
 
-    flat = cache.load_or_make("shapes", f"{VERSION} {size} {counts}", make)
+    several = "" if max_objects == 1 else f" {max_objects}"
+    flat = cache.load_or_make("shapes", f"{VERSION} {size} {counts}{several}", make)
     return {
         split: {key: flat[f"{split}/{key}"] for key in ("image", "label", "boxes")}
         for split in counts
