@@ -6,6 +6,7 @@
 - `ssd_loss`: SSD's loss, with the hardest negatives.
 - `nms`: non-maximum suppression.
 - `roi_align`: features of regions.
+- `augment`: SSD's augmentation, and resizing for evaluation.
 - `average_precision`: PASCAL VOC's measure, with NumPy on the host.
 
 All boxes are float32 (top, left, bottom, right), half-open. Shapes are static: objects are padded
@@ -14,6 +15,7 @@ values nor in gradients.
 """
 
 from cutmix_jax.detection import (
+    augment,
     average_precision,
     boxes,
     matching,
@@ -24,6 +26,7 @@ from cutmix_jax.detection import (
 )
 
 __all__ = [
+    "augment",
     "average_precision",
     "boxes",
     "matching",
