@@ -154,12 +154,15 @@ SCHEMA = {
     "lr_factor": Key(float, 0.1, _between(0, 1, above=True), "Factor at each milestone."),
     "warmup_epochs": Key(float, 0.0, _NOT_NEGATIVE, "Epochs of linear warm-up."),
     "head_lr_factor": Key(
-        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head (`fc`), relative to the rest."
+        float, 1.0, _NOT_NEGATIVE, "Learning rate of the head, relative to the rest."
     ),
     "momentum": Key(float, 0.9, _FRACTION, "Momentum of SGD."),
     "nesterov": Key(bool, True, None, "Use Nesterov momentum."),
     "weight_decay": Key(
         float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters, as in the authors' code."
+    ),
+    "clip_gradient": Key(
+        float, None, _between(0, above=True), "Largest norm of a step's gradient; None: any."
     ),
     "ema": Key(
         float, 0.0, _RATE, "Decay of the EMA weights, which are evaluated if kept; 0 keeps none."
@@ -322,6 +325,28 @@ SCHEMA = {
     ),
     "augment.lighting": Key(
         float, 0.0, _NOT_NEGATIVE, "Standard deviation of AlexNet's PCA noise."
+    ),
+    # Detection
+    "detection.keep_difficult": Key(
+        bool, False, None, "Train on difficult objects, too. They never count in evaluation."
+    ),
+    "detection.crop": Key(
+        str,
+        "original",
+        _one_of("original", "cited"),
+        "SSD's random crop: 'original' wants overlap with an object; 'cited', as in the code that "
+        "the paper cites, does not.",
+    ),
+    "detection.min_score": Key(float, 0.01, _RATE, "Scores of detections have to be above it."),
+    "detection.nms_threshold": Key(
+        float, 0.45, _FRACTION, "Largest overlap (IoU) of two detections of a class."
+    ),
+    "detection.max_per_class": Key(int, 200, _COUNT, "Largest number of detections per class."),
+    "detection.ap_rule": Key(
+        str,
+        "11-point",
+        _one_of("11-point", "area"),
+        "Average precision of VOC2007 ('11-point'), or of VOC2010 and later ('area').",
     ),
     # Evaluation. The defaults suit a few thousand images on a CPU. docs/evaluations.md lists the
     # values of the paper's protocols.

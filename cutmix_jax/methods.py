@@ -71,8 +71,17 @@ PARAMETERS = {
 WORDS = ("baseline", *PAPER_VALUES, *REGULARIZERS)
 
 
-def parse_arg(arg, default_model):
+def parse_arg(arg, default_model, second="METHOD", default="cutmix"):
     """Splits a config's argument, 'MODEL,METHOD', either of which may be left out.
+
+    Args:
+        arg: the argument, or None.
+        default_model: the model if `arg` names none.
+        second: name of the second part in messages.
+        default: the second part if `arg` has none.
+
+    Raises:
+        UserError: it has more than two parts.
 
     Example:
         >>> parse_arg('resnet56,baseline', 'resnet20'), parse_arg(None, 'resnet20')
@@ -81,11 +90,41 @@ def parse_arg(arg, default_model):
     parts = [part.strip() for part in (arg or "").split(",")]
     if len(parts) > 2:
         raise UserError(
-            f"The config argument {arg!r} has {len(parts)} parts, but MODEL,METHOD was expected, "
-            "as in resnet20,cutmix."
+            f"The config argument {arg!r} has {len(parts)} parts, but MODEL,{second} was expected, "
+            f"as in {default_model},{default}."
         )
     model, method = [*parts, ""][:2]
-    return model or default_model, method or "cutmix"
+    return model or default_model, method or default
+
+
+# The values of config.task that a config's argument can name.
+DETECTORS = ("ssd",)
+
+
+def apply_detector(config, arg, default_model):
+    """Sets the model and the task in the config of a detector.
+
+    Args:
+        config: from `config.base_config`; changed in place.
+        arg: 'MODEL,DETECTOR', either of which may be left out. DETECTOR defaults to 'ssd'.
+        default_model: the backbone if `arg` names none.
+
+    Raises:
+        UserError: there is no such detector.
+
+    Example:
+        >>> from cutmix_jax.config import base_config
+        >>> config = base_config()
+        >>> apply_detector(config, 'resnet101', 'resnet50')
+        >>> config.model, config.task
+        ('resnet101', 'ssd')
+    """
+    config.model, config.task = parse_arg(arg, default_model, "DETECTOR", "ssd")
+    if config.task not in DETECTORS:
+        raise UserError(
+            f"There is no detector {config.task!r} ({nearest(config.task, DETECTORS)}). Name one, "
+            f"as in {default_model},ssd."
+        )
 
 
 def apply_method(config, arg, default_model, kind=None):

@@ -84,5 +84,5 @@ class Totals:
             self.values[name] = (total, count + int(np.sum(counter.count)))
 
     def means(self):
-        """The mean of each counter."""
-        return {name: total / count for name, (total, count) in self.values.items()}
+        """The mean of each counter; 0 if it counted nothing."""
+        return {name: total / max(count, 1) for name, (total, count) in self.values.items()}

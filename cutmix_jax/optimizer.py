@@ -40,6 +40,7 @@ def describe(config):
     return (
         f"SGD, learning rate {config.learning_rate:g} {schedule}, momentum {config.momentum:g}"
         f"{' (Nesterov)' * config.nesterov}, weight decay {config.weight_decay:g}"
+        + (f", gradients clipped at norm {config.clip_gradient:g}" if config.clip_gradient else "")
     )
 
 
@@ -47,7 +48,7 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
     """SGD with momentum and coupled weight decay.
 
     Args:
-        config: for `momentum`, `nesterov`, `weight_decay` and `head_lr_factor`.
+        config: for `momentum`, `nesterov`, `weight_decay`, `clip_gradient` and `head_lr_factor`.
         schedule: step -> learning rate.
         heads: modules whose updates are multiplied by `head_lr_factor`.
         frozen: beginnings of the paths of parameters that stay, such as 'stem' or 'layer1/0'.
@@ -57,7 +58,9 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
     def scale_heads(updates, params):
         del params
         scaled = {
-            head: jax.tree.map(lambda x: config.head_lr_factor * x, updates[head]) for head in heads
+            head: jax.tree.map(lambda x: config.head_lr_factor * x, updates[head])
+            for head in heads
+            if head in updates
         }
         return updates | scaled
 
@@ -66,6 +69,8 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
         optax.add_decayed_weights(config.weight_decay, mask if undecayed else None),
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     ]
+    if config.clip_gradient:
+        steps.insert(0, optax.clip_by_global_norm(config.clip_gradient))
     if config.head_lr_factor != 1:
         # SGD's update is proportional to the rate, so this gives the heads their own rate.
         steps.append(optax.stateless(scale_heads))

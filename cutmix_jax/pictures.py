@@ -1,4 +1,4 @@
-"""The two plots of a run: its mixed training images, and its error over the epochs."""
+"""The plots of a run: training images as the model sees them, and a measure over the epochs."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -37,6 +37,57 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
                 outline(axes[i], plan, i)
     figure.suptitle("Training images as the model sees them, with their label weights", fontsize=9)
     figure.savefig(path)
+
+
+def draw_boxes(batch, class_names, path, columns=4, rows=4):
+    """Plots training images as a detector sees them, with their objects outlined.
+
+    Args:
+        batch: 'image', float ``[B, H, W, C]`` in [0, 1], values outside are clipped; 'boxes' ``[B,
+            G, 4]``, (top, left, bottom, right) as fractions of the image; 'label' ``[B, G]``, -1
+            for padding.
+        class_names: one name per class.
+        path: of the PNG file.
+        columns: images per row.
+        rows: maximum number of rows.
+    """
+    count = min(len(batch["image"]), rows * columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * 2.4, rows * 2.5), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+        axis.set(xticks=(), yticks=())  # the layout measures ticks even if hidden
+    colors = line_colors(len(class_names))
+    for axis, image, boxes, labels in zip(
+        axes, batch["image"], batch["boxes"], batch["label"], strict=False
+    ):
+        show_image(axis, image)
+        scale = np.array([*image.shape[:2], *image.shape[:2]])
+        for box, label in zip(boxes * scale - 0.5, labels, strict=True):
+            if label >= 0:
+                outline_box(axis, box, colors[label], shorten(class_names[label]))
+    figure.suptitle("Training images as the model sees them, with their objects", fontsize=9)
+    figure.savefig(path)
+
+
+def outline_box(axis, box, color, words):
+    """Outlines a box (top, left, bottom, right), and writes words at its corner."""
+    top, left, bottom, right = box
+    axis.add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1)
+    )
+    axis.text(
+        left,
+        top,
+        words,
+        fontsize=6,
+        color="white",
+        va="top",
+        clip_on=True,
+        parse_math=False,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.5},
+    )
 
 
 def show_image(axis, image):
@@ -111,6 +162,38 @@ def draw_errors(histories, path):
     axis.set_ylabel("top-1 error (%)")
     if len(histories) == 1:  # several runs are compared up close
         axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path)
+
+
+def draw_measure(history, key, words, path):
+    """Plots a measure between 0 and 1 over the epochs of one run, the higher the better.
+
+    Args:
+        history: one record per epoch, as in `metrics.jsonl`.
+        key: the measure, without the split: 'map'.
+        words: its name on the axis: 'mAP'.
+        path: of the PNG file.
+    """
+    figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for split, style in (("test", "-"), ("held_out", ":")):
+        measured = [record for record in history if f"{split}_{key}" in record]
+        if measured:
+            axis.plot(
+                [record["epoch"] for record in measured],
+                [record[f"{split}_{key}"] for record in measured],
+                style,
+                color="C0",
+                label=split.replace("_", "-"),
+                marker="." if len(measured) < 5 else None,
+            )
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_ylabel(words)
+    axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)

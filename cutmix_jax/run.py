@@ -297,7 +297,9 @@ def check_same_run(task, meta, workdir, data=None):
 def initialize_from(task, state, path):
     """Copies the weights of another run, except for a head that does not fit.
 
-    With `config.new_head`, the head stays as initialized even if it fits.
+    The modules of `task.heads` may differ there, or be missing. Those of `task.left_out`, such as
+    the head of the classifier that a detector starts from, may be superfluous. With
+    `config.new_head`, the head stays as initialized even if it fits.
     """
     found, _, notes = read_weights(path, name="config.init_from")
     start = {"params": state.params, "batch_stats": state.batch_stats}
@@ -305,10 +307,11 @@ def initialize_from(task, state, path):
     given, wanted = flatten(jax.device_get(found["weights"])), flatten(start)
     heads = [name for name in wanted if name.split("/")[1] in task.heads]
     head = [name for name in unfit if name in heads]
-    if unfit != head:
+    gone = [name for name in unfit if name.split("/")[1] in task.left_out and name not in wanted]
+    if other := sorted(set(unfit) - {*head, *gone}):
         raise UserError(
             f"config.init_from={path!r} does not fit config.model={task.config.model!r}: "
-            f"{', '.join([name for name in unfit if name not in head][:5])} differ. Set "
+            f"{', '.join(other[:5])} differ. Set "
             "config.model to the network that was saved."
         )
     if task.config.new_head:
@@ -321,7 +324,8 @@ def initialize_from(task, state, path):
     notes = [*notes, f"Starting from the weights of {path}."]
     if head:
         why = "is not used" if task.config.new_head else "does not fit"
-        notes.append(f"Its head {why} and starts from new weights: {', '.join(head)}.")
+        modules = sorted({name.split("/")[1] for name in head})
+        notes.append(f"Its head {why} and starts from new weights: {', '.join(modules)}.")
     return state, notes
 
 

@@ -19,6 +19,7 @@ SECTIONS = {
     "Mix": "mix.name",
     "Data": "dataset",
     "Augmentation": "augment.pad",
+    "Detection": "detection.keep_difficult",
     "Evaluation": "evals.split",
 }
 

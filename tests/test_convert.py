@@ -100,10 +100,10 @@ def test_names_of_the_largest_network_are_as_published():
 
 
 def test_networks_are_recognized_by_their_shapes():
-    """Every network with its own names, and a wider one."""
+    """Every network with its own names, wider ones and a narrow one."""
     for name in (
         *("resnet8", "resnet110_basic", "resnet34", "resnext50_32x4d", "ge_resnet50"),
-        *("pyramidnet29_8", "resnet20x4", "resnet18_cifar", "resnet50_cifarx2"),
+        *("pyramidnet29_8", "resnet20x4", "resnet18_cifar", "resnet50_cifarx2", "resnet18x0.25"),
     ):
         model = create_model(name, 10)
         shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 224, 224, 3)))

@@ -1,11 +1,11 @@
-"""The learning rate over the steps."""
+"""The learning rate over the steps, and what happens to gradients before SGD."""
 
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from cutmix_jax.optimizer import create_optimizer, create_schedule
+from cutmix_jax.optimizer import create_optimizer, create_schedule, describe
 from tests.commands import plain_config
 
 
@@ -41,3 +41,16 @@ def test_frozen_leaves_stay_and_keep_no_momentum_and_some_are_not_decayed():
     np.testing.assert_allclose(updates["fc"]["kernel"], -0.5 * 1.9, rtol=1e-6)
     momenta = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert sorted(momenta) == [(2,), (3,)]
+
+
+def test_a_long_gradient_is_clipped_before_the_decay():
+    config = plain_config(weight_decay=0.5, momentum=0.0, nesterov=False, clip_gradient=1.0)
+    optimizer = create_optimizer(config, lambda step: 1.0)
+    params, short = {"a": jnp.ones(2), "b": jnp.ones(1)}, {"a": jnp.zeros(2), "b": jnp.full(1, 0.3)}
+    long = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}  # of norm 5
+    for gradient, a, b in ((long, (0.6, 0.0), 0.8), (short, (0.0, 0.0), 0.3)):
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["a"], -np.array(a) - 0.5, rtol=1e-6)
+        np.testing.assert_allclose(updates["b"], [-b - 0.5], rtol=1e-6)
+    assert describe(config).endswith("weight decay 0.5, gradients clipped at norm 1")
+    assert "clipped" not in describe(plain_config())

@@ -106,8 +106,8 @@ def infer_model(arrays, source="the file"):
     name = "".join(f"{kind}_" for kind in ("se", "ge") if kind in kinds) + name
     if len(stages) == 4 and side == 3:
         name += "_cifar"
-    factor = width // (64 if len(stages) == 4 else 16)
-    return name + f"x{factor}" * (factor > 1)
+    factor = width / (64 if len(stages) == 4 else 16)
+    return name + f"x{factor:.10g}" * (factor != 1)
 
 
 def some(names, limit=6):

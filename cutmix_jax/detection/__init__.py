@@ -7,6 +7,7 @@
 - `nms`: non-maximum suppression.
 - `roi_align`: features of regions.
 - `rcnn`: Faster R-CNN's proposals, losses and detections.
+- `ssd`: SSD's network and what it finds.
 - `augment`: SSD's augmentation, and resizing for evaluation.
 - `average_precision`: PASCAL VOC's measure, with NumPy on the host.
 
@@ -24,6 +25,7 @@ from cutmix_jax.detection import (
     priors,
     rcnn,
     roi_align,
+    ssd,
     ssd_loss,
 )
 
@@ -36,5 +38,6 @@ __all__ = [
     "priors",
     "rcnn",
     "roi_align",
+    "ssd",
     "ssd_loss",
 ]

@@ -49,7 +49,7 @@ def hard_negatives(losses, positive, ratio=3):
     return above | (equal & (jnp.cumsum(equal, -1) <= left))
 
 
-def ssd_loss(logits, deltas, classes, offsets, ratio=3):
+def ssd_loss(logits, deltas, classes, offsets, ratio=3, count=None):
     r"""The loss of SSD: where the boxes are, and what is in them.
 
     With the N positive priors of the batch, and the chosen negatives of each image:
@@ -69,6 +69,9 @@ def ssd_loss(logits, deltas, classes, offsets, ratio=3):
         classes: y, int `[B, P]`, from `ssd_targets`.
         offsets: t, float `[B, P, 4]`, from `ssd_targets`.
         ratio: negatives per positive, as for `hard_negatives`.
+        count: N; may be traced. The default is that of this batch. If it is a part of a batch, give
+            the N of the whole, divided by the number of parts: the mean over the parts is then the
+            loss of the whole.
 
     Returns:
         `(localization, classification)`, float32 scalars. The loss of SSD is their sum.
@@ -101,5 +104,6 @@ def ssd_loss(logits, deltas, classes, offsets, ratio=3):
     error = jnp.where(positive[..., None], deltas - offsets, 0)
     size = jnp.abs(error)
     smooth = jnp.where(size < 1, error**2 / 2, size - 0.5)
-    count = jnp.maximum(positive.sum(), 1)
+    if count is None:
+        count = jnp.maximum(positive.sum(), 1)
     return smooth.sum() / count, jnp.where(chosen, entropy, 0).sum() / count

@@ -16,7 +16,7 @@ NETS = {**resnet.NETS, **pyramidnet.NETS, **vgg.NETS}
 
 def create_model(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     *,
     dtype: Any = jnp.float32,
     norm_axis: str | None = None,
@@ -32,9 +32,10 @@ def create_model(
 
     Args:
         name: a key of `NETS`, such as 'resnet110' (CIFAR) or 'resnet50' (ImageNet). With a factor,
-            'resnet20x4' has 64, 128 and 256 planes. 'pyramidnetDEPTH_ALPHA' has bottleneck blocks,
-            'pyramidnetDEPTH_ALPHA_basic' basic blocks.
-        num_classes: number of logits.
+            'resnet20x4' has 64, 128 and 256 planes, and 'resnet18x0.25' 16 to 128.
+            'pyramidnetDEPTH_ALPHA' has bottleneck blocks, 'pyramidnetDEPTH_ALPHA_basic' basic
+            blocks.
+        num_classes: number of logits; None returns the last feature map, without a head.
         dtype: of activations, float32 or bfloat16; parameters and logits are always float32.
         norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
             uses the statistics of each device's own batch, as in the paper.
@@ -160,16 +161,29 @@ def _find(name: str) -> functools.partial:
     """The constructor for a name, with its width factor."""
     if name in NETS:
         return NETS[name]
-    widened = re.fullmatch(r"(.+)x([1-9]\d*)", name)
+    widened = re.fullmatch(r"(.+)x([1-9]\d*|(?:0|[1-9]\d*)\.\d*[1-9])", name)
     if widened and "width" in getattr(NETS.get(widened[1]), "keywords", ()):
         build = NETS[widened[1]]
-        return functools.partial(build, width=build.keywords["width"] * int(widened[2]))
+        return functools.partial(build, width=_scaled(name, build.keywords, float(widened[2])))
     grown = re.fullmatch(r"pyramidnet(\d+)_([1-9]\d*)(_basic)?", name)
     if grown:
         block = pyramidnet.BasicBlock if grown[3] else pyramidnet.BottleneckBlock
         return pyramidnet.pyramidnet(int(grown[1]), int(grown[2]), block)
     raise UserError(
         f"There is no model {name!r} ({nearest(name, NETS)}). ResNets can have a width factor, "
-        "as in resnet20x4. PyramidNets are called pyramidnetDEPTH_ALPHA or "
+        "as in resnet20x4 or resnet18x0.25. PyramidNets are called pyramidnetDEPTH_ALPHA or "
         "pyramidnetDEPTH_ALPHA_basic."
     )
+
+
+def _scaled(name: str, options: dict, factor: float) -> int:
+    """The width of a network times a factor, a number that its groups and attention can divide."""
+    base, width = options["width"], options["width"] * factor
+    # Channels of a group and hidden features of the attention are whole numbers, too.
+    unit = max(64 // options.get("base_width", 64), 4 if options.get("attention") else 1)
+    if width % unit:
+        raise UserError(
+            f"{name} would have {width:g} planes, but a multiple of {unit} was expected. Use a "
+            f"width factor that is a multiple of {unit / base:g}."
+        )
+    return int(width)

@@ -79,8 +79,10 @@ def mean_over_map(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def head(num_classes: int, x: jax.Array) -> jax.Array:
-    """Global average pooling and the linear layer 'fc', in float32."""
+def head(num_classes: int | None, x: jax.Array) -> jax.Array:
+    """Global average pooling and the linear layer 'fc', in float32; None: the map itself."""
+    if num_classes is None:
+        return x
     x = mean_over_map(x)
     init = linear_init(x.shape[-1])
     return nn.Dense(num_classes, kernel_init=init, bias_init=init, name="fc")(x)
@@ -186,7 +188,7 @@ class Network(nn.Module, kw_only=True):
     """The options of every network.
 
     Attributes:
-        num_classes: number of logits.
+        num_classes: number of logits; None returns the last feature map instead.
         dtype: of activations and convolutions; parameters, statistics and logits stay float32.
         norm_axis: name of the mapped axis over which batch statistics are averaged; None: not at
             all.
@@ -200,7 +202,7 @@ class Network(nn.Module, kw_only=True):
         conv_layer: replacement for `nn.Conv`.
     """
 
-    num_classes: int
+    num_classes: int | None
     dtype: Any = jnp.float32
     norm_axis: str | None = None
     norm_groups: int = 1

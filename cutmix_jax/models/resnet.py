@@ -100,6 +100,9 @@ class BottleneckBlock(Block):
 class ResNet(Network):
     """A residual network for images [B, H, W, C], normalized, float; returns float32 logits [B, K].
 
+    With `num_classes=None` it returns its last feature map instead. `first` and `last` choose a
+    part of the network, whose parameters have the same names as in the whole.
+
     Attributes:
         stage_sizes: blocks in each stage.
         block: `BasicBlock` or `BottleneckBlock`.
@@ -111,6 +114,8 @@ class ResNet(Network):
         attention: constructor of the module that scales the branch before the addition; None: none.
         shortcut: `shortcut(block, x, features)` brings the block's input to the branch's shape.
         image_side: required side of the images; None: any.
+        first: first stage; 0 is the stem. Without it, the input is the map of the stage before.
+        last: last stage, at least 1; None: all.
 
     The others are those of `layers.Network`.
     """
@@ -125,6 +130,8 @@ class ResNet(Network):
     attention: ModuleDef | None = None
     shortcut: Callable[[nn.Module, jax.Array, int], jax.Array] = projection
     image_side: int | None = None
+    first: int = 0
+    last: int | None = None
 
     @property
     def stages(self) -> int:
@@ -134,13 +141,19 @@ class ResNet(Network):
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The names passed to `tap`, in order. The last map is averaged for the head."""
-        return ("image", "stem", *(f"layer{i + 1}" for i in range(self.stages)))
+        stem = ("image", "stem") if self.first == 0 else ()
+        return (*stem, *(f"layer{stage}" for stage in self._built))
+
+    @property
+    def _built(self) -> range:
+        """The stages with residual blocks that are built."""
+        return range(max(self.first, 1), (self.last or self.stages) + 1)
 
     @property
     def total_stride(self) -> int:
         """Side of the input divided by the side of the last map."""
-        stem = 4 if self.large_stem else 1
-        return stem * math.prod(self.strides[: self.stages])
+        stem = 4 if self.large_stem and self.first == 0 else 1
+        return stem * math.prod(self.strides[stage - 1] for stage in self._built)
 
     @nn.compact
     def __call__(
@@ -153,19 +166,22 @@ class ResNet(Network):
         tap = tap or (lambda name, x: x)
         conv, norm = self.make_conv(), self.make_norm(train)
 
-        x = jnp.asarray(tap("image", images), self.dtype)
-        if self.large_stem:
-            x = conv(self.width, 7, 2, name="conv1")(x)
+        if self.first == 0:
+            x = jnp.asarray(tap("image", images), self.dtype)
+            if self.large_stem:
+                x = conv(self.width, 7, 2, name="conv1")(x)
+            else:
+                x = conv(self.width, 3, name="conv1")(x)
+            x = tap("stem", self.act(norm(name="bn1")(x)))
+            if self.large_stem:
+                x = max_pool(x, 3, 2, 1)
         else:
-            x = conv(self.width, 3, name="conv1")(x)
-        x = tap("stem", self.act(norm(name="bn1")(x)))
-        if self.large_stem:
-            x = max_pool(x, 3, 2, 1)
+            x = jnp.asarray(images, self.dtype)
 
-        block, done = self.make_block(self.block), 0
-        for stage, blocks in enumerate(self.stage_sizes, 1):
-            for index in range(blocks):
-                done += 1
+        block = self.make_block(self.block)
+        for stage in self._built:
+            before = sum(self.stage_sizes[: stage - 1])
+            for index in range(self.stage_sizes[stage - 1]):
                 x = block(
                     planes=self.width * 2 ** (stage - 1),
                     stride=self.strides[stage - 1] if index == 0 else 1,
@@ -178,7 +194,10 @@ class ResNet(Network):
                     base_width=self.base_width,
                     zero_init=self.zero_init,
                     regularization=self.regularization.of_block(
-                        stage, done / sum(self.stage_sizes), train, every_norm=self.large_stem
+                        stage,
+                        (before + index + 1) / sum(self.stage_sizes),
+                        train,
+                        every_norm=self.large_stem,
                     ),
                     name=f"layer{stage}_{index}",
                 )(x, progress)

@@ -10,6 +10,7 @@ import importlib
 from typing import Any, ClassVar
 
 import jax
+from jax import numpy as jnp
 
 from cutmix_jax import UserError, first_line, nearest, optimizer
 from cutmix_jax import config as config_lib
@@ -17,7 +18,10 @@ from cutmix_jax.data import Shards
 from cutmix_jax.parallel import create_mapping
 
 # The value of config.task: the module and the class.
-TASKS = {"classification": "cutmix_jax.tasks.classification:Classification"}
+TASKS = {
+    "classification": "cutmix_jax.tasks.classification:Classification",
+    "ssd": "cutmix_jax.tasks.ssd:SSD",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Task:
     ranked_by: ClassVar[str] = "loss"  # the measure that ranks checkpoints
     higher_is_better: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
+    left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
     uses_mix: ClassVar[bool] = False  # whether it applies config.mix and config.label_smoothing
@@ -70,6 +75,12 @@ class Task:
     def total_steps(self):
         """Steps of the whole run."""
         return self.config.epochs * self.data.steps_per_epoch
+
+    def normalize(self, images):
+        """Centers and scales images in [0, 1] per channel."""
+        values = (self.config.normalize[name] for name in ("mean", "std"))
+        mean, std = (jnp.asarray(value, jnp.float32) for value in values)
+        return (images - mean) / std
 
     # What a task has to define.
 
@@ -207,6 +218,19 @@ class Task:
     def _signed(self, record, split):
         value = record[f"{split}_{self.ranked_by}"]
         return -value if self.higher_is_better else value
+
+
+def check_channels(config, image_shape):
+    """Refuses a config whose `normalize` does not have a value per channel of (H, W, C).
+
+    Raises:
+        UserError: it has another number of values, and not one either.
+    """
+    if len(config.normalize.mean) not in (1, image_shape[-1]):
+        raise UserError(
+            f"config.normalize has {len(config.normalize.mean)} values, and the images of "
+            f"{config.dataset!r} have {image_shape[-1]} channels: give one value per channel."
+        )
 
 
 def find_task(name):

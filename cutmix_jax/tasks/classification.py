@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, methods, metrics, mix, models
 from cutmix_jax.data import open_data
 from cutmix_jax.parallel import AXIS
-from cutmix_jax.tasks import Task
+from cutmix_jax.tasks import Task, check_channels
 
 # Keeps the keys of mixing apart from those of augmentation, which are folded by epoch.
 MIXING = 2**31 - 1
@@ -32,12 +32,7 @@ class Classification(Task):
     @classmethod
     def open_data(cls, config, shards):
         data = open_data(config, shards)
-        channels = data.image_shape[-1]
-        if len(config.normalize.mean) not in (1, channels):
-            raise UserError(
-                f"config.normalize has {len(config.normalize.mean)} values, and the images of "
-                f"{config.dataset!r} have {channels} channels: give one value per channel."
-            )
+        check_channels(config, data.image_shape)
         models.check_image_size(config.model, data.image_shape, config.last_stride)
         return data
 
@@ -123,12 +118,6 @@ class Classification(Task):
         for plan in plans:
             targets = mix.mix_labels(plan, targets)
         return {"image": images, "target": targets, "label": batch["label"], "plans": plans}
-
-    def normalize(self, images):
-        """Centers and scales images in [0, 1] per channel."""
-        values = (self.config.normalize[name] for name in ("mean", "std"))
-        mean, std = (jnp.asarray(value, jnp.float32) for value in values)
-        return (images - mean) / std
 
     def load(self, arrays, xs, step):
         batch = self.make_batch(arrays, xs, step)

@@ -16,7 +16,7 @@ losses_of = jax.jit(ssd_loss)
 def some(seed=0, images=3, priors=50, classes=4):
     random = np.random.RandomState(seed)
     labels = random.randint(1, classes, (images, priors))
-    labels *= random.uniform(size=labels.shape) < np.array([0.1, 0.4, 0])[:images, None]
+    labels *= random.uniform(size=labels.shape) < np.array([0.1, 0.4, 0, 0.2])[:images, None]
     logits = random.normal(size=(images, priors, classes)).astype(np.float32)
     deltas, offsets = random.normal(size=(2, images, priors, 4)).astype(np.float32)
     return logits, deltas, labels, offsets
@@ -84,6 +84,14 @@ def test_equal_logits_choose_three_negatives_per_positive():
     positives = (labels > 0).sum(1)
     chosen = positives + np.minimum(3 * positives, 50 - positives)
     assert classification == pytest.approx(np.log(4) * chosen.sum() / positives.sum(), rel=1e-5)
+
+
+def test_the_mean_over_parts_with_the_count_of_the_whole_is_the_loss_of_the_whole():
+    given = some(images=4)
+    labels = given[2]
+    count = (labels > 0).sum() / 2
+    halves = [ssd_loss(*(x[i : i + 2] for x in given), count=count) for i in (0, 2)]
+    np.testing.assert_allclose(np.mean(halves, 0), losses_of(*given), rtol=1e-5)
 
 
 def test_images_without_objects_give_zero_and_no_nan():

@@ -22,9 +22,44 @@ def test_unknown_name_is_answered_with_all_names():
         create_model("transformer", 10)
 
 
-@pytest.mark.parametrize("name", ["resnet20x0", "resnet20x", "resnet20x4x2", "x4", ""])
-def test_factor_of_width_is_a_positive_integer(name):
+@pytest.mark.parametrize(
+    "name",
+    ["resnet20x0", "resnet20x", "resnet20x4x2", "x4", "", "resnet20x0.0", "resnet20x1.0", "x0.5"],
+)
+def test_factor_of_width_is_a_positive_number_written_in_one_way(name):
     with pytest.raises(UserError, match="There is no model"):
+        create_model(name, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet18x0.25", 16),
+        ("resnet18_cifarx0.5", 32),
+        ("resnet20x1.5", 24),
+        ("se_resnet50x0.0625", 4),
+        ("resnext50_32x4dx0.25", 16),
+        ("resnet50x0.015625", 1),
+    ],
+)
+def test_a_width_factor_can_be_a_fraction(name, width):
+    model = create_model(name, 10)
+    assert model.width == width
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert shapes["params"]["conv1"]["kernel"].shape[-1] == width
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18x0.3", r"19.2 planes, but a multiple of 1 .* multiple of 0\.015625"),
+        ("resnext50_32x4dx0.125", r"8 planes, but a multiple of 16 .* multiple of 0\.25"),
+        ("se_resnet50x0.03125", r"2 planes, but a multiple of 4 .* multiple of 0\.0625"),
+    ],
+)
+def test_a_width_that_nothing_divides_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
         create_model(name, 10)
 
 
@@ -78,6 +113,24 @@ def test_drop_block_in_a_stage_that_is_not_there_is_refused(name, stages):
     drops = Regularization(drop_block=0.1, stages=stages)
     with pytest.raises(UserError, match=rf"drop_block\.stages.*{name} has 3 stages"):
         create_model(name, 10, regularization=drops)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "pyramidnet29_8", "vgg16_gapx0.0625"])
+def test_without_classes_there_is_no_head(name):
+    images = jnp.zeros((2, 32, 32, 3))
+    with_head, without = create_model(name, 10), create_model(name, None)
+    maps = {}
+
+    def shapes_of(model):
+        return jax.eval_shape(
+            lambda: model.init_with_output(jax.random.key(0), images, tap=maps.setdefault)
+        )
+
+    _, whole = shapes_of(with_head)
+    found, part = shapes_of(without)
+    assert found.shape == maps[without.feature_names[-1]].shape
+    assert whole["params"].pop("fc")
+    assert part == whole
 
 
 def macs(side, kernel, stride, inputs, outputs, groups=1):

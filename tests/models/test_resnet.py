@@ -12,7 +12,14 @@ import pytest
 from cutmix_jax.models import create_model
 from cutmix_jax.models.layers import GatherExcite, SqueezeExcite
 from cutmix_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
-from tests.models.reference import assert_same_numbers, count, images_of, shapes_of
+from cutmix_jax.regularize import Regularization
+from tests.models.reference import (
+    assert_same_numbers,
+    count,
+    images_of,
+    random_variables,
+    shapes_of,
+)
 
 PARAMETERS = [
     ("resnet20", 10, 272_474),
@@ -122,6 +129,24 @@ SMALL = {
 }
 
 
+def block_rates(model):
+    """The probability that each block is dropped, in order."""
+    rates = []
+
+    def note(next_function, args, kwargs, context):
+        if isinstance(context.module, BasicBlock) and context.method_name == "__call__":
+            rates.append(context.module.regularization.stochastic_depth)
+        return next_function(*args, **kwargs)
+
+    side = 32 if model.first == 0 else 8
+    channels = 3 if model.first == 0 else 256
+    with nn.intercept_methods(note):
+        rngs = {"params": jax.random.key(0), "drop": jax.random.key(1)}
+        images = jnp.zeros((2, side, side, channels))
+        jax.eval_shape(lambda: model.init(rngs, images, train=True))
+    return rates
+
+
 @pytest.fixture(scope="module")
 def small():
     """A small net with its initial variables, shared because making it is half of the work."""
@@ -154,6 +179,44 @@ class TestParameters:
         assert wide["layer3_0"]["conv2"]["kernel"].shape == (3, 3, 256, 256)
         assert wide["fc"]["kernel"].shape == (256, 10)
         assert jax.tree.structure(narrow) == jax.tree.structure(wide)
+
+
+class TestParts:
+    def test_parts_after_each_other_are_the_whole(self):
+        fields, side = SMALL["bottleneck, ImageNet"]
+        images = images_of(side)
+        whole = ResNet(num_classes=7, **fields)
+        variables = random_variables(whole, images)
+        stem, middle, end = (
+            whole.clone(num_classes=classes, first=first, last=last)
+            for classes, first, last in ((None, 0, 1), (None, 2, 3), (7, 4, None))
+        )
+        assert stem.feature_names == ("image", "stem", "layer1")
+        assert middle.feature_names == ("layer2", "layer3")
+        strides = [part.total_stride for part in (stem, middle, end, whole)]
+        assert strides == [4, 4, 2, 32]
+
+        def chain(variables, images):
+            x = images
+            for part in (stem, middle, end):
+                x = part.apply(variables, x)
+            return x
+
+        found = jax.jit(chain)(variables, images)
+        np.testing.assert_allclose(found, jax.jit(whole.apply)(variables, images), rtol=1e-5)
+
+    def test_a_part_has_its_parameters_alone(self):
+        part = create_model("resnet18", None).clone(first=3, last=4)
+        names = shapes_of(part)["params"].keys()
+        assert names == {"layer3_0", "layer3_1", "layer4_0", "layer4_1"}
+
+    def test_a_part_is_regularized_as_in_the_whole(self):
+        """Stochastic depth grows over the blocks of the whole network."""
+        drops = Regularization(stochastic_depth=0.5)
+        whole = create_model("resnet18", None, regularization=drops)
+        rates = [block_rates(model) for model in (whole, whole.clone(first=4))]
+        assert rates[1] == rates[0][-2:]
+        assert rates[0][-1] == 0.5
 
 
 class TestInit:
