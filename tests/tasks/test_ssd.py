@@ -236,7 +236,7 @@ def test_another_network_is_refused(task, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", "resnet20", "strides 8, 16 and 32 that SSD needs. Use .* resnet50"),
+        ("model", "resnet20", "strides 8, 16 and 32 that a detector needs. Use .* resnet50"),
         ("model", "ge_resnet50", "strides 8, 16 and 32"),
         ("last_stride", 1, r"config.last_stride=1 does not have"),
         ("image_size", 16, "too small for resnet10x0.0625"),
