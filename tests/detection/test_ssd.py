@@ -25,6 +25,14 @@ TINY = {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_ste
 SIDE, CLASSES = 48, 3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """Compiling takes longer than running in these tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize(
     ("size", "sides", "number"),
     [(300, (38, 19, 10, 5, 3, 1), 8732), (128, (16, 8, 4, 2, 1), 1524), (32, (4, 2, 1), 84)],
