@@ -3,11 +3,20 @@
 import json
 import pathlib
 import re
+import statistics
 
 import pytest
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
-METHODS = ("baseline", "cutmix")
+RECORDS = DOCS / "evidence/cifar100_resnet18"
+RUNS = {
+    "baseline": (0, 1),
+    "cutmix": (0, 1),
+    "cutmix_alpha1_prob0.5": (0, 1),
+    "mixup": (0,),
+    "cutout": (0,),
+    "manifold_mixup": (0,),
+}
 EVALUATIONS = (
     ("expected calibration error", "classification", "ece"),
     ("center occlusion, mean over 9 sizes", "occlusion", "center_mean_top1_error"),
@@ -22,30 +31,40 @@ EVALUATIONS = (
 )
 
 
-def read(method, name):
-    path = DOCS / "evidence/cifar100_resnet18" / f"{method}-seed0" / name
-    return json.loads(path.read_text())
+def read(method, seed, name):
+    return json.loads((RECORDS / f"{method}-seed{seed}" / name).read_text())
 
 
 def percent(value):
     return f"{100 * value:.2f}"
 
 
+def of_seeds(method, name, key):
+    return [percent(read(method, seed, name)[key]) for seed in RUNS[method]]
+
+
 def errors():
-    for method in METHODS:
-        found = read(method, "results.json")
+    key = "top1_error_median_10"
+    for method, seeds in RUNS.items():
+        found = [read(method, seed, "results.json") for seed in seeds]
+        # Of the printed numbers, so that the table can be checked by eye.
+        medians = [float(percent(result[key])) for result in found]
+        baselines = [float(value) for value in of_seeds("baseline", "results.json", key)]
+        gains = [f"{base - own:.2f}" for base, own in zip(baselines, medians, strict=False)]
         yield [
             method,
-            percent(found["top1_error_median_10"]),
-            percent(found["top1_error_last"]),
-            f"{percent(found['top1_error_best'])} ({found['best_epoch']})",
-            percent(found["top5_error_last"]),
+            *(
+                ", ".join(percent(result[name]) for result in found)
+                for name in (key, "top1_error_last", "top1_error_best", "top5_error_last")
+            ),
+            "–" if method == "baseline" else ", ".join(gains),
         ]
 
 
 def evaluations():
     for words, name, key in EVALUATIONS:
-        yield [words, *(percent(read(method, f"evals/{name}.json")[key]) for method in METHODS)]
+        cells = [", ".join(of_seeds(method, f"evals/{name}.json", key)) for method in RUNS]
+        yield [words, *cells]
 
 
 @pytest.mark.parametrize("table", [errors, evaluations], ids=["errors", "evaluations"])
@@ -56,13 +75,21 @@ def test_the_table_is_that_of_the_records(table):
     assert rows[2:] == list(table())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_results_are_those_of_the_epochs(method):
-    results = read(method, "results.json")
-    lines = (DOCS / f"evidence/cifar100_resnet18/{method}-seed0/metrics.jsonl").read_text()
+def test_every_record_is_in_the_tables():
+    names = {f"{method}-seed{seed}" for method, seeds in RUNS.items() for seed in seeds}
+    assert {folder.name for folder in RECORDS.iterdir()} == names
+
+
+@pytest.mark.parametrize(("method", "seed"), [(m, s) for m, seeds in RUNS.items() for s in seeds])
+def test_results_are_those_of_the_epochs(method, seed):
+    results = read(method, seed, "results.json")
+    lines = (RECORDS / f"{method}-seed{seed}/metrics.jsonl").read_text()
     records = [json.loads(line) for line in lines.splitlines()]
+    last = [record["test_top1_error"] for record in records[-10:]]
     assert len(records) == results["epochs"] == 100
-    assert results["top1_error_last"] == records[-1]["test_top1_error"]
+    assert results["top1_error_last"] == last[-1]
     assert results["top1_error_best"] == min(record["test_top1_error"] for record in records)
-    assert results["config"]["seed"] == 0
-    assert results["config"]["mix"]["name"] == ("none" if method == "baseline" else method)
+    assert results["top1_error_median_10"] == statistics.median(last)
+    assert results["config"]["seed"] == seed
+    mix = "none" if method == "baseline" else method.split("_alpha")[0]
+    assert results["config"]["mix"]["name"] == mix

@@ -32,6 +32,8 @@ class Shards:
 class Data:
     """An opened dataset, as the training loop sees it.
 
+    The arrays below are those of classification; `objects.open_objects` describes a detector's.
+
     `load_train` and `load_eval` are traced inside the step, for one device's shard. Their first
     argument is one split's entry of `arrays`.
 

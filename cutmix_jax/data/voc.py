@@ -75,8 +75,8 @@ def open_tree(config: ConfigDict) -> ObjectSet:
 
     # Images are not cached: 16 GB for VOC, which load no faster than several cores decode.
     paths = [path for pairs in files.values() for pair in pairs for path in pair]
-    described = [VERSION, keys, config.voc.classes, config.voc.max_side, *map(len, files.values())]
-    fingerprint = "\n".join([*map(str, described), *cache.stats(paths)])
+    described = [VERSION, config.voc.classes, config.voc.max_side, *map(len, files.values())]
+    fingerprint = "\n".join([*map(str, described), str(root.resolve()), *cache.stats(paths)])
     flat = cache.load_or_make(f"voc-{root.resolve().name}", fingerprint, make)
     splits = {
         key: {name: flat[f"{key}/{name}"] for name in ("size", "boxes", "label", "difficult")}

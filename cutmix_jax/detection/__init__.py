@@ -6,6 +6,7 @@
 - `ssd_loss`: SSD's loss, with the hardest negatives.
 - `nms`: non-maximum suppression.
 - `roi_align`: features of regions.
+- `rcnn`: Faster R-CNN's proposals, losses and detections.
 - `ssd`: SSD's network and what it finds.
 - `augment`: SSD's augmentation, and resizing for evaluation.
 - `average_precision`: PASCAL VOC's measure, with NumPy on the host.
@@ -22,6 +23,7 @@ from cutmix_jax.detection import (
     matching,
     nms,
     priors,
+    rcnn,
     roi_align,
     ssd,
     ssd_loss,
@@ -34,6 +36,7 @@ __all__ = [
     "matching",
     "nms",
     "priors",
+    "rcnn",
     "roi_align",
     "ssd",
     "ssd_loss",

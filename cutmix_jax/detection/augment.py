@@ -155,8 +155,8 @@ def distort_colors(key, image):
 
     Each of these happens with probability 1/2, in this order: brightness +- up to 32/255; contrast,
     a factor in [0.5, 1.5]; saturation, a factor in [0.5, 1.5]; hue +- up to 18 degrees; a random
-    order of the channels. With probability 1/2 the contrast changes after the hue instead of before
-    the saturation. All numbers are uniform.
+    order of the channels. All numbers are uniform. The original changes the contrast before the
+    saturation or after the hue. That is the same, as nothing is clipped.
 
     Args:
         key: `jax.random` key.
@@ -174,20 +174,19 @@ def distort_colors(key, image):
         Howard. Some Improvements on Deep Convolutional Neural Network Based Image Classification.
         2013; the ranges are those of SSD's code.
     """
-    # All at once, because each call compiles for a second on CPUs.
-    numbers = jax.random.uniform(key, (11,))
-    brightens, contrasts, late, saturates, turns, permutes = numbers[:6] < 0.5
-    amounts = 2 * numbers[6:10] - 1
+    # One call, because each takes long to compile on CPUs.
+    numbers = jax.random.uniform(key, (10,))
+    brightens, contrasts, saturates, turns, permutes = numbers[:5] < 0.5
+    amounts = 2 * numbers[5:9] - 1
     brightness = jnp.where(brightens, amounts[0] * 32 / 255, 0)
     contrast = jnp.where(contrasts, 1 + amounts[1] / 2, 1)
-    saturation = jnp.where(saturates, 1 + amounts[2] / 2, 1)
+    factor = jnp.where(saturates, 1 + amounts[2] / 2, 1)
     turn = jnp.where(turns, amounts[3] * 18 / 360, 0)
-    image = (jnp.asarray(image, jnp.float32) + brightness) * jnp.where(late, 1, contrast)
-    hue, chroma, value = jnp.moveaxis(rgb_to_hsv(image), -1, 0)
-    image = hsv_to_rgb(jnp.stack([hue + turn, chroma * saturation, value], -1))
-    image = image * jnp.where(late, contrast, 1)
+    image = (jnp.asarray(image, jnp.float32) + brightness) * contrast
+    hue, saturation, value = jnp.moveaxis(rgb_to_hsv(image), -1, 0)
+    image = hsv_to_rgb(jnp.stack([hue + turn, saturation * factor, value], -1))
     orders = jnp.array(list(itertools.permutations(range(3))))
-    order = orders[jnp.where(permutes, jnp.floor(6 * numbers[10]), 0).astype(jnp.int32)]
+    order = orders[jnp.where(permutes, jnp.floor(6 * numbers[9]), 0).astype(jnp.int32)]
     red, green, blue = jnp.moveaxis(image, -1, 0)
     # Not a gather along the channels, which is slow on CPUs.
     channels = [jnp.where(i == 0, red, jnp.where(i == 1, green, blue)) for i in order]
@@ -226,7 +225,8 @@ def rgb_to_hsv(image):
     )
     saturation = chroma / jnp.where(value == 0, 1, value)
     saturation = jnp.where(value == 0, 0, saturation)
-    return jnp.stack([sixths / 6 % 1, saturation, value], -1)
+    hue = sixths / 6
+    return jnp.stack([hue - jnp.floor(hue), saturation, value], -1)
 
 
 def hsv_to_rgb(image):
@@ -250,7 +250,8 @@ def hsv_to_rgb(image):
         As for `rgb_to_hsv`.
     """
     hue, saturation, value = jnp.moveaxis(jnp.asarray(image, jnp.float32), -1, 0)
-    k = (jnp.array([5, 3, 1]) + 6 * hue[..., None]) % 6
+    turns = hue[..., None] + jnp.array([5, 3, 1]) / 6
+    k = 6 * (turns - jnp.floor(turns))  # `%` is several times slower on CPUs
     falls = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
     return value[..., None] - (value * saturation)[..., None] * falls
 

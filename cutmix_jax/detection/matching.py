@@ -199,6 +199,134 @@ def sample_anchors(key, kinds, count=256, fraction=0.5):
     return jnp.where(positive, POSITIVE, sampled).astype(jnp.int32)
 
 
+def rpn_targets(key, anchors, boxes, labels, shape, *, count=256, fraction=0.5):
+    """What Faster R-CNN's RPN learns for an image: sampled anchors and the coded boxes of truths.
+
+    Args:
+        key: as for `sample_anchors`.
+        anchors: float `[A, 4]`, (top, left, bottom, right) in pixels, half-open.
+        boxes: float `[G, 4]` in pixels.
+        labels: int `[G]`, -1 for padding.
+        shape: (height, width) of the image in pixels, without padding; may be traced.
+        count: number of sampled anchors; static.
+        fraction: largest fraction of positive ones.
+
+    Returns:
+        `(kinds, offsets)`: int32 `[A]`, 1 for positive, 0 for negative, -1 for not sampled; float32
+        `[A, 4]`, from `encode` with variances of 1, zeros for anchors that are not positive.
+        Neither has a gradient.
+
+    Raises:
+        ValueError: the shapes do not fit, or `count` or `fraction` is out of range.
+
+    Example:
+        >>> anchors = jnp.array([[0, 0, 4, 8], [4, 0, 8, 8], [-1, 0, 4, 4]])
+        >>> truth = jnp.array([[1, 0, 5, 8]]), jnp.array([2])
+        >>> kinds, offsets = rpn_targets(jax.random.key(0), anchors, *truth, (8, 8), count=4)
+        >>> kinds.tolist(), offsets[0].tolist()
+        ([1, 0, -1], [0.25, 0.0, 0.0, 0.0])
+
+    Reference:
+        Ren et al. Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks.
+        NIPS 2015, sections 3.1.2 and 3.1.3.
+    """
+    kinds, index = rpn_labels(anchors, boxes, labels, shape)
+    kinds = sample_anchors(key, kinds, count, fraction)
+    if not len(labels):
+        return kinds, jnp.zeros((len(kinds), 4), jnp.float32)
+    anchors, boxes = lax.stop_gradient((as_boxes("anchors", anchors), as_boxes("boxes", boxes)))
+    offsets = encode(boxes[index], anchors, (1, 1, 1, 1))
+    return kinds, jnp.where((kinds == POSITIVE)[:, None], offsets, 0)
+
+
+def sample_rois(
+    key,
+    proposals,
+    valid,
+    boxes,
+    labels,
+    *,
+    count=128,
+    fraction=0.25,
+    threshold=0.5,
+    variances=VARIANCES,
+):
+    """Samples regions for the loss of Faster R-CNN's second stage, and gives their targets.
+
+    The truths are added to the proposals. A region is foreground if its highest IoU with a truth
+    reaches the threshold; it learns the class and box of that truth, the first of equal ones. All
+    others are background. At most `fraction * count` foreground regions are sampled, and background
+    ones fill up to `count`. All subsets of a size are equally likely.
+
+    If there are not enough regions, some outputs are unused. The original code repeats regions
+    then.
+
+    Args:
+        key: `jax.random` key; make it from seed, step and example, so that it does not depend on
+            the number of devices.
+        proposals: float `[n, 4]`, (top, left, bottom, right) in pixels.
+        valid: bool `[n]`, False for padding.
+        boxes: float `[G, 4]` in pixels.
+        labels: int `[G]`, classes from 0, -1 for padding.
+        count: R, number of sampled regions; static.
+        fraction: largest fraction of foreground.
+        threshold: smallest IoU of foreground.
+        variances: as for `encode`.
+
+    Returns:
+        `(rois, classes, offsets)`: float32 `[R, 4]`; int32 `[R]`, 1 + the label for foreground, 0
+        for background, -1 for unused ones, whose boxes are zeros; float32 `[R, 4]`, from `encode`,
+        zeros if not foreground. Foreground comes first, unused ones last. None has a gradient.
+
+    Raises:
+        ValueError: the shapes do not fit, or `count` or `fraction` is out of range.
+
+    Example:
+        >>> proposals = jnp.array([[0, 0, 4, 8], [20, 20, 28, 28], [0, 0, 0, 0]])
+        >>> valid, key = jnp.array([True, True, False]), jax.random.key(0)
+        >>> truth = jnp.array([[1, 0, 5, 8]]), jnp.array([6])
+        >>> rois, classes, offsets = sample_rois(key, proposals, valid, *truth, count=8)
+        >>> classes.tolist()
+        [7, 7, 0, -1, -1, -1, -1, -1]
+
+    Reference:
+        Girshick. Fast R-CNN. ICCV 2015, section 2.3; the truths and the lower bound of 0 for
+        background are those of the code that the CutMix paper cites.
+    """
+    proposals, valid = as_boxes("proposals", proposals), jnp.asarray(valid, bool)
+    boxes, labels = as_boxes("boxes", boxes), jnp.asarray(labels, jnp.int32)
+    good = proposals.ndim == boxes.ndim == 2 and (
+        (*valid.shape, *labels.shape) == (len(proposals), len(boxes))
+    )
+    if not good or count < 1 or not 0 <= fraction <= 1:
+        raise ValueError(
+            f"proposals has shape {proposals.shape}, valid {valid.shape}, boxes {boxes.shape}, "
+            f"labels {labels.shape}, count is {count} and fraction {fraction}, but [n, 4], [n], "
+            "[G, 4], [G], at least 1 and 0 to 1 were expected. Use jax.vmap for several images."
+        )
+    # One truth and `count` regions of padding, so that there is always something to take.
+    regions = jnp.concatenate([proposals, boxes, jnp.zeros((count, 4))])
+    valid = jnp.concatenate([valid, labels >= 0, jnp.zeros(count, bool)])
+    regions, boxes = lax.stop_gradient((regions, jnp.pad(boxes, ((0, 1), (0, 0)))))
+    overlaps, labels = _overlaps(
+        regions, boxes, jnp.pad(labels, (0, 1), constant_values=-1), "proposals"
+    )
+    index, foreground = overlaps.argmax(0), valid & (overlaps.max(0) >= threshold)
+    numbers = jax.random.uniform(key, valid.shape)
+    positive = _some(numbers, foreground, int(fraction * count), int(fraction * count))
+    negative = _some(numbers, valid & ~foreground, count, count - positive.sum())
+    kinds = jnp.where(positive, POSITIVE, jnp.where(negative, NEGATIVE, IGNORED))
+    kinds, chosen = lax.top_k(kinds, count)
+    rois, truth = regions[chosen], index[chosen]
+    classes = jnp.where(kinds == POSITIVE, labels[truth] + 1, kinds)
+    offsets = encode(boxes[truth], rois, variances)
+    return (
+        jnp.where((kinds == IGNORED)[:, None], 0, rois),
+        classes.astype(jnp.int32),
+        jnp.where((kinds == POSITIVE)[:, None], offsets, 0),
+    )
+
+
 def _some(numbers, mask, most, wanted):
     """Up to `wanted` entries of `mask`, those with the highest numbers; `most` is static."""
     values, index = lax.top_k(jnp.where(mask, numbers, -1), min(most, len(mask)))

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cutmix_jax import UserError
 from cutmix_jax.models.convolution import conv_general_dilated
@@ -70,11 +71,19 @@ def convolution(
     )
 
 
+def mean_over_map(x: jax.Array) -> jax.Array:
+    """Global average of a map [B, H, W, C], float32 [B, C]."""
+    if x.dtype == jnp.bfloat16:
+        # On CPUs, jaxlib 0.11.2 and 0.12.0.1 fuse the mean with what comes before it into NaN.
+        x = lax.optimization_barrier(x)
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
 def head(num_classes: int | None, x: jax.Array) -> jax.Array:
     """Global average pooling and the linear layer 'fc', in float32; None: the map itself."""
     if num_classes is None:
         return x
-    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    x = mean_over_map(x)
     init = linear_init(x.shape[-1])
     return nn.Dense(num_classes, kernel_init=init, bias_init=init, name="fc")(x)
 
@@ -140,7 +149,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gathered = jnp.mean(x, (1, 2), dtype=jnp.float32, keepdims=True).astype(x.dtype)
+        gathered = mean_over_map(x)[:, None, None].astype(x.dtype)
         return x * nn.sigmoid(_excite(self, gathered))
 
 

@@ -150,7 +150,99 @@ def ssd_loss(torch, ops, random):
     }
 
 
-CASES = {case.__name__: case for case in (boxes, nms, priors, matching, roi_align, ssd_loss)}
+def rcnn(torch, ops, random):
+    """Losses, proposals and detections. Class 0 is the background."""
+    import types
+
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+
+    kinds = random.randint(-1, 2, (2, 15))
+    offsets, deltas = rounded(random.normal(size=(2, 2, 15, 4)))
+    logits = torch.tensor(rounded(random.normal(size=(2, 15, 2))), requires_grad=True)
+    deltas = torch.tensor(deltas, requires_grad=True)
+    everything = types.SimpleNamespace(
+        fg_bg_sampler=lambda labels: ([(x == k).to(torch.uint8) for x in labels] for k in (1, 0))
+    )
+    objectness = (logits[..., 1] - logits[..., 0]).reshape(-1, 1)
+    rpn = RegionProposalNetwork.compute_loss(
+        everything,
+        objectness,
+        deltas.reshape(-1, 4),
+        list(torch.tensor(kinds, dtype=torch.float32)),
+        list(torch.tensor(offsets)),
+    )
+    sum(rpn).backward()
+
+    classes = random.randint(0, 3, (2, 15))
+    head_logits = torch.tensor(rounded(random.normal(size=(2, 15, 3))))
+    head_deltas = torch.tensor(rounded(random.normal(size=(2, 15, 3, 4))))
+    head = fastrcnn_loss(
+        head_logits.reshape(-1, 3),
+        head_deltas.reshape(-1, 12),
+        list(torch.tensor(classes)),
+        list(torch.tensor(offsets)),
+    )
+
+    regions = random_boxes(random, 8)[random.randint(0, 8, 60)]
+    regions = rounded(regions + random.normal(size=(60, 4)) * 2, 2)
+    scores = rounded(random.permutation(60) / 60, 4)
+    small = rounded(random.normal(size=(60, 4)) / 5)
+    filters = types.SimpleNamespace(
+        _get_top_n_idx=lambda *_: torch.tensor(np.argsort(-scores)[None, :50].copy()),
+        min_size=1e-3,
+        score_thresh=0.0,
+        nms_thresh=0.7,
+        post_nms_top_n=lambda: 20,
+    )
+    decoded = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(
+        torch.tensor(small), torch.tensor(regions)
+    )
+    proposals, _ = RegionProposalNetwork.filter_proposals(
+        filters, decoded[None], torch.tensor(scores)[None], [(70, 80)], [60]
+    )
+    found_logits = rounded(random.normal(size=(60, 3)) * 2)
+    found_deltas = rounded(random.normal(size=(60, 3, 4)) / 2)
+    heads = types.SimpleNamespace(
+        box_coder=BoxCoder((10.0, 10.0, 5.0, 5.0)),
+        score_thresh=0.05,
+        nms_thresh=0.3,
+        detections_per_img=15,
+    )
+    found = RoIHeads.postprocess_detections(
+        heads,
+        torch.tensor(found_logits),
+        torch.tensor(found_deltas.reshape(60, 12)),
+        [torch.tensor(regions)],
+        [(70, 80)],
+    )
+    return {
+        "losses": {
+            "kinds": kinds,
+            "offsets": offsets,
+            "deltas": deltas,
+            "logits": logits,
+            "rpn": {"classification": rpn[0], "localization": rpn[1]},
+            "gradients": {"logits": logits.grad, "deltas": deltas.grad},
+            "classes": classes,
+            "head_logits": head_logits,
+            "head_deltas": head_deltas,
+            "head": {"classification": head[0], "localization": head[1]},
+        },
+        "regions": regions,
+        "proposals": {"scores": scores, "deltas": small, "boxes": proposals[0]},
+        "detections": {
+            "logits": found_logits,
+            "deltas": found_deltas,
+            "boxes": found[0][0],
+            "scores": found[1][0],
+            "labels": found[2][0],
+        },
+    }
+
+
+CASES = {case.__name__: case for case in (boxes, nms, priors, matching, roi_align, ssd_loss, rcnn)}
 
 
 def plain(value):

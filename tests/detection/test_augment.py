@@ -15,6 +15,7 @@ from cutmix_jax.detection import boxes as boxes_module
 FILL = (0.25, 0.5, 0.75)
 augment_ssd = jax.jit(augment.augment_ssd, static_argnums=2)
 resample = jax.jit(augment.resample, static_argnums=2)
+to_hsv, to_rgb = jax.jit(augment.rgb_to_hsv), jax.jit(augment.hsv_to_rgb)
 distort = jax.jit(jax.vmap(augment.distort_colors, (0, None)))
 
 
@@ -91,23 +92,25 @@ def test_hsv_equals_colorsys():
     colors = np.random.RandomState(0).uniform(size=(500, 3)).astype(np.float32)
     levels = np.stack(np.meshgrid(*[[0, 0.25, 1]] * 3), -1).reshape(-1, 3)  # grays and ties
     colors = np.concatenate([colors, levels.astype(np.float32)])
-    got = np.asarray(jax.jit(augment.rgb_to_hsv)(colors))
+    got = np.asarray(to_hsv(colors))
     want = np.array([colorsys.rgb_to_hsv(*map(float, color)) for color in colors])
     turns = np.abs(got[:, 0] - want[:, 0])
     assert np.minimum(turns, 1 - turns).max() < 1e-6
     np.testing.assert_allclose(got[:, 1:], want[:, 1:], atol=1e-6)
-    back = np.asarray(jax.jit(augment.hsv_to_rgb)(got + np.array([3, 0, 0])))
+    back = np.asarray(to_rgb(got + np.array([3, 0, 0])))
     np.testing.assert_allclose(back, colors, atol=5e-6)
     want = np.array([colorsys.hsv_to_rgb(*map(float, color)) for color in colors])
-    np.testing.assert_allclose(augment.hsv_to_rgb(colors), want, atol=2e-6)
+    np.testing.assert_allclose(to_rgb(colors), want, atol=2e-6)
 
 
 def test_colors_outside_the_range_come_back():
     colors = np.random.RandomState(0).uniform(-1, 2, (500, 3)).astype(np.float32)
     colors[:3] = [[0, 0, 0], [-0.5, -0.5, -0.5], [-0.1, -0.2, -0.1]]
-    back = augment.hsv_to_rgb(augment.rgb_to_hsv(colors))
-    np.testing.assert_allclose(back, colors, atol=1e-5)
-    assert np.isfinite(augment.rgb_to_hsv(np.array([0, -0.1, -0.2]))).all()
+    found = to_hsv(colors)
+    np.testing.assert_allclose(to_rgb(found), colors, atol=1e-5)
+    # Contrast changes the value alone, so it may come before saturation and hue or after them.
+    np.testing.assert_allclose(to_hsv(colors * 2), found * np.array([1, 1, 2]))
+    assert np.isfinite(to_hsv(np.array([0, -0.1, -0.2]))).all()
 
 
 def test_gray_shows_brightness_and_contrast():
@@ -332,6 +335,19 @@ def test_boxes_move_with_pixels():
         compared += 1
     assert compared > 250
     assert (found["label"][:, 1] == -1).all()
+
+
+def test_objects_stay_if_their_center_does():
+    batch = some_batch(400)
+    center = (batch["boxes"][:, 1, :2] + batch["boxes"][:, 1, 2:]) / 2
+    batch["boxes"][:, 2] = np.concatenate([center - 0.01, center + 0.01], 1)
+    batch["label"][:] = [1, 2, 3]
+    found = augment_ssd(example_keys(1, 0, jnp.arange(400)), batch, 32, np.array(FILL))
+    kept = np.asarray(found["label"]) == [1, 2, 3]
+    np.testing.assert_array_equal(kept[:, 1], kept[:, 2])
+    sides = np.asarray(found["boxes"][..., 2:] - found["boxes"][..., :2])
+    np.testing.assert_array_equal((sides > 0).all(-1), kept)
+    assert 10 < (~kept[:, 1]).sum() < 200
 
 
 def test_half_of_the_images_are_mirrored():

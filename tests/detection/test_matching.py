@@ -187,10 +187,86 @@ def test_samples_are_uniform_and_follow_the_key():
     np.testing.assert_array_equal(each[0], matching.sample_anchors(keys[0], kinds, 8))
 
 
+def test_rpn_targets_are_samples_with_coded_truths():
+    anchors, boxes, labels = random_case(0, count=200)
+    key, shape = jax.random.key(0), np.array([90, 90])
+    kinds, offsets = jax.jit(
+        lambda b: matching.rpn_targets(key, anchors, b, labels, shape, count=32)
+    )(boxes)
+    all_kinds, index = rpn(anchors, boxes, labels, shape)
+    np.testing.assert_array_equal(kinds, sample(key, all_kinds, 32))
+    want = boxes_module.encode(boxes[index], anchors, (1, 1, 1, 1))
+    np.testing.assert_allclose(offsets, np.where(kinds[:, None] == 1, want, 0), atol=1e-6)
+    assert set(np.asarray(kinds).tolist()) == {-1, 0, 1}
+
+
+rois_of = jax.jit(matching.sample_rois, static_argnames=("count", "fraction"))
+
+
+def test_sampled_regions_equal_a_loop():
+    """With room for all, the samples are known."""
+    proposals, boxes, labels = random_case(1)
+    valid = np.arange(60) % 5 > 0
+    rois, classes, offsets = map(
+        np.asarray,
+        rois_of(jax.random.key(0), proposals, valid, boxes, labels, count=80, fraction=1.0),
+    )
+    real = [g for g in range(7) if labels[g] >= 0]
+    want = {}
+    for region in [*proposals[valid], *boxes[real]]:
+        best = max(real, key=lambda g: overlap(boxes[g].astype(float), region.astype(float)))
+        good = overlap(boxes[best].astype(float), region.astype(float)) >= 0.5
+        coded = boxes_module.encode(boxes[best], region) if good else np.zeros(4)
+        want[tuple(region)] = (labels[best] + 1 if good else 0, coded)
+    used = classes >= 0
+    assert used.sum() == len(want)
+    for roi, found, offset in zip(rois[used], classes[used], offsets[used], strict=True):
+        label, coded = want.pop(tuple(roi))
+        assert found == label
+        np.testing.assert_allclose(offset, coded, rtol=1e-4, atol=1e-5)
+    assert not want
+    assert (np.diff(np.sign(classes)) <= 0).all()  # foreground, background, unused
+    assert not rois[~used].any()
+    assert not offsets[classes < 1].any()
+    assert len(real) < (classes > 0).sum() < used.sum() - 10
+
+
+def test_a_quarter_of_the_regions_is_foreground_at_most():
+    proposals = np.float32([[0, 0, 10, 10]] * 40 + [[50, 50, 60, 60]] * 80 + [[0, 0, 10, 4]] * 80)
+    valid, truth = np.ones(200, bool), (np.float32([[0, 0, 10, 10]]), np.array([2]))
+    keys = jax.random.split(jax.random.key(0), 300)
+    rois, classes, _ = jax.jit(
+        jax.vmap(lambda key: matching.sample_rois(key, proposals, valid, *truth, count=32))
+    )(keys)
+    assert ((classes == 3).sum(1) == 8).all()
+    assert ((classes == 0).sum(1) == 24).all()
+    # An overlap below the threshold counts as none: both kinds are half of the background.
+    half = (np.asarray(rois)[:, 8:, 3] == 4).mean()
+    assert abs(half - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("truths", [0, 2])
+def test_images_without_objects_have_background_alone(truths):
+    proposals, _, _ = random_case(0)
+    empty = np.zeros((truths, 4), np.float32), np.full(truths, -1)
+    _, classes, offsets = rois_of(
+        jax.random.key(0), proposals, np.arange(60) < 10, *empty, count=16
+    )
+    assert np.asarray(classes).tolist() == [0] * 10 + [-1] * 6
+    assert not np.any(offsets)
+    kinds, offsets = matching.rpn_targets(jax.random.key(0), proposals, *empty, (99, 99), count=8)
+    assert sorted(np.asarray(kinds).tolist())[-8:] == [0] * 8
+    assert not np.any(offsets)
+    _, classes, _ = rois_of(jax.random.key(0), proposals, np.zeros(60, bool), *empty, count=16)
+    assert (np.asarray(classes) == -1).all()
+
+
 def test_refuses_wrong_arguments():
     with pytest.raises(ValueError, match="priors has shape"):
         matching.match_priors(np.zeros((3, 4)), np.zeros((2, 4)), np.zeros(3))
     with pytest.raises(ValueError, match="fraction 2"):
         matching.sample_anchors(jax.random.key(0), np.zeros(3), 8, 2)
+    with pytest.raises(ValueError, match=r"valid \(2,\)"):
+        matching.sample_rois(jax.random.key(0), np.zeros((3, 4)), np.ones(2), np.zeros((0, 4)), [])
     with pytest.raises(ValueError, match="anchors has shape"):
         matching.rpn_labels(np.zeros((3, 4)), np.zeros((1, 2, 4)), np.zeros(1), (9, 9))

@@ -385,6 +385,15 @@ class TestPrecision:
         # About ten layers of eight bits: a few percent of the spread of the logits.
         assert np.sqrt(np.mean((logits - full) ** 2)) < 0.1 * np.std(full)
 
+    def test_bfloat16_in_evaluation(self, small):
+        model, variables = small
+        images = images_of((16, 16), batch=8)
+        full, logits = (
+            jax.jit(functools.partial(net.apply, train=False))(variables, images)
+            for net in (model, model.copy(dtype=jnp.bfloat16))
+        )
+        assert np.sqrt(np.mean((logits - full) ** 2)) < 0.1 * np.std(full)
+
     def test_head_works_in_float32(self):
         """Images whose means differ by less than bfloat16's resolution have different logits."""
         model = ResNet((1,), BasicBlock, 4, large_stem=False, num_classes=2, dtype=jnp.bfloat16)
