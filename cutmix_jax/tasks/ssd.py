@@ -18,7 +18,8 @@ from cutmix_jax.detection.ssd_loss import ssd_loss
 from cutmix_jax.parallel import AXIS
 from cutmix_jax.tasks import Task, check_channels
 
-# The random crop by `config.detection.crop`: options of `augment.augment_ssd`.
+# The random crop by `config.detection.crop`: options of `augment.augment_ssd`. The code that the
+# paper cites lacks a minimum overlap of 0.5, and its test of the overlap rejects nothing.
 CROPS = {
     "original": {},
     "cited": {"minimum_overlaps": (0.1, 0.3, 0.7, 0.9), "check_overlap": False},
@@ -70,7 +71,7 @@ class SSD(Task):
                 raise UserError(
                     f"The split {split} of {self.config.dataset!r} has no object that is not "
                     "difficult, but at least one is needed. Choose other data, with "
-                    "config.data_dir or config.test_split."
+                    "config.data_dir, config.voc.train or config.voc.test."
                 )
 
     @functools.cached_property
