@@ -338,8 +338,7 @@ SCHEMA = {
         str,
         "original",
         _one_of("original", "cited"),
-        "SSD's random crop: 'original' wants overlap with an object; 'cited', as in the code that "
-        "the paper cites, does not.",
+        "SSD's random crop: 'original', or 'cited' (the code that the paper cites).",
     ),
     "detection.min_score": Key(float, 0.01, _RATE, "Scores of detections have to be above it."),
     "detection.nms_threshold": Key(

@@ -208,7 +208,7 @@ def _box_words(options):
 
 
 LABEL_WORDS = {
-    "area": "labels weighed by area",
+    "area": "labels weighted by area",
     "one_hot": "only the label of the larger area",
     "complete": "both labels by one half",
 }
@@ -294,7 +294,7 @@ def create_mix(name, **parameters):
         >>> from cutmix_jax import mix
         >>> print(mix.create_mix('cutmix', alpha=0.2, box='paper').describe())
         CutMix: one 'paper' box per batch (lambda ~ Beta(0.2, 0.2); center uniform), partner by
-        permutation; labels weighed by area
+        permutation; labels weighted by area
     """
     if name == "none" and not parameters:
         return Mix("none")

@@ -76,7 +76,7 @@ def kept_fraction(plan):
         plan: a `Plan`.
 
     Returns:
-        float32 `[1 or B]`, rounded once. CutMix weighs labels by exactly this. The function is
+        float32 `[1 or B]`, rounded once. CutMix weights labels by exactly this. The function is
         useful for plans that do not, such as Cutout.
 
     Example:

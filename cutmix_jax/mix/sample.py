@@ -196,7 +196,7 @@ def sample_cutmix(
     axis_name=None,
     across_devices=False,
 ):
-    r"""Samples a CutMix plan: a box of the partner is pasted, labels are weighed by its area.
+    r"""Samples a CutMix plan: a box of the partner is pasted, labels are weighted by its area.
 
     .. math::
         \lambda_0 \sim \text{Beta}(\alpha, \alpha), \quad
@@ -223,7 +223,7 @@ def sample_cutmix(
         sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
         label: the weight of the image's own label: `'area'`, the fraction of pixels kept;
             `'one_hot'`, 1 if that is the larger part, else 0; `'complete'`, one half for both.
-        correct_lam: `False` weighs labels by the area before rounding and clipping.
+        correct_lam: `False` weights labels by the area before rounding and clipping.
         scope: `'batch'`: one box for the whole batch, the same on every device, as in the paper;
             `'device'`: one per device; `'pair'`: one for two images, which are each other's
             partners; `'image'`: one per image.

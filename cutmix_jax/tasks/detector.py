@@ -69,7 +69,7 @@ class Detector(Task):
                 raise UserError(
                     f"The split {split} of {self.config.dataset!r} has no object that is not "
                     "difficult, but at least one is needed. Choose other data, with "
-                    "config.data_dir or config.test_split."
+                    "config.data_dir, config.voc.train or config.voc.test."
                 )
 
     def init(self, key):

@@ -25,6 +25,14 @@ TINY = {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_ste
 SIDE, CLASSES = 48, 3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """Compiling takes longer than running in these tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize(
     ("size", "sides", "number"),
     [(300, (38, 19, 10, 5, 3, 1), 8732), (128, (16, 8, 4, 2, 1), 1524), (32, (4, 2, 1), 84)],
@@ -40,6 +48,21 @@ def test_maps_and_priors_of_an_image_size(size, sides, number):
     )
     assert logits.shape == (2, number, CLASSES + 1)
     assert offsets.shape == (2, number, 4)
+
+
+def test_in_bfloat16_the_outputs_are_float32():
+    model = ssd.SSD(create_model("resnet18x0.25", None, dtype=jnp.bfloat16), CLASSES)
+    images, maps = jnp.zeros((1, 64, 64, 3)), []
+
+    def note(next_function, args, kwargs, context):
+        if isinstance(context.module, ssd.Heads):
+            maps.extend(args[0])
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        found, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images))
+    assert {x.dtype for x in (*found, *jax.tree.leaves(variables))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in maps} == {jnp.dtype("bfloat16")}
 
 
 def test_300_pixels_have_the_priors_of_ssd300():
@@ -240,13 +263,13 @@ def test_two_steps_of_sgd_are_pytorchs(tiny):
     config = base_config()
     config.learning_rate, config.weight_decay, config.nesterov = 1e-3, 5e-4, False
     sgd = optimizer.create_optimizer(config, optax.constant_schedule(1e-3), ())
-    opt_state = sgd.init(ours)
+    opt_state, update = sgd.init(ours), jax.jit(sgd.update)
     theirs = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
     inputs = torch.tensor(images.transpose(0, 3, 1, 2))
     for _ in range(2):
         loss, grads, targets = step_gradient({**variables, "params": ours}, images, boxes, labels)
-        updates, opt_state = sgd.update(grads, opt_state, ours)
-        ours = optax.apply_updates(ours, updates)
+        updates, opt_state = update(grads, opt_state, ours)
+        ours = jax.tree.map(np.add, ours, updates)
         theirs.zero_grad()
         targets = [torch.tensor(np.asarray(x)) for x in targets]
         # oneDNN corrupts memory in the gradient of maps of side 1.

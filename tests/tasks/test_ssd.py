@@ -27,6 +27,7 @@ SMALL = {
     "train_examples": 64,
     "max_objects": 2,
     "epochs": 2,
+    "eval_every": 1,
     "checkpoint_every": 3,
     "detection.max_per_class": 8,
 }
