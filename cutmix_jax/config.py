@@ -462,7 +462,7 @@ SCHEMA = {
     "evals.detection.most_images": Key(int, 32, _COUNT, "Largest number of photographs in it."),
     "evals.detection.shown": Key(int, 8, _COUNT, "Number of images of the split to show."),
     "evals.detection.min_score": Key(
-        float, 0.5, _FRACTION, "Detections are drawn if their score reaches it."
+        float, 0.3, _FRACTION, "Detections are drawn if their score reaches it."
     ),
     "evals.ood.seed": Key(int, 0, _SEED, "Seed of subsets, crops and noise."),
 }
