@@ -145,7 +145,7 @@ def why_not(subject, name):
     task = EVALS[name].task
     if not isinstance(subject.task, task):
         return (
-            f"{name} is for the task {task.__name__.lower()!r}, and config.task is "
+            f"{name} is for tasks of the class {task.__name__}, and config.task is "
             f"{subject.task.config.task!r}: choose another evaluation."
         )
     return EVALS[name].why_not(subject)

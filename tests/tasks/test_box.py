@@ -70,7 +70,7 @@ def test_killed_within_an_epoch_it_ends_with_the_same_bits(finished, tmp_path):
 def test_evaluations_of_classifiers_are_refused(finished):
     done = run_main(f"--workdir={finished[0]}", "--mode=evaluate", "--evals=fgsm")
     assert done.returncode == 1
-    assert "--evals is for classifiers" in done.stderr
+    assert "Fgsm is for tasks of the class Classification, and config.task" in done.stderr
 
 
 def test_what_it_cannot_use_is_refused_in_its_own_words():

@@ -127,7 +127,7 @@ def test_what_it_finds_is_evaluated(finished, tmp_path):
 
 
 def test_evaluations_of_classifiers_are_refused(finished):
-    with pytest.raises(UserError, match="Fgsm is for the task 'classification'"):
+    with pytest.raises(UserError, match="Fgsm is for tasks of the class Classification"):
         run.evaluate(None, finished[0], evals="fgsm", stream=io.StringIO())
 
 
