@@ -366,8 +366,7 @@ SCHEMA = {
         int,
         None,
         _COUNT,
-        "Faster R-CNN: shorter side of an image in pixels, if the longer one is then at most "
-        "`image_size`; None: the longer one is `image_size`.",
+        "Faster R-CNN: shorter side in pixels; None: the longer one is `image_size`.",
     ),
     "detection.region_stage": Key(
         int, 3, _one_of(1, 2, 3), "Faster R-CNN: last stage before regions are cut out."
