@@ -1,5 +1,6 @@
 """The learning rate over the steps, and what happens to gradients before SGD."""
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def test_frozen_leaves_stay_and_keep_no_momentum_and_some_are_not_decayed():
     np.testing.assert_allclose(updates["fc"]["kernel"], -0.5 * 1.9, rtol=1e-6)
     momenta = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert sorted(momenta) == [(2,), (3,)]
+
+
+def test_a_star_in_what_is_frozen_is_any_beginning():
+    names = ("bn1/scale", "layer1/conv1/kernel", "layer2/bn1/scale", "layer2/conv1/kernel")
+    params = flax.traverse_util.unflatten_dict({name: jnp.ones(1) for name in names}, sep="/")
+    optimizer = create_optimizer(plain_config(), lambda step: 1.0, frozen=("layer1", "*/bn"))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    moved = flax.traverse_util.flatten_dict(updates, sep="/")
+    assert [bool(moved[name].any()) for name in names] == [True, False, False, True]
 
 
 def test_a_long_gradient_is_clipped_before_the_decay():

@@ -8,7 +8,8 @@
 - `roi_align`: features of regions.
 - `rcnn`: Faster R-CNN's proposals, losses and detections.
 - `ssd`: SSD's network and what it finds.
-- `augment`: SSD's augmentation, and resizing for evaluation.
+- `faster_rcnn`: Faster R-CNN's network.
+- `augment`: SSD's augmentation, and resizing for Faster R-CNN and for evaluation.
 - `average_precision`: PASCAL VOC's measure, with NumPy on the host.
 
 All boxes are float32 (top, left, bottom, right), half-open. Shapes are static: objects are padded
@@ -20,6 +21,7 @@ from cutmix_jax.detection import (
     augment,
     average_precision,
     boxes,
+    faster_rcnn,
     matching,
     nms,
     priors,
@@ -33,6 +35,7 @@ __all__ = [
     "augment",
     "average_precision",
     "boxes",
+    "faster_rcnn",
     "matching",
     "nms",
     "priors",

@@ -456,3 +456,51 @@ def test_refuses_wrong_arguments():
         augment.sample_window(keys[0], np.zeros((3, 4)), np.zeros(2), (8, 8))
     with pytest.raises(ValueError, match="window"):
         augment.resample(np.zeros((3, 3, 1)), np.zeros((2, 4)), (2, 2), 0)
+
+
+# Faster R-CNN's images.
+
+
+def batch_of_sizes(sizes, side=40):
+    random = np.random.RandomState(0)
+    count = len(sizes)
+    return {
+        "image": random.randint(0, 256, (count, side, side, 3), np.uint8),
+        "size": np.array(sizes, np.int32),
+        "boxes": np.tile(np.float32([[3, 4, 9, 12], [0, 0, 0, 0]]), (count, 1, 1)),
+        "label": np.tile([2, -1], (count, 1)),
+        "difficult": np.zeros((count, 2), bool),
+    }
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_fitted_images_are_pillows_in_the_corner(mirror):
+    batch = batch_of_sizes([(20, 30), (40, 15)])
+    fit = jax.jit(augment.fit_batch, static_argnums=1)
+    found = fit(batch, 64, jnp.array(FILL), shorter_side=35, mirror=np.array([mirror, mirror]))
+    # 35 / 20 = 1.75 for the first; of the second, 64 / 40 < 35 / 15.
+    assert found["size"].tolist() == [[35, 52], [64, 24]]
+    for i, ((h, w), (height, width)) in enumerate(zip(batch["size"], found["size"], strict=True)):
+        inside = np.float32(batch["image"][i, :h, :w]) / 255
+        planes = [PIL.Image.fromarray(inside[..., c]) for c in range(3)]
+        size = int(width), int(height)
+        planes = [np.array(plane.resize(size, PIL.Image.Resampling.BILINEAR)) for plane in planes]
+        want = np.stack(planes, -1)[:, :: -1 if mirror else 1]
+        canvas = np.array(found["image"][i])
+        np.testing.assert_allclose(canvas[:height, :width], want, atol=1e-5)
+        np.testing.assert_allclose(canvas[height:], np.broadcast_to(FILL, canvas[height:].shape))
+        np.testing.assert_allclose(
+            canvas[:, width:], np.broadcast_to(FILL, canvas[:, width:].shape)
+        )
+        across = (w - 12, w - 4) if mirror else (4, 12)
+        box = np.array([3, across[0], 9, across[1]]) * np.tile([height / h, width / w], 2)
+        np.testing.assert_allclose(found["boxes"][i] * 64, [box, np.zeros(4)], atol=1e-4)
+        assert found["label"][i].tolist() == [2, -1]
+
+
+def test_without_a_shorter_side_the_longer_one_fills_the_canvas():
+    found = augment.fit_batch(batch_of_sizes([(40, 40), (1, 40), (40, 20)]), 40, 0.0)
+    assert found["size"].tolist() == [[40, 40], [1, 40], [40, 20]]
+    np.testing.assert_allclose(
+        found["image"][0], np.float32(batch_of_sizes([(40, 40)])["image"][0]) / 255, atol=1e-6
+    )

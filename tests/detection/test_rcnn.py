@@ -55,6 +55,19 @@ def test_head_loss_equals_torchvision(stored):
     np.testing.assert_allclose(head_loss(*more, 3), found, rtol=1e-6)
 
 
+def test_losses_of_parts_have_the_mean_of_the_whole(stored):
+    """With the count of the whole, divided by the number of parts."""
+    x = losses(stored)
+    offsets, count = x["offsets"], {"count": (x["kinds"] >= 0).sum() / 2}
+    rpn = x["logits"], x["deltas"], x["kinds"], offsets
+    parts = [rcnn.rpn_loss(*(a[i : i + 1] for a in rpn), **count) for i in range(2)]
+    np.testing.assert_allclose(np.mean(parts, 0), rcnn.rpn_loss(*rpn), rtol=1e-5)
+    head = x["head_logits"], x["head_deltas"], x["classes"], offsets
+    count = {"count": (x["classes"] >= 0).sum() / 2}
+    parts = [rcnn.head_loss(*(a[i : i + 1] for a in head), **count) for i in range(2)]
+    np.testing.assert_allclose(np.mean(parts, 0), rcnn.head_loss(*head), rtol=1e-5)
+
+
 def test_head_loss_has_sigma_1():
     x = losses(stored=references.read()["rcnn"])
     found, _ = head_loss(x["head_logits"], x["head_deltas"], x["classes"], x["offsets"])
