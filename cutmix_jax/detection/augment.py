@@ -164,10 +164,12 @@ def fit_batch(batch, out_size, fill, *, shorter_side=None, mirror=False):
         ([[60, 30]], [0.1875, 0.1875, 0.375, 0.375])
     """
     _check(batch)
+    shorter = out_size if shorter_side is None else shorter_side
 
     def fit(image, size, boxes, labels, mirror):
         sides = _whole(size)[2:]
-        inner = fitted_size(sides, out_size, shorter_side)
+        factor = jnp.minimum(shorter / sides.min(), out_size / sides.max())
+        inner = jnp.clip(jnp.round(sides * factor), 1, out_size)
         rows, columns = (
             _fitted_weights(sides[i], inner[i], image.shape[i], out_size, mirror & (i == 1))
             for i in range(2)
@@ -189,29 +191,6 @@ def fit_batch(batch, out_size, fill, *, shorter_side=None, mirror=False):
         "label": labels,
         "difficult": batch["difficult"],
     }
-
-
-def fitted_size(size, out_size, shorter_side=None):
-    """The height and width that `fit_batch` gives to images.
-
-    Args:
-        size: `[..., 2]`, height and width of the images in pixels.
-        out_size: height and width of the canvas in pixels.
-        shorter_side: as for `fit_batch`.
-
-    Returns:
-        float32 `[..., 2]`, whole pixels.
-
-    Example:
-        >>> fitted_size([40, 20], 80, shorter_side=30).tolist()
-        [60.0, 30.0]
-    """
-    size = jnp.asarray(size, jnp.float32)
-    shorter = out_size if shorter_side is None else shorter_side
-    factor = jnp.minimum(
-        shorter / size.min(-1, keepdims=True), out_size / size.max(-1, keepdims=True)
-    )
-    return jnp.clip(jnp.round(size * factor), 1, out_size)
 
 
 def _fitted_weights(side, inner, count, out_size, mirror):

@@ -80,8 +80,7 @@ def run(subject, options, paths=(), photographs=()):
     }
     ids = task.data.names[subject.split] if task.data.names else None
     ids = ids or [f"{i:06}" for i in range(subject.examples)]
-    units = task.pixels(part["size"])
-    pixels = in_pixels(found, units)
+    pixels = in_pixels(found, part["size"])
     texts = {
         f"comp4_det_{subject.split}_{name}.txt": result_file(pixels, ids, label)
         for label, name in enumerate(names)
@@ -93,7 +92,7 @@ def run(subject, options, paths=(), photographs=()):
             pixels,
             names,
             options.min_score,
-            in_pixels(truths, units),
+            in_pixels(truths, part["size"]),
         ),
         "detection_curves.png": draw_curves(curves, names),
     }
@@ -138,7 +137,7 @@ def find_objects(subject, photographs):
     task = subject.task
     batches = subject.foreign_batches(count)
     outputs = measure(subject, task.mapping.replicate(arrays), batches, count)
-    return in_pixels(task.detections(outputs), task.pixels(size))
+    return in_pixels(task.detections(outputs), size)
 
 
 def ap(curve, rule):
@@ -148,11 +147,11 @@ def ap(curve, rule):
     return float(average_precision(curve.precision, curve.recall, rule))
 
 
-def in_pixels(group, units):
-    """`Detections` or `Truths` with boxes in pixels; `units` `[n, 2]` is that of each image."""
+def in_pixels(group, sizes):
+    """`Detections` or `Truths` with boxes in pixels, from fractions of images `[n, 2]`."""
     boxes = [
-        np.asarray(own).reshape(-1, 4) * np.tile(unit, 2)
-        for own, unit in zip(group.boxes, np.asarray(units), strict=True)
+        np.asarray(own).reshape(-1, 4) * np.tile(size, 2)
+        for own, size in zip(group.boxes, np.asarray(sizes, np.float64), strict=True)
     ]
     return group._replace(boxes=boxes)
 

@@ -99,14 +99,6 @@ class Detector(Task):
         """The `average_precision.Detections` in the outputs of `measure`; on the host."""
         raise NotImplementedError
 
-    def pixels(self, sizes):
-        """Pixels of stored images per unit of the boxes of `measure`, float `[n, 2]`; on the host.
-
-        Args:
-            sizes: int `[n, 2]`, height and width of the images.
-        """
-        return np.asarray(sizes, np.float64)
-
     def score(self, split, outputs):
         """`{'map': mAP, 'ap_CLASS': AP, ...}`, without the classes that the split does not have."""
         mean, each = mean_average_precision(

@@ -4,7 +4,6 @@ import functools
 from typing import ClassVar
 
 import jax
-import numpy as np
 from clu.metrics import Average
 from jax import lax
 from jax import numpy as jnp
@@ -183,10 +182,6 @@ class FasterRCNN(Detector):
 
     def detections(self, outputs):
         return Detections(outputs["found_boxes"], outputs["scores"], outputs["found_labels"])
-
-    def pixels(self, sizes):
-        side, sizes = self.config.image_size, np.asarray(sizes, np.float64)
-        return side * sizes / augment.fitted_size(sizes, side, self.config.detection.shorter_side)
 
     def describe(self):
         options, side = self.config.detection, self.config.image_size

@@ -33,7 +33,6 @@ def subject_of(outputs, monkeypatch, **data):
         config=base_config(),
         data=types.SimpleNamespace(arrays={"test": part}, class_names=NAMES, names=None),
         detections=lambda outputs: found,
-        pixels=lambda sizes: np.asarray(sizes, float),
     )
     vars(task.data).update(data)
     return types.SimpleNamespace(
