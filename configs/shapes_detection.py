@@ -21,7 +21,7 @@ def get_config(arg=None):
     config.normalize.mean = (0.58, 0.53, 0.51)
     config.normalize.std = (0.17, 0.13, 0.16)
 
-    config.epochs = 12
+    config.epochs = 16
     config.eval_every = 4
     config.batch_size = 16
     config.learning_rate = 1e-2

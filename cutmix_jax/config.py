@@ -455,6 +455,14 @@ SCHEMA = {
     "evals.ood.limit": Key(
         int, None, _COUNT, "Images per dataset; None: as many as the split has, at most 10,000."
     ),
+    "evals.detection.images": Key(
+        str, None, None, "Folder of photographs in which a detector draws what it finds."
+    ),
+    "evals.detection.most_images": Key(int, 32, _COUNT, "Largest number of photographs in it."),
+    "evals.detection.shown": Key(int, 8, _COUNT, "Number of images of the split to show."),
+    "evals.detection.min_score": Key(
+        float, 0.3, _FRACTION, "Detections are drawn if their score reaches it."
+    ),
     "evals.ood.seed": Key(int, 0, _SEED, "Seed of subsets, crops and noise."),
 }
 
@@ -552,6 +560,8 @@ def given_paths(config):
     for key in ("data_dir", "boxes_dir", "init_from"):
         if config[key] is not None:
             yield f"config.{key}", config[key]
+    if config.evals.detection.images is not None:
+        yield "config.evals.detection.images", config.evals.detection.images
     for name in config.evals.ood.sets:
         kind, _, path = name.partition(":")
         if kind == "folder":

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cutmix_jax import UserError, models, run, signals, tasks, train
 from cutmix_jax.command_line import read_config
@@ -112,6 +113,22 @@ def test_it_is_trained_and_reported(finished):
     assert f"mAP, last epoch       {results['map_last']:.3f}" in printed
     for picture in SSD.pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_it_finds_is_evaluated(finished, tmp_path):
+    folder, results, _ = finished
+    for i, size in enumerate([(40, 30), (50, 60)]):
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    overrides = {"evals.detection.images": str(tmp_path)}
+    found = run.evaluate(None, folder, overrides=overrides, evals="detection", stream=io.StringIO())
+    assert found["detection"]["map_11_point"] == pytest.approx(results["map_last"])
+    written = {path.name for path in (folder / "evals").iterdir()}
+    assert {"comp4_det_test_disc.txt", "detection.png", "detection_photographs.png"} <= written
+
+
+def test_evaluations_of_classifiers_are_refused(finished):
+    with pytest.raises(UserError, match="Fgsm is for the task 'classification'"):
+        run.evaluate(None, finished[0], evals="fgsm", stream=io.StringIO())
 
 
 def test_stopped_within_an_epoch_it_ends_with_the_same_bits(finished, start, tmp_path):
