@@ -96,7 +96,10 @@ class Detector(Task):
         return jnp.broadcast_to(jnp.array(self.config.normalize.mean), 3)
 
     def detections(self, outputs):
-        """The `average_precision.Detections` in the outputs of `measure`; on the host."""
+        """The `average_precision.Detections` in the outputs of `measure`; on the host.
+
+        Boxes are fractions of the image, as are the true 'boxes' of `measure`.
+        """
         raise NotImplementedError
 
     def score(self, split, outputs):

@@ -172,13 +172,15 @@ class FasterRCNN(Detector):
         )
         head = run(features, regions, method="classify")
         boxes, scores, labels = jax.vmap(detect)(*head, regions, valid, batch["size"])
+        sides = jnp.tile(batch["size"], 2)[:, None]
         outputs = {
-            "found_boxes": boxes / self.config.image_size,
+            "found_boxes": boxes / sides,
             "scores": scores,
             "found_labels": labels,
+            "boxes": batch["boxes"] * self.config.image_size / sides,
         }
         # No loss: it would be that of sampled regions, not of those that are measured.
-        return {}, outputs | {name: batch[name] for name in ("boxes", "label", "difficult", "mask")}
+        return {}, outputs | {name: batch[name] for name in ("label", "difficult", "mask")}
 
     def detections(self, outputs):
         return Detections(outputs["found_boxes"], outputs["scores"], outputs["found_labels"])

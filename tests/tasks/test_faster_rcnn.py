@@ -8,6 +8,7 @@ import chex
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from cutmix_jax.data import shapes
 from cutmix_jax.detection import faster_rcnn
 from cutmix_jax.models.resnet import BasicBlock, imagenet
 from cutmix_jax.parallel import create_mapping
+from cutmix_jax.tasks import faster_rcnn as faster_rcnn_task
 from cutmix_jax.tasks.faster_rcnn import FasterRCNN
 from tests.commands import checkpoint_digest
 from tests.tasks.test_ssd import one_step, records, start_from, weights_of
@@ -229,6 +231,33 @@ def test_another_network_is_refused(task, monkeypatch):
     wider = weights_of(models.create_model("resnet10x0.125", 7))
     with pytest.raises(UserError, match=r"does not fit config\.model='resnet10x0.0625': .*bn1"):
         start_from(task, wider, monkeypatch)
+
+
+def test_measured_boxes_are_fractions_of_the_image(task, monkeypatch):
+    """Not of the canvas, of which an image may be only a part."""
+    whole = lambda logits, deltas, rois, valid, size, **_: (  # noqa: E731
+        jnp.concatenate([jnp.zeros((1, 2)), size[None]], 1),
+        jnp.ones(1),
+        jnp.zeros(1, jnp.int32),
+    )
+    monkeypatch.setattr(faster_rcnn_task.rcnn, "rcnn_detections", whole)
+    colors = dataclasses.replace(task, model=Colors(None, 10, 2, (1, 2)))
+    arrays = {
+        "image": np.zeros((2, 20, 40, 3), np.uint8),
+        "size": np.array([[20, 40], [20, 10]], np.int32),
+        "boxes": np.tile(np.float32([5, 2, 10, 8]), (2, 1, 1)),
+        "label": np.zeros((2, 1), np.int32),
+        "difficult": np.zeros((2, 1), bool),
+    }
+    xs = {"index": np.arange(2), "mask": np.ones(2, bool)}
+
+    def measured(key):
+        return colors.measure(colors.init(key), arrays, xs)[1]
+
+    outputs = jax.jit(measured)(jax.random.key(0))
+    np.testing.assert_allclose(outputs["found_boxes"][:, 0], [[0, 0, 1, 1]] * 2, rtol=1e-6)
+    want = [[0.25, 0.05, 0.5, 0.2], [0.25, 0.2, 0.5, 0.8]]
+    np.testing.assert_allclose(outputs["boxes"][:, 0], want, rtol=1e-5)
 
 
 def test_detections_without_a_label_are_padding(task):
