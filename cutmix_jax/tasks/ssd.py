@@ -30,6 +30,7 @@ class SSD(Task):
     """SSD with the backbone `config.model`, for square images of `config.image_size` pixels."""
 
     ranked_by, higher_is_better = "map", True
+    measure_name, in_percent = "mAP", True
     heads = ("norm", "extras", "heads")
     left_out = ("fc",)  # of a classifier
     pictures = ("objects.png", "map.png")
