@@ -1,7 +1,10 @@
-"""Runs several configs with several seeds, and compares their errors in one table.
+"""Runs several configs with several seeds, and compares their measures in one table.
 
     python -m cutmix_jax.sweep --configs configs/cifar.py:resnet110,baseline \\
         configs/cifar.py:resnet110,cutmix --seeds 3 --workdir runs/table6
+
+A config may have overrides of its own, in quotes: 'configs/voc.py --config.init_from=runs/cutmix'.
+"{seed}" in its `init_from` becomes the seed of the run.
 
 Each run has its own folder in the workdir and is the run that `main.py` would train there.
 Finished runs are skipped, and interrupted runs resume. `--worker 0/4` to `3/4` divide the runs
@@ -25,16 +28,12 @@ from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
 from cutmix_jax.paths import local_path, whole_file
 
-# The epochs whose errors are compared: their key in results.json, and their name in the table.
-CHOICES = {
-    "top1_error_last": "last epoch",
-    "top1_error_held_out": "held-out choice",
-    "top1_error_best": "best on test",
-}
+# The epochs that are compared: the end of their key in results.json, and their name in the table.
+CHOICES = {"last": "last epoch", "held_out": "held-out choice", "best": "best on test"}
 TABLE_NOTE = (
-    "Top-1 errors in %, mean ± sample standard deviation over the seeds. Gain: error of the "
-    "baseline minus this one at the same seed, over the seeds that both have finished; positive is "
-    "better. 'Best on test' is chosen on the test split, as in the paper, and thus optimistic."
+    "Mean ± sample standard deviation over the seeds. Gain: how much better than the baseline at "
+    "the same seed, over the seeds that both have finished. 'Best on test' is chosen on the test "
+    "split, as in the paper, and thus optimistic."
 )
 
 
@@ -86,17 +85,15 @@ def plan_runs(sources, seeds, overrides, workdir):
         A list of dictionaries with `source`, `seed`, `folder` and `config`.
 
     Raises:
-        UserError: a config cannot be read, or two of them are the same.
+        UserError: a config cannot be read, two of them are the same, or their measures differ.
     """
+    from cutmix_jax.tasks import find_task
+
     configs, seen = {}, []
     for source in sources:
-        configs[source] = read_config(source, overrides)
-        if configs[source].task != "classification":
-            raise UserError(
-                f"A sweep compares the errors of classifiers, and {source!r} has config.task="
-                f"{configs[source].task!r}. Train it with main.py."
-            )
-        name, plain = run_name(source, 0), config_lib.to_plain(configs[source])
+        name, *own = _words(source)
+        configs[source] = read_config(name, [*own, *overrides])
+        name, plain = _folder_name(source, 0), config_lib.to_plain(configs[source])
         for other, its_name, its_plain in seen:
             if name == its_name or plain == its_plain:
                 raise UserError(
@@ -104,14 +101,38 @@ def plan_runs(sources, seeds, overrides, workdir):
                     "folder. Name each run once."
                 )
         seen.append((source, name, plain))
+    measures = {find_task(config.task).ranked_by: source for source, config in configs.items()}
+    if len(measures) > 1:
+        (one, first), (other, second), *_ = measures.items()
+        raise UserError(
+            f"A sweep compares one measure, but {first!r} is ranked by {one!r} and {second!r} by "
+            f"{other!r}. Give them to two sweeps."
+        )
     runs = []
     for seed in seeds:
         for source in sources:
             config = configs[source].copy_and_resolve_references()
             config.seed = seed
-            folder = pathlib.Path(workdir) / run_name(source, seed)
+            if config.init_from:
+                config.init_from = config.init_from.replace("{seed}", str(seed))
+            folder = pathlib.Path(workdir) / _folder_name(source, seed)
             runs.append({"source": source, "seed": seed, "folder": folder, "config": config})
     return runs
+
+
+def _words(source):
+    """The config of a source, and its overrides."""
+    return re.split(r"\s+(?=--?config\.)", source)
+
+
+def _folder_name(source, seed):
+    """The name of a run's folder. Of paths among its overrides, it has the last part."""
+    config, *overrides = _words(source.replace("{seed}", str(seed)))
+    named = {}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        named[key.partition(".")[2]] = pathlib.Path(value).name
+    return run_name(config, seed, named)
 
 
 def choose_baselines(sources, baseline=None):
@@ -158,22 +179,34 @@ def summarize(runs, baselines):
 
     Returns:
         ``{'configs': [...], 'unfinished': [folder, ...]}``. A config's entry has `config`,
-        `params`, `seeds`, `baseline`. For each key of `CHOICES` that its runs have, it has `mean`,
-        `deviation` (None for one seed), `values` by seed, and `gain` over the baseline, in the same
-        form. All are fractions, not percent.
+        `params`, `seeds`, `baseline`. For each of `CHOICES` that its runs have, such as
+        `top1_error_last`, it has `mean`, `deviation` (None for one seed), `values` by seed, and
+        `gain` over the baseline, in the same form. All are fractions, not percent.
     """
     found = {(run["source"], run["seed"]): finished_results(run) for run in runs}
     unfinished = [str(r["folder"].name) for r in runs if not found[r["source"], r["seed"]]]
-    return {"configs": compare(found, baselines), "unfinished": unfinished}
+    return {"configs": compare(found, baselines, task_of(runs)), "unfinished": unfinished}
 
 
-def compare(found, baselines):
+def task_of(runs):
+    """The class of the task of the first run; the others have the same measure."""
+    from cutmix_jax.tasks import find_task
+
+    return find_task(runs[0]["config"].task)
+
+
+def compare(found, baselines, task):
     """The entries of `summarize`, from results that are already loaded.
 
     Args:
         found: ``{(source, seed): results}``, with None for unfinished runs.
         baselines: from `choose_baselines`.
+        task: a subclass of `tasks.Task`, whose measure is compared.
     """
+
+    def gain(value, plain):
+        return value - plain if task.higher_is_better else plain - value
+
     entries = []
     for source in dict.fromkeys(source for source, _ in found):
         done = {seed: r for (name, seed), r in found.items() if name == source and r}
@@ -186,9 +219,10 @@ def compare(found, baselines):
             "seeds": sorted(done),
             "baseline": baselines.get(source),
         }
-        for key in CHOICES:
+        for choice in CHOICES:
+            key = f"{task.ranked_by}_{choice}"
             values = {seed: r[key] for seed, r in done.items() if key in r}
-            gains = {s: plain[s][key] - values[s] for s in values if key in plain.get(s, {})}
+            gains = {s: gain(values[s], plain[s][key]) for s in values if key in plain.get(s, {})}
             if values:
                 entry[key] = moments(values) | {"gain": moments(gains) if gains else None}
         entries.append(entry)
@@ -205,25 +239,36 @@ def moments(values):
     }
 
 
-def table_cells(entries):
+def table_cells(entries, task):
     """The head of the table and its rows, from the entries of `summarize`."""
-    keys = [key for key in CHOICES if any(key in entry for entry in entries)]
-    head = ["config", "seeds", *(word for key in keys for word in (CHOICES[key], "gain"))]
+    words = {f"{task.ranked_by}_{choice}": word for choice, word in CHOICES.items()}
+    keys = [key for key in words if any(key in entry for entry in entries)]
+    head = ["config", "seeds", *(word for key in keys for word in (words[key], "gain"))]
     rows = []
     for entry in entries:
         cells = [entry["config"], str(len(entry["seeds"]))]
         for key in keys:
-            errors = entry.get(key)
-            gain = errors and errors["gain"]
-            cells += [percent(errors), percent(gain, counted=True)]
+            found = entry.get(key)
+            cells += [shown(found, task), shown(found and found["gain"], task, counted=True)]
         rows.append(cells)
     return head, rows
 
 
-def format_table(summary):
+def measure_in_words(task):
+    """The measure of a task as the heading of a number.
+
+    Example:
+        >>> from cutmix_jax.tasks import find_task
+        >>> measure_in_words(find_task('ssd')), measure_in_words(find_task('classification'))
+        ('mAP in %', 'top-1 error in %')
+    """
+    return task.measure_name + " in %" * task.in_percent
+
+
+def format_table(summary, task):
     """The summary as Markdown."""
-    head, rows = table_cells(summary["configs"])
-    lines = ["# Sweep", "", TABLE_NOTE, ""]
+    head, rows = table_cells(summary["configs"], task)
+    lines = ["# Sweep", "", f"Compared: {measure_in_words(task)}. {TABLE_NOTE}", ""]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
     if summary["unfinished"]:
@@ -231,14 +276,25 @@ def format_table(summary):
     return "\n".join(lines) + "\n"
 
 
-def percent(found, counted=False):
-    """Formats the result of `moments` in percent; `counted` adds the number of pairs."""
+def percent(found):
+    """Formats the result of `moments` in percent."""
+    return _shown(found, lambda value: f"{100 * value:.2f}")
+
+
+def shown(found, task, counted=False):
+    """Formats the result of `moments` for a task's measure; `counted` adds the number of pairs."""
+    if task.in_percent:
+        text = percent(found)
+    else:
+        text = _shown(found, lambda value: f"{value:.4g}")
+    return text + (f" ({len(found['values'])})" if found and counted else "")
+
+
+def _shown(found, number):
     if not found:
         return "–"
-    text = f"{100 * found['mean']:.2f}"
-    if found["deviation"] is not None:
-        text += f" ± {100 * found['deviation']:.2f}"
-    return text + (f" ({len(found['values'])})" if counted else "")
+    numbers = [found["mean"], found["deviation"]]
+    return " ± ".join(number(value) for value in numbers if value is not None)
 
 
 @contextlib.contextmanager
@@ -257,7 +313,7 @@ def write_table(runs, baselines, workdir):
         summary = summarize(runs, baselines)
         write_json(workdir / "sweep.json", summary)
         with whole_file(workdir / "sweep.md") as unfinished:
-            unfinished.write_text(format_table(summary), encoding="utf-8")
+            unfinished.write_text(format_table(summary, task_of(runs)), encoding="utf-8")
     return summary
 
 
@@ -340,7 +396,9 @@ def main(arguments):
         failures = train_all(mine, interruption, lambda: write_table(runs, baselines, workdir))
         summary = write_table(runs, baselines, workdir)
     print(
-        f"\n{format_table(summary)}\nWritten to {workdir / 'sweep.md'} and sweep.json.", flush=True
+        f"\n{format_table(summary, task_of(runs))}\nWritten to {workdir / 'sweep.md'} and "
+        "sweep.json.",
+        flush=True,
     )
     if failures:
         raise UserError(

@@ -12,6 +12,7 @@ from absl import flags
 
 import main
 from cutmix_jax import UserError, run
+from cutmix_jax.methods import DETECTORS
 from tests.commands import REPOSITORY, SMALL, environment, run_main, small_config
 
 
@@ -171,7 +172,10 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     listed = json.loads(run_list("--json"))
     rows = collections.Counter(row["table"] for row in listed)
     expected = {"3": 13, "4": 6, "5": 15, "6": 4, "7": 5, "8": 7}
-    assert rows == expected | {"figure-3-left": 6, "figure-3-right": 5, "9": 16}
+    expected |= {"figure-3-left": 6, "figure-3-right": 5, "9": 16}
+    # Table 10 has both detectors, and Table 1 repeats Faster R-CNN.
+    expected |= {"10": 4 * len(DETECTORS)} | ({"1": 4} if "faster_rcnn" in DETECTORS else {})
+    assert rows == expected
     known = {(row["table"], row["row"]): row for row in listed}
     cutmix = known["3", "ResNet-50 + CutMix"]
     assert cutmix["config"] == "configs/imagenet.py:resnet50,cutmix"
@@ -189,6 +193,21 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     birds, plain = known["9", "ResNet-50 + CAM, CUB-200-2011"], cutmix
     assert 1.4 < birds["flops"] / plain["flops"] < 1.6
     assert plain["params"] - birds["params"] == 800 * 2049
+
+
+def test_a_detector_of_the_list_names_the_classifier_that_it_starts_from():
+    known = {(row["table"], row["row"]): row for row in json.loads(run_list("--json"))}
+    row = known["10", "CutMix-trained, SSD"]
+    assert (row["detector"], row["config"]) == ("ssd", "configs/voc.py:resnet50,ssd")
+    assert row["backbone"] == "configs/imagenet.py:resnet50,cutmix"
+    assert (row["ssd_map"], row["faster_rcnn_map"], row["top1_error"]) == (77.6, None, None)
+    # By hand: three passes of 17.8 GFLOP for 120k steps of 32 images, at 16 % of the peak.
+    assert row["a100_hours"] == pytest.approx(3 * 17.8 * 3.84e6 / 312e3 / 0.16 / 3600, abs=0.06)
+    assert known["3", "ResNet-50 + CutMix"]["backbone"] is None
+    text = run_list()
+    assert re.search(r"\nTable 10 +params +mAP +8 A100", text)
+    assert re.search(r"  CutMix-trained, SSD +31,662,894 +77\.60 ", text)
+    assert "configs/voc.py:resnet50,ssd\n      from configs/imagenet.py:resnet50,cutmix\n" in text
 
 
 def test_the_list_for_reading_fits_100_columns_and_names_every_config():

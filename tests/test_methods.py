@@ -14,8 +14,9 @@ from flax import linen as nn
 from cutmix_jax import UserError, methods, paper, tasks, train
 from cutmix_jax.config import base_config, check_config, from_plain, to_plain
 from cutmix_jax.data import resident
+from cutmix_jax.detection import ssd
 from cutmix_jax.mix import named
-from cutmix_jax.models import create_model
+from cutmix_jax.models import create_model, from_config
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks import classification
 
@@ -228,7 +229,7 @@ def test_the_networks_of_the_list_are_those_of_the_paper():
     networks = {key[:2]: network["params"] for key, network in paper.read_networks().items()}
     assert networks == PARAMS
     for row in LISTED:
-        if row["loc_acc"]:  # the paper prints no parameters there
+        if row["loc_acc"] or row["detector"]:  # the paper prints no parameters there
             continue
         printed = next(
             known["params_m"]
@@ -259,7 +260,7 @@ QUICK = [
     "config",
     [
         pytest.param(config, marks=[] if config in QUICK else pytest.mark.slow)
-        for config in sorted({row["config"] for row in LISTED})
+        for config in sorted({row["config"] for row in LISTED if not row["detector"]})
     ],
 )
 def test_a_step_of_a_row_traces(config):
@@ -269,8 +270,29 @@ def test_a_step_of_a_row_traces(config):
 @pytest.mark.parametrize("row", LISTED, ids=lambda row: f"{row['table']}-{row['row']}")
 def test_rows_have_the_parameters_and_epochs_of_their_config(row):
     config = read(row["config"])
-    assert row["params"] == PARAMS[config.model, CLASSES[config.dataset]]
+    if not row["detector"]:
+        assert row["params"] == PARAMS[config.model, CLASSES[config.dataset]]
     assert row["epochs"] == config.epochs
+
+
+@pytest.mark.parametrize("row", [row for row in LISTED if row["detector"]], ids=lambda r: r["row"])
+def test_a_detector_starts_from_the_classifier_of_another_row(row):
+    config, backbone = read(row["config"]), read(row["backbone"])
+    assert (config.task, config.model) == (row["detector"], backbone.model)
+    assert row["backbone"] in {other["config"] for other in LISTED}
+
+
+@pytest.mark.slow
+def test_parameters_and_operations_of_ssd_are_those_that_jax_counts():
+    listed = paper.read_detectors()["ssd"]
+    config = read("configs/voc.py:resnet50,ssd")
+    network = ssd.SSD(from_config(config, num_classes=None), 20)
+    images = jax.ShapeDtypeStruct((1, *listed["image_shape"], 3), np.float32)
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), images)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    assert count == listed["params"]
+    lowered = jax.jit(lambda v, x: network.apply(v, x, train=False)).lower(variables, images)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(listed["flops"], rel=0.01)
 
 
 @pytest.mark.parametrize(

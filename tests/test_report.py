@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 from matplotlib.figure import Figure
 
 from cutmix_jax import UserError
+from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import to_plain
 from cutmix_jax.report import drawings, sections
@@ -44,6 +46,18 @@ def write_run(folder, source, error, seed=0, **changes):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figure = Figure(figsize=(2, 1))
     figure.savefig(folder / "mixed.png")
+    return folder
+
+
+def write_detector(folder, source, found, seed=0, **changes):
+    """The same for a detector; `found` is its mAP."""
+    write_run(folder, source, 0, seed, **changes)
+    results = json.loads((folder / "results.json").read_text())
+    results |= {"map_last": found, "map_best": found + 0.01, "ap_last": {"dog": found}}
+    results = {key: value for key, value in results.items() if "top1" not in key}
+    (folder / "results.json").write_text(json.dumps(results))
+    lines = [{"epoch": 1}, {"epoch": 2, "test_map": found, "test_loss": 1.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -197,6 +211,85 @@ def test_runs_are_compared_over_seeds_with_paired_gains(page):
                    "4.00 ± 2.83 (2)", "14.47"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory):
+    """The folder with a report of detectors that started from classifiers, and from nothing."""
+    folder = tmp_path_factory.mktemp("detectors")
+    small = {"epochs": 2, "train_examples": 500}
+    for seed, found in enumerate([(0.60, 0.66), (0.62, 0.64)]):
+        for name, value in zip(("baseline", "cutmix"), found, strict=True):
+            source, start = f"configs/shapes.py:resnet18x0.25,{name}", folder / f"from/{name}{seed}"
+            write_run(start, source, 0.2, seed, epochs=3, train_examples=500)
+            source = "configs/shapes_detection.py"
+            write_detector(folder / f"{name}{seed}", source, value, seed, init_from=start, **small)
+    write_detector(folder / "nothing", source, 0.40, **small)
+    with Checkpoints(folder / "files") as checkpoints:
+        config = to_plain(read_config("configs/shapes.py"))
+        meta = {"config": config, "weights": {"file": "resnet.pth", "new": []}}
+        checkpoints.save(0, {"params": jnp.zeros(3)}, meta)
+        checkpoints.wait()
+    write_detector(folder / "converted", source, 0.50, init_from=folder / "files", **small)
+    start = write_run(folder / "full", "configs/imagenet.py:resnet50,cutmix", 0.2)
+    of_images(start, 1_281_167)
+    source = "configs/voc.py:resnet50,ssd"
+    of_images(write_detector(folder / "voc", source, 0.776, init_from=start), 16_551)
+    start = write_run(folder / "short", "configs/imagenet.py:resnet50,mixup", 0.2, epochs=30)
+    of_images(start, 1_281_167)
+    of_images(write_detector(folder / "voc_short", source, 0.7, init_from=start), 16_551)
+    (folder / "begun").mkdir()
+    (folder / "begun/metrics.jsonl").write_text('{"epoch": 7, "test_map": 0.5}\n')
+    assert main([str(folder), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_detectors_are_compared_by_map_and_named_after_the_method_of_their_classifier(detectors):
+    rows = {row[0]: row[1:] for row in reversed(rows_of(detectors)) if row[1:2] in (["1"], ["2"])}
+    # By hand: 66 and 64, gains of 6 and 2; the paper's mAP of SSD from each classifier.
+    gain = ["4.00 ± 2.83 (2)"]
+    assert rows["cutmix"] == ["2", "65.00 ± 1.41", *gain, "66.00 ± 1.41", *gain, "77.60"]
+    assert rows["baseline"][1:] == ["61.00 ± 1.41", "–", "62.00 ± 1.41", "–", "76.70"]
+    assert rows["from nothing"] == ["1", "40.00", "-20.00 (1)", "41.00", "-20.00 (1)", "–"]
+    assert rows["weights of files"][1] == "50.00"
+    text = (detectors / "index.md").read_text()
+    assert "Compared: mAP in %" in text
+    assert "ssd on resnet18x0.25, shapes (500 training images, 128 px), 2 epochs" in text
+    assert "begun: unfinished, 7 epochs done" in text
+    starts = [row for row in rows_of(detectors) if row[-1] == "resnet18x0.25, shapes, 3 epochs"]
+    assert [row[:2] for row in starts] == [
+        [name, seed] for name in ("baseline", "cutmix") for seed in "01"
+    ]
+    assert starts[2][2].endswith("from/cutmix0")
+    assert ["dog", "0.776"] in rows_of(detectors)
+
+
+def test_a_detector_is_full_if_its_classifier_is(detectors):
+    rows = {
+        row[0]: row[2:4]
+        for row in rows_of(detectors)
+        if row[4:5] == ["configs/voc.py:resnet50,ssd"]
+    }
+    assert rows["CutMix-trained"][0].startswith(
+        "77.60 / 78.60, 1 seed (ssd on resnet50, voc (16,551"
+    )
+    assert rows["Mixup-trained"] == ["not run", rows["Mixup-trained"][1]]
+    assert rows["Mixup-trained"][1].startswith("70.00 / 71.00, 1 seed")
+    assert rows["Cutout-trained"] == ["not run", "–"]
+
+
+def test_classifiers_that_were_trained_differently_are_named(tmp_path):
+    for name, epochs, seed in (("a", 3, 0), ("b", 6, 0), ("c", 3, 1), ("d", 3, 0)):
+        start = write_run(tmp_path / f"of/{name}", "configs/shapes.py", 0.2, seed, epochs=epochs)
+        source = "configs/shapes_detection.py"
+        write_detector(tmp_path / f"ssd_{name}", source, 0.6, seed, init_from=start)
+    (methods,) = group([run for run in read_runs([tmp_path]) if "ssd" in run.folder.name])
+    names = {name: [run.folder.name for run in seeds.values()] for name, seeds in methods.items()}
+    words = "cutmix (classifier's epochs="
+    assert names == {
+        f"{words}3), a": ["ssd_a"], f"{words}3), c": ["ssd_c"], f"{words}3), d": ["ssd_d"],
+        f"{words}6)": ["ssd_b"],
+    }  # fmt: skip
+
+
 def test_only_a_full_run_is_compared_with_the_paper(page):
     row = next(row for row in rows_of(page) if row[-1] == "configs/cifar.py:resnet110,cutmix")
     assert row[1:3] == ["20.11", "4.43"]
@@ -304,7 +397,10 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
         ({"results.json": "{"}, "results.json' is not JSON"),
         ({"evals/fgsm.json": "[]"}, "fgsm.json' is not a JSON object"),
         ({"results.json": '{"config": {"seed": 0}}'}, "lacks 'config.model'"),
-        ({"results.json": '{"config": {"task": "x:Box"}}'}, "has config.task='x:Box'. Leave it"),
+        (
+            {"results.json": '{"config": {"task": "x:Box"}}'},
+            "config.task='x:Box', which cannot be imp",
+        ),
         ({"metrics.jsonl": '{"loss": 1}'}, "metrics.jsonl' lacks 'epoch'"),
         ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is not JSON"),
     ],

@@ -14,6 +14,7 @@ import pytest
 from cutmix_jax import UserError, run, sweep
 from cutmix_jax.config import to_plain
 from cutmix_jax.signals import Interruption
+from cutmix_jax.tasks import Task
 from tests.commands import REPOSITORY, SMALL, environment
 
 DIGITS = f"{REPOSITORY}/configs/digits.py"
@@ -83,7 +84,7 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path, trained):
     assert gain["values"] == {"2": pytest.approx(0.30 - 0.19)}
     assert gain["deviation"] is None
     assert summary["unfinished"] == [f"digits-resnet8,baseline-seed{seed}" for seed in (0, 1)]
-    text = sweep.format_table(summary)
+    text = sweep.format_table(summary, sweep.task_of(runs))
     assert "11.00 (1)" in text
     assert "Not finished: digits-resnet8,baseline-seed0, digits-resnet8,baseline-seed1." in text
 
@@ -152,7 +153,12 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
         (["--configs", CUTMIX, CUTMIX], r"are the same run"),
         (["--configs", DIGITS, f"{DIGITS}:resnet20,cutmix"], r"are the same run"),
         (["--configs", f"{DIGITS}:,cutmx"], r"no method 'cutmx' \(the nearest are"),
-        (["--config.task=x:Box"], r"compares the errors of classifiers.*config.task='x:Box'"),
+        (["--config.task=x:Box"], r"The task of config.task='x:Box' cannot be imported"),
+        (
+            ["--configs", BASELINE, f"{BASELINE} --config.task=ssd"],
+            r"compares one measure.*ranked by 'top1_error'.*by 'map'",
+        ),
+        (["--configs", f"{BASELINE} --config.tsk=1"], r"no config key 'tsk'"),
         (["--configs", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
     ],
 )
@@ -172,6 +178,54 @@ def test_a_workdir_that_cannot_be_written_and_a_config_that_cannot_run_are_refus
     with pytest.raises(UserError, match=r"resnet21,cutmix: There is no model 'resnet21'"):
         sweep.main(arguments(tmp_path / "sweep", configs=configs))
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["sweep.lock"]
+
+
+DETECTOR = f"{REPOSITORY}/configs/shapes_detection.py"
+# The mAP of the last and of the best epoch, by the classifier and the seed.
+MAPS = {
+    ("baseline-seed0", 0): (0.60, 0.70),
+    ("baseline-seed1", 1): (0.62, 0.62),
+    ("cutmix-seed0", 0): (0.66, 0.68),
+    ("cutmix-seed1", 1): (0.64, 0.65),
+}
+
+
+def test_detectors_are_compared_by_map_and_a_higher_one_is_a_gain(tmp_path, monkeypatch):
+    def train(config, folder):
+        last, best = MAPS[config.init_from, config.seed]
+        results = {"config": to_plain(config), "params": 7, "map_last": last, "map_best": best}
+        folder.mkdir()
+        run.write_json(folder / "results.json", results)
+        return results
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(sweep, "check_runs", lambda runs: None)
+    plain, mixed = (
+        f"{DETECTOR} --config.init_from={name}-seed{{seed}}" for name in ("baseline", "cutmix")
+    )
+    words = ["--configs", plain, mixed, f"--workdir={tmp_path}", "--seeds=2", f"--baseline={plain}"]
+    assert sweep.main(words) == 0
+    assert sorted(path.name for path in tmp_path.glob("shapes*")) == [
+        f"shapes_detection-init_from={name}_seed{seed}-seed{seed}"
+        for name in ("baseline", "cutmix")
+        for seed in (0, 1)
+    ]
+    table = (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    assert "Compared: mAP in %." in table
+    assert f"| {plain} | 2 | 61.00 ± 1.41 | – | 66.00 ± 5.66 | – |" in table
+    # By hand: gains of 6 and 2, and of -2 and 3.
+    assert f"| {mixed} | 2 | 65.00 ± 1.41 | 4.00 ± 2.83 (2) | 66.50 ± 2.12 | 0.50 ± 3.54 (2) |" in (
+        table
+    )
+
+
+def test_a_measure_that_is_no_fraction_is_shown_as_it_is():
+    found = {("a", 0): {"params": 1, "loss_last": 12.5}, ("b", 0): {"params": 1, "loss_last": 2}}
+    entries = sweep.compare(found, {"b": "a"}, Task)
+    assert sweep.table_cells(entries, Task)[1] == [
+        ["a", "1", "12.5", "–"],
+        ["b", "1", "2", "10.5 (1)"],
+    ]
 
 
 def start(workdir):

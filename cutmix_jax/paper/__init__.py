@@ -3,13 +3,14 @@
 `tables.json` has every row of the paper's tables, of the authors' README and of public reruns.
 Rows that can be trained here name their config. `networks.json` has the exact number of parameters
 of their networks, and the floating-point operations of one image's forward pass, as XLA counts them
-(a multiply-add is two). Reading them needs only Python.
+(a multiply-add is two). `detectors.json` has the same of the detectors with ResNet-50 and 20
+classes, Faster R-CNN with 256 regions. Reading them needs only Python.
 """
 
 import json
 import pathlib
 
-from cutmix_jax.methods import read_method
+from cutmix_jax.methods import DETECTORS, read_method
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
@@ -23,6 +24,7 @@ DATA_SETS = {
     "cifar10": ("cifar", 10, 50_000, "one chip", 0.05),
     "wsol,cub": ("imagenet", 200, 5_994, "one chip", 0.16),
     "wsol,imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
+    "voc": ("imagenet", 20, 16_551, "one chip", 0.16),
 }
 EPOCHS = {"wsol,cub": 600, "wsol,imagenet": 20}  # if not 300
 LOCALIZATION = {"cub_loc_acc": "CUB-200-2011", "imagenet_loc_acc": "ImageNet"}
@@ -56,22 +58,33 @@ def read_networks():
     }
 
 
+def read_detectors():
+    """Returns `{config.task: {'name', 'epochs', 'image_shape', 'params', 'flops'}}`.
+
+    Example:
+        >>> read_detectors()['ssd']['params']
+        31662894
+    """
+    return json.loads((FOLDER / "detectors.json").read_text())
+
+
 def list_rows():
     """Returns the rows that can be trained here, in the paper's order.
 
     Returns:
-        Dictionaries with `table`, `row`, `config`, `params` (exactly, of our network),
-        `top1_error`, `top5_error` and `loc_acc` (the paper's, in percent, or None),
-        `from_original_paper` (whether the paper copied these), `epochs`, `flops` (forward, one
-        image), and an estimate of the time for each machine in `MACHINES`, such as `a100_chips` and
-        `a100_hours`.
+        Dictionaries with `table`, `row`, `config`, `backbone` (the config of the classifier that a
+        detector starts from, or None), `detector` (its `config.task`, or None), `params` (exactly,
+        of our network), `top1_error`, `top5_error`, `loc_acc`, `ssd_map` and `faster_rcnn_map` (the
+        paper's, in percent, or None), `from_original_paper` (whether the paper copied these),
+        `epochs`, `flops` (forward, one image), and an estimate of the time for each machine in
+        `MACHINES`, such as `a100_chips` and `a100_hours`.
 
     Example:
-        >>> row = list_rows()[-1]
+        >>> row = next(row for row in reversed(list_rows()) if row['table'] == '9')
         >>> row['table'], row['row'], row['config'].partition(':')[2]
         ('9', 'ResNet-50 + CutMix, ImageNet', 'resnet50,cutmix,imagenet')
     """
-    networks = read_networks()
+    networks, detectors = read_networks(), read_detectors()
     listed = []
     for row, key, config in _trainable():
         arg = config.partition(":")[2]
@@ -79,18 +92,27 @@ def list_rows():
         name = data_name(config)
         data_set = DATA_SETS[name]
         kind, num_classes, examples, _, _ = data_set
-        last_stride = 1 if key in LOCALIZATION and model == "resnet50" else 2
-        network = networks[model, num_classes, last_stride]
-        epochs = read_method(method, model, kind).get("epochs", EPOCHS.get(name, 300))
+        detector = method if method in detectors else None
+        if detector:
+            network = detectors[detector]
+            epochs, apart = network["epochs"], network["name"]
+        else:
+            last_stride = 1 if key in LOCALIZATION and model == "resnet50" else 2
+            network = networks[model, num_classes, last_stride]
+            epochs = read_method(method, model, kind).get("epochs", EPOCHS.get(name, 300))
+            apart = LOCALIZATION.get(key)
         listed.append(
             {
                 "table": row["table"],
-                "row": row["row"] + (f", {LOCALIZATION[key]}" if key in LOCALIZATION else ""),
+                "row": row["row"] + (f", {apart}" if apart else ""),
                 "config": config,
+                "backbone": row.get("backbone"),
+                "detector": detector,
                 "params": network["params"],
                 "top1_error": row.get("top1_err"),
                 "top5_error": row.get("top5_err"),
                 "loc_acc": row[key] if key in LOCALIZATION else None,
+                **{f"{name}_map": row[key] if name == detector else None for name in detectors},
                 "from_original_paper": row.get("from_original_paper", False),
                 "epochs": epochs,
                 "flops": network["flops"],
@@ -117,7 +139,8 @@ def _trainable():
         if "config" in row:
             yield row, "top1_err", row["config"]
         for key, config in row.get("configs", {}).items():
-            yield row, key, config
+            if "backbone" not in row or config.rpartition(",")[2] in DETECTORS:
+                yield row, key, config
 
 
 def estimate(forward_flops, data_set):
@@ -138,14 +161,17 @@ def format_rows(listed):
         if row["table"] != table:
             table = row["table"]
             name = table.replace("-", " ").capitalize() if table[0] == "f" else f"Table {table}"
-            first, second = ("loc acc", "") if row["loc_acc"] else ("top-1", "top-5")
+            first, second = ("top-1", "top-5")
+            if row["loc_acc"] or row["detector"]:
+                first, second = ("loc acc" if row["loc_acc"] else "mAP", "")
             lines += [
                 "",
                 f"{name:<48}{'params':>11}{first:>8}{second:>7}{'8 A100':>12}{'TPU v4-8':>12}",
             ]
-        numbers = (row["loc_acc"] or row["top1_error"], row["top5_error"])
+        one = row[f"{row['detector']}_map"] if row["detector"] else row["loc_acc"]
+        numbers = (one or row["top1_error"], row["top5_error"])
         errors = ["-" if number is None else f"{number:.2f}" for number in numbers]
-        if row["loc_acc"]:
+        if one:
             errors[1] = ""
         times = (f"{row[f'{m}_chips']} x {row[f'{m}_hours']:.1f} h" for m in MACHINES)
         a100, tpu = (f"{time:>12}" for time in times)
@@ -153,6 +179,7 @@ def format_rows(listed):
         lines += [
             f"  {name:<46}{row['params']:>11,}{errors[0]:>8}{errors[1]:>7}{a100}{tpu}",
             f"      {row['config']}",
+            *([f"      from {row['backbone']}"] if row["backbone"] else []),
         ]
     imagenet, cifar = (f"{DATA_SETS[name][-1]:.0%}" for name in ("imagenet", "cifar"))
     return "\n".join(
@@ -160,6 +187,8 @@ def format_rows(listed):
             "Each row of the paper that can be trained here: python main.py --config CONFIG",
             "Errors in percent as the paper prints them (best epoch; CIFAR: mean of three runs).",
             "Table 9: localization accuracy in percent; give --config.init_from=WORKDIR.",
+            "Tables 1 and 10: mAP in percent of a detector that starts from a classifier. Train",
+            "what the line 'from' names first, and give its folder by --config.init_from=WORKDIR.",
             *lines,
             "",
             "* The paper copies this number from the original paper, which trained differently.",
@@ -168,6 +197,8 @@ def format_rows(listed):
             f"passes per training image. ImageNet: at {imagenet} of the bfloat16 peak of all chips",
             "(a v4-8 has 4), from published throughput of ResNet-50 with large batches. CIFAR: at",
             f"a guessed {cifar} of the peak of one chip, because layers and batches are small.",
+            "Detectors: without their backbones, on one chip, at the fraction of ImageNet. Faster",
+            "R-CNN: for images of 600x800.",
             "Small networks wait for each layer and take longer.",
         ]
     )

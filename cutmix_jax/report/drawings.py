@@ -8,7 +8,6 @@ from cutmix_jax import pictures
 from cutmix_jax.evals import figures
 from cutmix_jax.mix.named import LAYERS, parameters_of
 from cutmix_jax.report.runs import (
-    EPOCH_KEYS,
     conditions,
     details,
     method,
@@ -28,15 +27,40 @@ def png(draw):
 
 def errors(methods):
     """Figure 2: the test error over the epochs, the mean over the seeds that have each epoch."""
+    histories = mean_histories(methods, ("epoch", "test_top1_error", "train_weighted_accuracy"))
+    return png(lambda file: pictures.draw_errors(histories, file)) if histories else None
+
+
+def measure(methods, task):
+    """The test measure of a task over the epochs, the mean over the seeds that have each epoch."""
+    key = f"test_{task.ranked_by}"
+    histories = mean_histories(methods, ("epoch", key))
+    if not histories:
+        return None
+    figure, axis = figures.new_figure(width=6.4, height=4)
+    colors = pictures.line_colors(len(histories))
+    factor = 100 if task.in_percent else 1
+    for color, (name, records) in zip(colors, histories.items(), strict=True):
+        epochs = [record["epoch"] for record in records]
+        values = [factor * record[key] for record in records]
+        axis.plot(epochs, values, marker="o", ms=3, color=color, label=name)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(task.measure_name + " (%)" * task.in_percent)
+    axis.legend(frameon=False, fontsize=8)
+    figures.plain(axis)
+    return png(figure.savefig)
+
+
+def mean_histories(methods, keys):
+    """``{method: records}``: means over the seeds that have each epoch; without empty ones."""
     histories = {}
     for name, seeds in methods.items():
         epochs = zip(*(run.measured for run in seeds.values()), strict=False)
         histories[name] = [
-            {key: statistics.fmean(record[key] for record in records) for key in EPOCH_KEYS}
+            {key: statistics.fmean(record[key] for record in records) for key in keys}
             for records in epochs
         ]
-    histories = {name: records for name, records in histories.items() if records}
-    return png(lambda file: pictures.draw_errors(histories, file)) if histories else None
+    return {name: records for name, records in histories.items() if records}
 
 
 def overlay(methods, evaluation, plots):

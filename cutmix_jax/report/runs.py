@@ -8,8 +8,10 @@ import pathlib
 from numbers import Real
 
 from cutmix_jax import UserError
+from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import FREE_KEYS, base_config, flatten, to_plain
 from cutmix_jax.paths import local_path
+from cutmix_jax.tasks import find_task
 
 # The keys of the method. Runs that differ only in these and in their seed are compared.
 REGULARIZERS = {
@@ -18,52 +20,69 @@ REGULARIZERS = {
     "drop_block.rate": "drop_block",
     "label_smoothing": "label_smoothing",
 }
-# What is read from every finished run, and from every epoch.
+# What is read from every finished run, besides the measure of its task. Some may be missing.
 RESULT_KEYS = {
     "config.seed": Real,
-    "config.task": str,
     "config.model": str,
     "config.dataset": str,
     "config.batch_size": Real,
     "config.mix.name": str,
-    "config.mix.alpha": Real,
-    "config.mix.layers": list,
     "params": Real,
     "epochs": Real,
     "train_examples": Real,
-    "top1_error_last": Real,
-    "top1_error_best": Real,
-    "top1_error_held_out": Real,
 }
-MAY_LACK = (
-    *("config.task", "config.mix.alpha", "config.mix.layers", "top1_error_held_out"),
-    "test_top1_error",  # of an epoch that was not evaluated
-)
-EPOCH_KEYS = dict.fromkeys(("epoch", "test_top1_error", "train_weighted_accuracy"), Real)
-WORDS = {Real: "number", str: "text", list: "list"}
+OPTIONAL_KEYS = {
+    "config.task": str,
+    "config.init_from": str | None,
+    "config.mix.alpha": Real,
+    "config.mix.layers": list,
+}
+WORDS = {Real: "number", str: "text", str | None: "text", list: "list"}
+FROM_NOTHING = "from nothing"  # instead of a method, for a detector
 METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir. `results` is None if the run is unfinished or holds converted weights."""
+    """A workdir. `results` is None if the run is unfinished or holds converted weights.
+
+    `backbone` has the results of the classifier that a detector started from, or as much of them as
+    is known; None for other runs.
+    """
 
     folder: pathlib.Path
     results: dict | None
     history: list
     evals: dict  # {name: {'values': {...}, 'rows': [...]}}
+    backbone: dict | None = None
 
     @functools.cached_property
     def config(self):
         """Its config as {dotted key: value}, with the defaults of newer keys; empty if unknown."""
-        if not self.results:
-            return {}
-        return flatten(to_plain(base_config())) | flatten(self.results["config"])
+        return flat_config(self.results)
+
+    @functools.cached_property
+    def task(self):
+        """The class of its task."""
+        return find_task(self.config.get("task", "classification"))
+
+    @functools.cached_property
+    def mixed(self):
+        """The flat config that has its method: its own, or that of a detector's classifier."""
+        return self.config if self.task.uses_mix else flat_config(self.backbone)
+
+    @property
+    def method(self):
+        """Its method, as in MODEL,METHOD. A detector has that of its backbone."""
+        start = self.config.get("init_from")
+        if self.task.uses_mix or self.mixed:
+            return method(self.mixed)
+        return f"weights of {pathlib.Path(start).name}" if start else FROM_NOTHING
 
     @property
     def measured(self):
         """The records of the epochs that were evaluated."""
-        return [record for record in self.history if "test_top1_error" in record]
+        return [record for record in self.history if f"test_{self.task.ranked_by}" in record]
 
     @property
     def state(self):
@@ -111,19 +130,21 @@ def read_run(folder):
     """Reads one workdir.
 
     Raises:
-        UserError: a file cannot be read, or the run is not of a classifier.
+        UserError: a file cannot be read, or the run's task does not exist here.
     """
     results, lines = folder / "results.json", folder / "metrics.jsonl"
-    found = None
+    found, backbone, measures, optional = None, None, {}, {}
     if results.is_file():
-        text = results.read_bytes()
-        task = flatten(parse(results, text)).get("config.task", "classification")
-        if task != "classification":
-            raise UserError(
-                f"The report is about classifiers, and the run in {str(folder)!r} has config.task="
-                f"{task!r}. Leave it out."
-            )
-        found = parse(results, text, RESULT_KEYS)
+        found = parse(results, results.read_bytes(), optional=OPTIONAL_KEYS)
+        task = task_of(found, folder)
+        key = task.ranked_by
+        required = RESULT_KEYS | {f"{key}_last": Real, f"{key}_best": Real}
+        check(results, found, required, {f"{key}_held_out": Real})
+        optional = {f"test_{key}": Real}
+        measures = {"train_weighted_accuracy": Real} if is_classifier(task) else {}
+        start = found["config"].get("init_from")
+        if start and not task.uses_mix:
+            backbone = read_backbone(start)
     evals = {}
     for path in sorted(folder.glob("evals/*.json")):
         values = parse(path, path.read_bytes())
@@ -131,11 +152,56 @@ def read_run(folder):
     return Run(
         folder=folder,
         results=found,
-        history=[parse(lines, line, EPOCH_KEYS) for line in lines.read_bytes().splitlines() if line]
+        history=[
+            parse(lines, line, {"epoch": Real} | measures, optional)
+            for line in lines.read_bytes().splitlines()
+            if line
+        ]
         if lines.is_file()
         else [],
         evals=evals,
+        backbone=backbone,
     )
+
+
+def is_classifier(task):
+    """Whether a task has the measures that the paper's figures plot."""
+    return task.ranked_by == "top1_error"
+
+
+def task_of(results, folder):
+    """The class of a run's task, from its results."""
+    name = flatten(results).get("config.task", "classification")
+    try:
+        return find_task(name)
+    except UserError as error:
+        raise UserError(
+            f"The run in {str(folder)!r} has config.task={name!r}, which cannot be imported. Leave "
+            "it out, or put the folder of its module into PYTHONPATH."
+        ) from error
+
+
+def read_backbone(path):
+    """The results of the classifier in a workdir, or its config alone; {} if neither is there.
+
+    Converted weights have no method, so their config is not returned.
+    """
+    folder = local_path(path, "config.init_from")
+    results = folder / "results.json"
+    if results.is_file():
+        return parse(results, results.read_bytes(), {"config.mix.name": str})
+    if not (folder / "checkpoints").is_dir():
+        return {}
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+    return {} if "weights" in meta else {"config": meta["config"]}
+
+
+def flat_config(results):
+    """The config of results as {dotted key: value}, with the defaults of newer keys; or {}."""
+    if not results:
+        return {}
+    return flatten(to_plain(base_config())) | flatten(results["config"])
 
 
 def read_rows(path):
@@ -149,13 +215,14 @@ def read_rows(path):
         raise damaged(path, f"is not a table ({error})") from error
 
 
-def parse(path, text, keys=None):
+def parse(path, text, keys=None, optional=None):
     """A JSON object with these dotted keys, or an error that names the file.
 
     Args:
         path: of the file.
         text: of the file.
-        keys: ``{key: type of its value}``; those in `MAY_LACK` may be missing.
+        keys: ``{key: type of its value}``.
+        optional: the same of keys that may be missing.
     """
     try:
         value = json.loads(text)
@@ -163,13 +230,18 @@ def parse(path, text, keys=None):
         raise damaged(path, f"is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise damaged(path, "is not a JSON object")
+    check(path, value, keys or {}, optional or {})
+    return value
+
+
+def check(path, value, keys, optional):
+    """Refuses an object of a file without these dotted keys; arguments as for `parse`."""
     flat = flatten(value)
-    for key, kind in (keys or {}).items():
+    for key, kind in (keys | optional).items():
         if key in flat and not isinstance(flat[key], kind):
             raise damaged(path, f"has {flat[key]!r} for {key!r}, which is not a {WORDS[kind]}")
-        if key not in flat and key not in MAY_LACK:
-            raise damaged(path, f"lacks {key!r}, which main.py writes for classifiers")
-    return value
+        if key not in flat and key in keys:
+            raise damaged(path, f"lacks {key!r}, which main.py writes")
 
 
 def table_cell(run, evaluation, row, column):
@@ -220,8 +292,13 @@ def mixes_alike(config, other):
 
 
 def regime(config):
-    """Everything in a flat config but method and seed, to compare by."""
-    left_out = (*METHOD_SECTIONS, *FREE_KEYS, "seed", "evals")
+    """Everything in a flat config but method and seed, to compare by.
+
+    The method of a detector is that of the classifier in `init_from`.
+    """
+    task = find_task(config.get("task", "classification"))
+    own = METHOD_SECTIONS if task.uses_mix else ("init_from",)
+    left_out = (*own, *FREE_KEYS, "seed", "evals")
     return tuple(
         (key, str(value))
         for key, value in sorted(config.items())
@@ -294,7 +371,8 @@ def group(runs):
 
     Returns:
         A list of ``{name of the method: {seed: run}}``. Methods that differ only in parameters have
-        the parameters in their names.
+        the parameters in their names. So have detectors whose classifiers were trained differently,
+        and those with one seed and several classifiers have the folder of the classifier.
     """
     groups = {}
     for run in runs:
@@ -303,16 +381,40 @@ def group(runs):
             groups.setdefault((images, regime(run.config)), []).append(run)
     named = []
     for members in groups.values():
-        variants = {}
-        for run in members:
-            variants.setdefault(method(run.config), set()).add(details(run.config))
         methods = {}
-        for run in members:
-            name = full_method(run.config, variants[method(run.config)])
+        for run, name in zip(members, names_of(members), strict=True):
             methods.setdefault(name, {}).setdefault(run.config["seed"], run)
         order = sorted(methods, key=lambda name: (name != "baseline", name))
         named.append({name: methods[name] for name in order})
     return named
+
+
+def names_of(runs):
+    """The methods of runs that can be compared, each with what sets it apart from the others."""
+    trainings = {training_of(run) for run in runs if run.backbone}
+    variants, starts = {}, {}
+    for run in runs:
+        variants.setdefault(run.method, set()).add(details(run.mixed))
+    names = []
+    for run in runs:
+        words = [own_words(details(run.mixed), variants[run.method])]
+        words += [own_words(training_of(run), trainings)] if run.backbone else []
+        words = ", ".join(filter(None, words))
+        names.append(f"{run.method} ({words})" if words else run.method)
+        start = None if run.task.uses_mix else run.config["init_from"]
+        starts.setdefault((names[-1], run.config["seed"]), set()).add(start)
+    several = {name for (name, _), found in starts.items() if len(found) > 1}
+    return [
+        f"{name}, {pathlib.Path(run.config['init_from']).name}" if name in several else name
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def training_of(run):
+    """How the classifier was trained that a detector started from, in words; else ()."""
+    if not run.backbone:
+        return ()
+    return tuple(f"classifier's {key}={value}" for key, value in regime(run.mixed))
 
 
 def describe(run):
@@ -321,7 +423,8 @@ def describe(run):
         return run.state
     config, results = run.config, run.results
     side = f", {config['image_size']} px" if config.get("image_size") else ""
+    network = config["model"] if run.task.uses_mix else f"{config['task']} on {config['model']}"
     return (
-        f"{config['model']}, {config['dataset']} ({results['train_examples']:,} training images"
+        f"{network}, {config['dataset']} ({results['train_examples']:,} training images"
         f"{side}), {results['epochs']} epochs, batch {config['batch_size']}"
     )

@@ -1,24 +1,30 @@
 """The contents of the page, as plain structures that both templates render."""
 
 import dataclasses
+import functools
 
 from cutmix_jax import paper, sweep
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import differences, flatten, to_plain
+from cutmix_jax.methods import DETECTORS
 from cutmix_jax.report import drawings
 from cutmix_jax.report.runs import (
     conditions,
     describe,
     details,
+    flat_config,
     full_method,
     group,
+    is_classifier,
     method,
     mixes_alike,
     regime,
     table_cell,
     to_number,
+    training_of,
     with_conditions,
 )
+from cutmix_jax.tasks import find_task
 
 TITLES = {
     "1": "Table 1: classification, localization and detection, overview",
@@ -45,7 +51,10 @@ RERUNS = {
     "9": ("README-transfer",),
     "10": ("issue-13",),
 }
-HIDDEN = ("table", "row", "config", "configs", "source", "dataset", "model", "params_m", "note")
+HIDDEN = (
+    *("table", "row", "config", "configs", "backbone", "source", "dataset", "model", "params_m"),
+    "note",
+)
 # The evaluation, and those of its values that are shown, in percent.
 MEASURED = {
     "9": (
@@ -127,18 +136,29 @@ def build(runs):
     pages = [page(run, number) for number, run in enumerate(runs, 1)]
     return [
         Section("Our runs, compared", [] if ours else ["No run is finished."], parts=ours),
-        Section("Tables of the paper", [sweep.TABLE_NOTE], parts=tables),
+        Section("Tables of the paper", [f"In %. {sweep.TABLE_NOTE}"], parts=tables),
         Section("Each run", parts=pages),
     ]
 
 
-def paper_errors(rows):
-    """{method: the paper's top-1 error} of PyramidNet-200 on CIFAR-100, of Tables 5 and 8."""
+def paper_column(task, rows):
+    """The head of the paper's column, and {method: number} next to runs of a task; or None.
+
+    Classifiers have the top-1 error of PyramidNet-200 on CIFAR-100, of Tables 5 and 8. Detectors
+    have the mAP of theirs on ResNet-50, by the method of the backbone, of Table 10.
+    """
+    detectors = {found["name"]: name for name, found in paper.read_detectors().items()}
+    if task == "classification":
+        head, key, source, rows = "PyramidNet-200", "top1_err", "config", rows["5"] + rows["8"]
+    elif task in detectors.values():
+        (head,) = (f"ResNet-50, VOC, {words}" for words, name in detectors.items() if name == task)
+        key, source, rows = f"{task}_map", "backbone", rows["10"]
+    else:
+        return None
     found = {}
-    for row in rows["5"] + rows["8"]:
-        config = flatten(to_plain(read_config(row["config"])))
-        found.setdefault(method(config), row["top1_err"])
-    return found
+    for row in rows:
+        found.setdefault(method(flatten(plain_config(row[source]))), row[key])
+    return f"paper, {head} in full", found
 
 
 def compare(methods, rows, number):
@@ -148,22 +168,29 @@ def compare(methods, rows, number):
     }
     plain = "baseline" if "baseline" in methods else None
     baselines = {name: plain for name in methods if plain and name != plain}
-    head, cells = sweep.table_cells(sweep.compare(results, baselines))
-    known = paper_errors(rows)
     first = {name: next(iter(seeds.values())) for name, seeds in methods.items()}
-    for row in cells:
-        error = known.get(method(first[row[0]].config))
-        row.append("–" if error is None else f"{error:.2f}")
-    head = ["method", *head[1:], "paper, PyramidNet-200 in full"]
     one = next(iter(first.values()))
-    section = Section(
-        describe(one),
-        [
-            "Top-1 error in %, mean ± sample deviation over seeds; gain over the baseline of the "
-            "same seed (pairs). Compare only the order of the methods with the last column."
-        ],
-        [Table(head, cells)],
+    task = one.task
+    head, cells = sweep.table_cells(sweep.compare(results, baselines, task), task)
+    head = ["method", *head[1:]]
+    words = (
+        f"Compared: {sweep.measure_in_words(task)}, mean ± sample deviation over seeds; gain over "
+        "the baseline of the same seed (pairs)."
     )
+    section = Section(describe(one), [words], [Table(head, cells)])
+    if column := paper_column(one.config["task"], rows):
+        head.append(column[0])
+        for row in cells:
+            known = column[1].get(first[row[0]].method)
+            row.append("–" if known is None else f"{known:.2f}")
+        section.texts[0] += " Compare only the order of the methods with the last column."
+    if not task.uses_mix:
+        section.tables.append(backbones(methods))
+    if not is_classifier(task):
+        if curve := drawings.measure(methods, task):
+            caption = f"{task.measure_name} over the epochs"
+            section.figures.append(Figure(f"group{number}_measure.png", caption, curve))
+        return section
     curve = drawings.errors(methods)
     if curve:
         caption = "Figure 2: test error over the epochs" + (
@@ -199,10 +226,12 @@ def compare(methods, rows, number):
 def paper_table(name, rows, runs):
     """A table of the paper, next to our runs."""
     if name in ("figure-3-left", "figure-3-right") or "config" in rows[name][-1]:
-        table = trained(rows[name], runs)
+        tables = [trained(rows[name], runs)]
     else:
-        table = printed(rows[name])
-    section = Section(TITLES[name], tables=[table], folded=name in ("A1", "A2", "2"))
+        tables = [printed(rows[name])]
+    if "backbone" in rows[name][-1]:
+        tables += transferred(rows[name], runs)
+    section = Section(TITLES[name], tables=tables, folded=name in ("A1", "A2", "2"))
     if any(row.get("from_original_paper") for row in rows[name]):
         section.texts.append("* The paper copies this number from the original paper.")
     for source in RERUNS.get(name, ()):
@@ -211,11 +240,19 @@ def paper_table(name, rows, runs):
         section.tables.append(table)
     if name in MEASURED:
         section.tables += measured(*MEASURED[name], runs, rows[TRAINED_FOR.get(name, name)])
-    elif name in ("1", "10", "A1"):
-        section.texts.append(f"Ours: {NOT_RUN}.")
+    elif name == "1":
+        section.texts.append("Classification and localization, ours: see Tables 3 and 9.")
+    elif name in ("10", "A1"):
+        section.texts.append(f"Captioning, ours: {NOT_RUN}.")
     elif name == "A2":
         section.texts.append("Ours: see the datasets of each run below.")
     return section
+
+
+@functools.cache
+def plain_config(name):
+    """The config of 'FILE:MODEL,METHOD' as nested dictionaries."""
+    return to_plain(read_config(name))
 
 
 def label(row):
@@ -242,51 +279,102 @@ def trained(rows, runs):
     """Rows with a config: errors of the paper, of runs of this config, and of smaller runs."""
     cells = []
     for row in rows:
-        flat = flatten(to_plain(read_config(row["config"])))
-        full, small = [], {}
-        for run in runs:
-            if not run.results or not run.config:
-                continue
-            if is_full(run, row["config"]):
-                full.append(run)
-            elif mixes_alike(run.config, flat) and run.config["dataset"] == flat["dataset"]:
-                small.setdefault(kind(run), []).append(run)
-        scaled = "; ".join(f"{errors(group)} ({describe(group[0])})" for group in small.values())
-        cells.append(
-            [
-                label(row),
-                text(row.get("top1_err")),
-                text(row.get("top5_err")),
-                f"{errors(full)} ({describe(full[0])})" if full else NOT_RUN,
-                scaled or "–",
-                row["config"],
-            ]
-        )
+        errors = (text(row.get(key)) for key in ("top1_err", "top5_err"))
+        cells.append([label(row), *errors, *ours(runs, row["config"]), row["config"]])
     head = ["row", "paper, top-1", "top-5", "ours, in full: last / best", SMALL, "config"]
     return Table(head, cells)
 
 
-def is_full(run, name):
-    """Whether a run has the config `name` and trained on all images of its dataset."""
-    if not run.config or run.results["train_examples"] != paper.DATA_SETS[paper.data_name(name)][2]:
+def transferred(rows, runs):
+    """Detectors: a table for each, with mAP of the paper, and of runs by their backbones."""
+    tables = []
+    for detector, network in paper.read_detectors().items():
+        cells = []
+        for row in rows:
+            for key, config in row["configs"].items():
+                if config.endswith(f",{detector}") and detector in DETECTORS:
+                    found = ours(runs, config, row["backbone"])
+                    cells.append([label(row), text(row[key]), *found, config, row["backbone"]])
+        head = ["row", f"paper, mAP of {network['name']}", "ours, in full: last / best", SMALL]
+        if cells:
+            tables.append(Table([*head, "config", "backbone"], cells))
+    return tables
+
+
+def ours(runs, name, backbone=None):
+    """Two cells: the runs of a config in full, and smaller ones with its method and dataset.
+
+    Args:
+        runs: all runs.
+        name: the config.
+        backbone: the config of the classifier that a detector starts from.
+    """
+    flat, mixed = (flatten(plain_config(found)) for found in (name, backbone or name))
+    full, small = [], {}
+    for run in runs:
+        if not run.results or not run.mixed:
+            continue
+        alike = all(run.config[key] == flat[key] for key in ("task", "dataset"))
+        if is_full(run, name, backbone):
+            full.append(run)
+        elif alike and mixes_alike(run.mixed, mixed):
+            small.setdefault(kind(run), []).append(run)
+    scaled = "; ".join(f"{numbers(group)} ({describe(group[0])})" for group in small.values())
+    return f"{numbers(full)} ({describe(full[0])})" if full else NOT_RUN, scaled or "–"
+
+
+def is_full(run, name, backbone=None):
+    """Whether a run has the config `name` and trained on all images of its dataset.
+
+    With the config of a `backbone`, the classifier that it started from must be full, too.
+    """
+    if not run.config or (backbone and not has_trained(run.backbone or {}, backbone)):
         return False
-    config = to_plain(read_config(name))
-    # With a new head, every run names the weights that it starts from.
-    free = ("seed", "init_from") if config["new_head"] else ("seed",)
-    return not any(key not in free for key, *_ in differences(config, run.results["config"]))
+    return has_trained(run.results, name)
+
+
+def has_trained(results, name):
+    """Whether results are those of the config `name` on all images of its dataset."""
+    examples = paper.DATA_SETS[paper.data_name(name)][2]
+    if results.get("train_examples") != examples:
+        return False
+    config = plain_config(name)
+    # With a new head and for a detector, every run names the weights that it starts from.
+    starts = config["new_head"] or not find_task(config["task"]).uses_mix
+    free = ("seed", "init_from") if starts else ("seed",)
+    return not any(key not in free for key, *_ in differences(config, results["config"]))
+
+
+def backbones(methods):
+    """Where the backbones of detectors come from, for every run."""
+    rows = []
+    for name, seeds in methods.items():
+        for seed, run in seeds.items():
+            start, known = run.config["init_from"], flat_config(run.backbone)
+            words = (
+                f"{known['model']}, {known['dataset']}, {known['epochs']} epochs" if known else "–"
+            )
+            rows.append([name, str(seed), start or "–", words])
+    return Table(["method", "seed", "starts from", "trained"], rows)
 
 
 def kind(run):
     """A key that is equal for runs that differ only in their seeds."""
-    return method(run.config), details(run.config), describe(run), regime(run.config)
+    learned = (regime(run.config), training_of(run))
+    return run.method, details(run.mixed), describe(run), learned
 
 
-def errors(runs):
-    """The last and the best error of runs that differ only in their seeds."""
-    cells = []
-    for key in ("top1_error_last", "top1_error_best"):
-        values = {run.config["seed"]: run.results[key] for run in runs}
-        cells.append(sweep.percent(sweep.moments(values)))
+def numbers(runs):
+    """The measure after the last and the best epoch of runs that differ only in their seeds."""
+    cells, task = [], runs[0].task
+    for choice in ("last", "best"):
+        values = {
+            (run.config["seed"], run.config["init_from"] or ""): run.results[
+                f"{task.ranked_by}_{choice}"
+            ]
+            for run in runs
+        }
+        cells.append(sweep.shown(sweep.moments(values), task))
     return f"{' / '.join(cells)}, {len(values)} seed{'s' * (len(values) != 1)}"
 
 
@@ -359,6 +447,10 @@ def page(run, number):
         section.tables.append(Table(["result", "value"], [[k, short(v)] for k, v in flat.items()]))
         config = [[key, short(value)] for key, value in run.config.items() if "evals" not in key]
         section.tables.append(Table(["config", "value"], config))
+        each = run.results.get("ap_last")
+        if each:
+            rows = [[name, short(value)] for name, value in each.items()]
+            section.tables.append(Table(["AP, last epoch", "value"], rows))
     for name, found in run.evals.items():
         values = [[k, short(v)] for k, v in found["values"].items() if k != "digest"]
         section.tables.append(Table([name, "value"], values))

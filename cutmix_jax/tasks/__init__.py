@@ -47,6 +47,8 @@ class Task:
 
     ranked_by: ClassVar[str] = "loss"  # the measure that ranks checkpoints
     higher_is_better: ClassVar[bool] = False
+    measure_name: ClassVar[str] = "loss"  # the same in words, for tables
+    in_percent: ClassVar[bool] = False  # whether it is a fraction that tables show in percent
     heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths, * is any

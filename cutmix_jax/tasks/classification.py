@@ -21,6 +21,7 @@ class Classification(Task):
     """The classifiers of the paper, and its mixes."""
 
     ranked_by = "top1_error"
+    measure_name, in_percent = "top-1 error", True
     heads = ("fc",)
     uses_mix = True
     pictures = ("mixed.png", "error.png")

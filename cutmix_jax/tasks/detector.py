@@ -23,6 +23,7 @@ class Detector(Task):
     """
 
     ranked_by, higher_is_better = "map", True
+    measure_name, in_percent = "mAP", True
     left_out = ("fc",)  # of a classifier
     pictures = ("objects.png", "map.png")
     losses: ClassVar[dict[str, str]] = {}  # counters of `loss`, and their words

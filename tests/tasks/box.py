@@ -37,6 +37,7 @@ class BoxRegression(Task):
     """The box (top, left, bottom, right) of the object, in fractions of the image."""
 
     ranked_by, higher_is_better = "iou", True
+    measure_name = "intersection over union"
     heads = ("fc",)
 
     @classmethod
