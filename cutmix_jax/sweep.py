@@ -262,7 +262,7 @@ def measure_in_words(task):
         >>> measure_in_words(find_task('ssd')), measure_in_words(find_task('classification'))
         ('mAP in %', 'top-1 error in %')
     """
-    return task.measure_name + " in %" * task.in_percent
+    return (task.measure_name or task.ranked_by) + " in %" * task.in_percent
 
 
 def format_table(summary, task):

@@ -273,6 +273,7 @@ def test_a_detector_is_full_if_its_classifier_is(detectors):
     )
     assert rows["Mixup-trained"] == ["not run", rows["Mixup-trained"][1]]
     assert rows["Mixup-trained"][1].startswith("70.00 / 71.00, 1 seed")
+    assert rows["Mixup-trained"][1].endswith("; classifier: resnet50, imagenet2012, 30 epochs)")
     assert rows["Cutout-trained"] == ["not run", "–"]
 
 

@@ -4,7 +4,7 @@ import io
 import statistics
 from types import SimpleNamespace
 
-from cutmix_jax import pictures
+from cutmix_jax import pictures, sweep
 from cutmix_jax.evals import figures
 from cutmix_jax.mix.named import LAYERS, parameters_of
 from cutmix_jax.report.runs import (
@@ -45,7 +45,7 @@ def measure(methods, task):
         values = [factor * record[key] for record in records]
         axis.plot(epochs, values, marker="o", ms=3, color=color, label=name)
     axis.set_xlabel("epoch")
-    axis.set_ylabel(task.measure_name + " (%)" * task.in_percent)
+    axis.set_ylabel(sweep.measure_in_words(task))
     axis.legend(frameon=False, fontsize=8)
     figures.plain(axis)
     return png(figure.savefig)

@@ -188,7 +188,7 @@ def compare(methods, rows, number):
         section.tables.append(backbones(methods))
     if not is_classifier(task):
         if curve := drawings.measure(methods, task):
-            caption = f"{task.measure_name} over the epochs"
+            caption = f"{sweep.measure_in_words(task)} over the epochs"
             section.figures.append(Figure(f"group{number}_measure.png", caption, curve))
         return section
     curve = drawings.errors(methods)
@@ -319,8 +319,13 @@ def ours(runs, name, backbone=None):
             full.append(run)
         elif alike and mixes_alike(run.mixed, mixed):
             small.setdefault(kind(run), []).append(run)
-    scaled = "; ".join(f"{numbers(group)} ({describe(group[0])})" for group in small.values())
-    return f"{numbers(full)} ({describe(full[0])})" if full else NOT_RUN, scaled or "–"
+
+    def cell(group):
+        run = group[0]
+        start = f"; classifier: {training(run)}" if run.backbone else ""
+        return f"{numbers(group)} ({describe(run)}{start})"
+
+    return cell(full) if full else NOT_RUN, "; ".join(map(cell, small.values())) or "–"
 
 
 def is_full(run, name, backbone=None):
@@ -350,12 +355,14 @@ def backbones(methods):
     rows = []
     for name, seeds in methods.items():
         for seed, run in seeds.items():
-            start, known = run.config["init_from"], flat_config(run.backbone)
-            words = (
-                f"{known['model']}, {known['dataset']}, {known['epochs']} epochs" if known else "–"
-            )
-            rows.append([name, str(seed), start or "–", words])
+            start = run.config["init_from"]
+            rows.append([name, str(seed), start or "–", training(run) if run.backbone else "–"])
     return Table(["method", "seed", "starts from", "trained"], rows)
+
+
+def training(run):
+    """Network, data and length of the classifier that a detector started from."""
+    return "{model}, {dataset}, {epochs} epochs".format(**flat_config(run.backbone))
 
 
 def kind(run):

@@ -47,7 +47,7 @@ class Task:
 
     ranked_by: ClassVar[str] = "loss"  # the measure that ranks checkpoints
     higher_is_better: ClassVar[bool] = False
-    measure_name: ClassVar[str] = "loss"  # the same in words, for tables
+    measure_name: ClassVar[str] = ""  # `ranked_by` in words, for tables; by default the same
     in_percent: ClassVar[bool] = False  # whether it is a fraction that tables show in percent
     heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
