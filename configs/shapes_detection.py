@@ -31,6 +31,7 @@ def get_config(arg=None):
     config.clip_gradient = 10.0
     apply_detector(config, arg, "resnet18x0.25")
     if config.task == "faster_rcnn":  # a stride of 8, because objects are small
+        config.epochs, config.eval_every = 6, 2
         config.batch_size = 8
         config.weight_decay = 1e-4
         config.detection.region_stage = 2
