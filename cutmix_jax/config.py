@@ -68,6 +68,10 @@ _NOT_NEGATIVE = _between(0)
 _FRACTION = _between(0, 1)
 _RATE = _between(0, 1, below=True)
 _INNER = _between(0, 1, above=True, below=True)
+_POSITIVE = _between(0, above=True)
+_PROPOSALS = Rule(
+    lambda values: len(values) == 2 and all(map(_COUNT.accepts, values)), "two numbers from 1"
+)
 _FINITE = _between(-math.inf, above=True)
 _SCHEDULE = _one_of("constant", "linear")
 _EPS = _each(_between(0, 255), "sizes from 0 to 255 (in units of 1/255; the paper's is 8)")
@@ -340,12 +344,53 @@ SCHEMA = {
     "detection.nms_threshold": Key(
         float, 0.45, _FRACTION, "Largest overlap (IoU) of two detections of a class."
     ),
-    "detection.max_per_class": Key(int, 200, _COUNT, "Largest number of detections per class."),
+    "detection.max_per_class": Key(
+        int, 200, _COUNT, "Largest number of detections per class, of SSD."
+    ),
+    "detection.max_per_image": Key(
+        int, 100, _COUNT, "Largest number of detections per image, of Faster R-CNN."
+    ),
     "detection.ap_rule": Key(
         str,
         "11-point",
         _one_of("11-point", "area"),
         "Average precision of VOC2007 ('11-point'), or of VOC2010 and later ('area').",
+    ),
+    "detection.freeze": Key(
+        bool,
+        False,
+        None,
+        "Faster R-CNN: keep BatchNorm, stem and first stage as the classifier has them.",
+    ),
+    "detection.shorter_side": Key(
+        int,
+        None,
+        _COUNT,
+        "Faster R-CNN: shorter side in pixels; None: the longer one is `image_size`.",
+    ),
+    "detection.region_stage": Key(
+        int, 3, _one_of(1, 2, 3), "Faster R-CNN: last stage before regions are cut out."
+    ),
+    "detection.anchor_scales": Key(
+        tuple,
+        (8, 16, 32),
+        Rule(lambda values: values and all(map(_POSITIVE.accepts, values)), "numbers above 0"),
+        "Faster R-CNN: sizes of anchors, in strides.",
+    ),
+    "detection.train_proposals": Key(
+        tuple,
+        (12_000, 2000),
+        _PROPOSALS,
+        "Faster R-CNN: anchors with the best scores, and proposals that are left of them.",
+    ),
+    "detection.test_proposals": Key(
+        tuple,
+        (6000, 300),
+        _PROPOSALS,
+        "The same in evaluation, where all proposals count.",
+    ),
+    "detection.regions": Key(
+        int, 256, _COUNT, "Faster R-CNN: regions per image that training classifies."
     ),
     # Evaluation. The defaults suit a few thousand images on a CPU. docs/evaluations.md lists the
     # values of the paper's protocols.
@@ -409,6 +454,14 @@ SCHEMA = {
     ),
     "evals.ood.limit": Key(
         int, None, _COUNT, "Images per dataset; None: as many as the split has, at most 10,000."
+    ),
+    "evals.detection.images": Key(
+        str, None, None, "Folder of photographs in which a detector draws what it finds."
+    ),
+    "evals.detection.most_images": Key(int, 32, _COUNT, "Largest number of photographs in it."),
+    "evals.detection.shown": Key(int, 8, _COUNT, "Number of images of the split to show."),
+    "evals.detection.min_score": Key(
+        float, 0.3, _FRACTION, "Detections are drawn if their score reaches it."
     ),
     "evals.ood.seed": Key(int, 0, _SEED, "Seed of subsets, crops and noise."),
 }
@@ -507,6 +560,8 @@ def given_paths(config):
     for key in ("data_dir", "boxes_dir", "init_from"):
         if config[key] is not None:
             yield f"config.{key}", config[key]
+    if config.evals.detection.images is not None:
+        yield "config.evals.detection.images", config.evals.detection.images
     for name in config.evals.ood.sets:
         kind, _, path = name.partition(":")
         if kind == "folder":

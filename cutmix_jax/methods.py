@@ -98,11 +98,11 @@ def parse_arg(arg, default_model, second="METHOD", default="cutmix"):
 
 
 # The values of config.task that a config's argument can name.
-DETECTORS = ("ssd",)
+DETECTORS = ("ssd", "faster_rcnn")
 
 
 def apply_detector(config, arg, default_model):
-    """Sets the model and the task in the config of a detector.
+    """Sets the model, the task and what detections are kept in the config of a detector.
 
     Args:
         config: from `config.base_config`; changed in place.
@@ -125,6 +125,9 @@ def apply_detector(config, arg, default_model):
             f"There is no detector {config.task!r} ({nearest(config.task, DETECTORS)}). Name one, "
             f"as in {default_model},ssd."
         )
+    if config.task == "faster_rcnn":
+        config.detection.nms_threshold = 0.3
+        config.detection.min_score = 0.0
 
 
 def apply_method(config, arg, default_model, kind=None):

@@ -1,5 +1,6 @@
 """The optimizer and its learning rate schedule."""
 
+import fnmatch
 import functools
 
 import flax
@@ -51,7 +52,8 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
         config: for `momentum`, `nesterov`, `weight_decay`, `clip_gradient` and `head_lr_factor`.
         schedule: step -> learning rate.
         heads: modules whose updates are multiplied by `head_lr_factor`.
-        frozen: beginnings of the paths of parameters that stay, such as 'stem' or 'layer1/0'.
+        frozen: beginnings of the paths of parameters that stay, such as 'stem' or 'layer1/0'; `*`
+            stands for any characters, as in '*/bn'.
         undecayed: ends of the paths of parameters without weight decay, such as 'bias'.
     """
 
@@ -79,8 +81,12 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
         return learned
     return optax.multi_transform(  # no momentum is kept of what is frozen
         {True: learned, False: optax.set_to_zero()},
-        functools.partial(_label, lambda path: not path.startswith(frozen)),
+        functools.partial(_label, lambda path: not _begins(path, frozen)),
     )
+
+
+def _begins(path, frozen):
+    return any(fnmatch.fnmatchcase(path, f"{beginning}*") for beginning in frozen)
 
 
 def _label(rule, params):

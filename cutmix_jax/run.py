@@ -21,7 +21,6 @@ from cutmix_jax.paths import local_path, whole_file, workdir_lock
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
 from cutmix_jax.tasks import create_task
-from cutmix_jax.tasks.classification import Classification
 
 
 def train(config, workdir, stream=None):
@@ -169,10 +168,6 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
     primary = jax.process_index() == 0
     for note in notes if primary else ():
         print(note, file=sys.stderr)
-    if names and not isinstance(task, Classification):
-        raise UserError(
-            f"--evals is for classifiers, and config.task is {task.config.task!r}. Leave it out."
-        )
     if names:
         subject = evals_lib.create_subject(task, weights, config.evals.split)
         every = "all" in evals.replace(" ", "").split(",")

@@ -67,7 +67,17 @@ def evaluations():
         yield [words, *cells]
 
 
-@pytest.mark.parametrize("table", [errors, evaluations], ids=["errors", "evaluations"])
+def shapes():
+    for folder in sorted((DOCS / "evidence/shapes_ssd").iterdir()):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        maps = [json.loads(line).get("test_map") for line in lines]
+        results = json.loads((folder / "results.json").read_text())
+        assert results["map_last"] == maps[-1]
+        cells = [f"{value:.3f}" for value in maps if value is not None]
+        yield [str(results["config"]["seed"]), *cells, f"{results['seconds'] / 60:.1f}"]
+
+
+@pytest.mark.parametrize("table", [errors, evaluations, shapes], ids=lambda table: table.__name__)
 def test_the_table_is_that_of_the_records(table):
     page = (DOCS / "evidence.md").read_text()
     printed = page.split(f"<!-- table: {table.__name__} -->")[1].split("\n\n")[0]

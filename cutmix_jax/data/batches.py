@@ -67,6 +67,7 @@ class Data:
         boxes: None if the dataset has no boxes. Else `(split) -> list of float32 [n_i, 4]`, one
             entry per example in the order of the split: (top, left, bottom, right), half-open, in
             pixels of the images of `load_eval`. Calling it reads the boxes.
+        names: None, or a name for each example of each split, such as VOC's IDs.
     """
 
     kind: str
@@ -84,6 +85,7 @@ class Data:
     digest: Callable[[str], str] | None = None
     reader: str | None = None
     boxes: Callable[[str], list[np.ndarray]] | None = None
+    names: Mapping[str, list[str]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:

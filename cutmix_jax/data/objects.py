@@ -1,5 +1,7 @@
 """Images with boxes of their objects, for detectors: in device memory, padded to one shape."""
 
+import dataclasses
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -65,7 +67,13 @@ def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
         del epoch  # the task augments
         return resident.gather(arrays, xs)
 
-    return resident.open_arrays(config, arrays, found.class_names, shards, load_train)
+    data = resident.open_arrays(config, arrays, found.class_names, shards, load_train)
+    if found.names is None:
+        return data
+    names = {
+        split: [found.names[origin][i] for i in index] for split, (origin, index) in indices.items()
+    }
+    return dataclasses.replace(data, names=names)
 
 
 def _check(config: ConfigDict) -> None:

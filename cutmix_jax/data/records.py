@@ -73,12 +73,14 @@ class ObjectSet:
         splits: per split its `size`, `boxes`, `label` and `difficult`, as in
             `objects.open_objects`.
         read: (split, int [n] indices) -> uint8 [n, H, W, C].
+        names: per split a name for each image, or None.
     """
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
     splits: dict[str, dict[str, np.ndarray]]
     read: Callable[[str, np.ndarray], np.ndarray]
+    names: dict[str, list[str]] | None = None
 
 
 def choose_split(splits, test_split: str | None, preferred: tuple[str, ...], name: str) -> str:

@@ -93,6 +93,9 @@ def open_tree(config: ConfigDict) -> ObjectSet:
         shape=(*canvas.tolist(), 3),
         splits=splits,
         read=read,
+        names={
+            key: [pathlib.Path(image).stem for _, image in pairs] for key, pairs in files.items()
+        },
     )
 
 

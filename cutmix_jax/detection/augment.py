@@ -1,4 +1,4 @@
-"""SSD's augmentation on the device: colors, expansion, crop, mirror and resize.
+"""SSD's augmentation on the device: colors, expansion, crop, mirror and resize; and fitting.
 
 Expansion and crop choose one window in coordinates of the image, so pixels are resampled once.
 Images are padded: `size` is the height and width of the real image, in the top left corner.
@@ -125,6 +125,81 @@ def resize_batch(batch, out_size):
     image, boxes = jax.vmap(resize)(batch["image"], batch["size"], batch["boxes"], batch["label"])
     labels = jnp.asarray(batch["label"], jnp.int32)
     return {"image": image, "boxes": boxes, "label": labels, "difficult": batch["difficult"]}
+
+
+def fit_batch(batch, out_size, fill, *, shorter_side=None, mirror=False):
+    r"""Resizes images to a square canvas with their aspect ratio, as Faster R-CNN does.
+
+    An image of height h and width w is multiplied by
+
+    .. math:: \min\left(\frac{q}{\min(h, w)}, \frac{S}{\max(h, w)}\right)
+
+    for the shorter side q, and sides are rounded to whole pixels. The image lies in the top left
+    corner. It is interpolated as by `resample`.
+
+    Args:
+        batch: as for `augment_ssd`.
+        out_size: S, height and width of the canvas in pixels; static.
+        fill: float, or float `[3]`, the color outside the image.
+        shorter_side: q in pixels; by default the longer side becomes S.
+        mirror: bool, or bool `[b]`, whether to mirror an image horizontally.
+
+    Returns:
+        As `resize_batch`, with boxes as fractions of the canvas; and `size`, int32 `[b, 2]`, height
+        and width of the image inside in pixels.
+
+    Raises:
+        ValueError: the shapes do not fit, or images are not uint8.
+
+    Example:
+        >>> batch = {
+        ...     "image": jnp.full((1, 40, 50, 3), 51, jnp.uint8),
+        ...     "size": jnp.array([[40, 20]]),
+        ...     "boxes": jnp.array([[[10, 10, 20, 20], [0, 0, 0, 0]]]),
+        ...     "label": jnp.array([[7, -1]]),
+        ...     "difficult": jnp.array([[True, False]]),
+        ... }
+        >>> found = jax.jit(fit_batch, static_argnums=1)(batch, 80, 0.0, shorter_side=30)
+        >>> found["size"].tolist(), found["boxes"][0, 0].tolist()
+        ([[60, 30]], [0.1875, 0.1875, 0.375, 0.375])
+    """
+    _check(batch)
+    shorter = out_size if shorter_side is None else shorter_side
+
+    def fit(image, size, boxes, labels, mirror):
+        sides = _whole(size)[2:]
+        factor = jnp.minimum(shorter / sides.min(), out_size / sides.max())
+        inner = jnp.clip(jnp.round(sides * factor), 1, out_size)
+        rows, columns = (
+            _fitted_weights(sides[i], inner[i], image.shape[i], out_size, mirror & (i == 1))
+            for i in range(2)
+        )
+        canvas = _product(rows, columns, image.astype(jnp.float32) / 255, fill)
+        boxes = _in_window(boxes, _whole(size), mirror) * jnp.tile(inner / out_size, 2)
+        boxes = jnp.where((labels >= 0)[:, None], boxes, 0)
+        return canvas, inner.astype(jnp.int32), boxes
+
+    mirrored = jnp.broadcast_to(jnp.asarray(mirror, bool), batch["label"].shape[:1])
+    image, size, boxes = jax.vmap(fit)(
+        batch["image"], batch["size"], batch["boxes"], batch["label"], mirrored
+    )
+    labels = jnp.asarray(batch["label"], jnp.int32)
+    return {
+        "image": image,
+        "size": size,
+        "boxes": boxes,
+        "label": labels,
+        "difficult": batch["difficult"],
+    }
+
+
+def _fitted_weights(side, inner, count, out_size, mirror):
+    """float32 `[out_size, count]`, as `_weights`, for a side that is resized to `inner` pixels."""
+    index = jnp.arange(out_size)
+    at = jnp.where(mirror, inner - 1 - index, index)
+    at = jnp.clip((at + 0.5) * (side / inner) - 0.5, 0, side - 1)[:, None]
+    hats = jnp.maximum(1 - jnp.abs(at - jnp.arange(count)), 0)
+    return jnp.where((index < inner)[:, None], hats, 0)
 
 
 def _check(batch):
@@ -407,6 +482,11 @@ def resample(image, window, shape, fill, *, size=None, mirror=False):
     rows = _weights(window[0], window[2], real.any(1), shape[0])
     columns = _weights(window[1], window[3], real.any(0), shape[1])
     columns = jnp.where(mirror, columns[::-1], columns)
+    return _product(rows, columns, image, fill)
+
+
+def _product(rows, columns, image, fill):
+    """The image, interpolated along both axes, with `fill` where the weights are less than 1."""
     exact = {"precision": lax.Precision.HIGHEST}  # TPUs round to bfloat16 otherwise, GPUs to TF32
     pixels = jnp.einsum("ih,hwc->iwc", rows, image, **exact)
     pixels = jnp.einsum("jw,iwc->ijc", columns, pixels, **exact)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+RULES = ("11-point", "area")  # of VOC2007, and of VOC2010 and later
+
 
 class Detections(NamedTuple):
     """What a detector found, for each image.
@@ -206,7 +208,7 @@ def average_precision(precision, recall, rule="11-point"):
         the VOC2010 development kit for the area.
     """
     precision, recall = np.asarray(precision, float), np.asarray(recall, float)
-    if rule not in ("11-point", "area"):
+    if rule not in RULES:
         raise ValueError(f"rule is {rule!r}, but '11-point' or 'area' was expected.")
     if precision.shape != recall.shape or precision.ndim != 1:
         raise ValueError(

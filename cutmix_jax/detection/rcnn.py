@@ -63,7 +63,7 @@ def _some_area(boxes):
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
-def rpn_loss(logits, deltas, kinds, offsets, sigma=3):
+def rpn_loss(logits, deltas, kinds, offsets, sigma=3, count=None):
     r"""The loss of the RPN: where objects are, and whether there are any.
 
     With the N sampled anchors of the batch, and smooth L1
@@ -84,6 +84,8 @@ def rpn_loss(logits, deltas, kinds, offsets, sigma=3):
         kinds: y, int `[B, A]`, from `rpn_targets`; -1 for anchors that are not sampled.
         offsets: t, float `[B, A, 4]`, from `rpn_targets`.
         sigma: where smooth L1 becomes linear, as above.
+        count: N; may be traced. The default is that of this batch. If it is a part of a batch, give
+            the N of the whole, divided by the number of parts, as for `ssd_loss`.
 
     Returns:
         `(localization, classification)`, float32 scalars. The loss is their sum.
@@ -102,10 +104,10 @@ def rpn_loss(logits, deltas, kinds, offsets, sigma=3):
         NIPS 2015, equation 1; N and sigma are those of the code that the CutMix paper cites.
     """
     logits, deltas, kinds, offsets = _checked(logits, deltas, kinds, offsets, classes=2)
-    return _losses(logits, deltas, kinds, offsets, kinds == POSITIVE, sigma)
+    return _losses(logits, deltas, kinds, offsets, kinds == POSITIVE, sigma, count)
 
 
-def head_loss(logits, deltas, classes, offsets, sigma=1):
+def head_loss(logits, deltas, classes, offsets, sigma=1, count=None):
     """The loss of the second stage: where the boxes are, and what is in them.
 
     It is that of `rpn_loss`, with all sampled regions of the batch for the anchors, and the deltas
@@ -117,6 +119,7 @@ def head_loss(logits, deltas, classes, offsets, sigma=1):
         classes: int `[B, R]`, from `sample_rois`; -1 for unused regions.
         offsets: float `[B, R, 4]`, from `sample_rois`.
         sigma: where smooth L1 becomes linear.
+        count: as for `rpn_loss`.
 
     Returns:
         `(localization, classification)`, float32 scalars. The loss is their sum.
@@ -133,13 +136,13 @@ def head_loss(logits, deltas, classes, offsets, sigma=1):
     Reference:
         Girshick. Fast R-CNN. ICCV 2015, equations 1 to 3.
     """
-    count = jnp.shape(logits)[-1] if jnp.ndim(logits) else 0
+    outputs = jnp.shape(logits)[-1] if jnp.ndim(logits) else 0
     logits, deltas, classes, offsets = _checked(
-        logits, deltas, classes, offsets, classes=count, inner=(count,)
+        logits, deltas, classes, offsets, classes=outputs, inner=(outputs,)
     )
     own = jnp.maximum(classes, 0)[..., None, None]
     deltas = jnp.take_along_axis(deltas, own, 2)[:, :, 0]
-    return _losses(logits, deltas, classes, offsets, classes > 0, sigma)
+    return _losses(logits, deltas, classes, offsets, classes > 0, sigma, count)
 
 
 def _checked(logits, deltas, targets, offsets, classes, inner=()):
@@ -161,15 +164,16 @@ def _checked(logits, deltas, targets, offsets, classes, inner=()):
     return logits, deltas, targets, offsets
 
 
-def _losses(logits, deltas, targets, offsets, positive, sigma):
-    """(localization, classification), both over the number of targets that are not -1."""
+def _losses(logits, deltas, targets, offsets, positive, sigma, count):
+    """(localization, classification), both over `count`, or the number of targets but -1."""
     sampled = targets >= 0
     target = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
     entropy = jax.nn.logsumexp(logits, -1) - target
     error = jnp.where(positive[..., None], deltas - offsets, 0)
     size, square = jnp.abs(error), sigma * sigma
     smooth = jnp.where(size < 1 / square, square * error**2 / 2, size - 0.5 / square)
-    count = jnp.maximum(sampled.sum(), 1)
+    if count is None:
+        count = jnp.maximum(sampled.sum(), 1)
     return smooth.sum() / count, jnp.where(sampled, entropy, 0).sum() / count
 
 

@@ -16,6 +16,7 @@ from cutmix_jax.evals import (
     between,
     cam,
     classification,
+    detection,
     fgsm,
     localization,
     occlusion,
@@ -43,6 +44,7 @@ EVALS = {
     "occlusion": occlusion.EVALUATION,
     "between": between.EVALUATION,
     "ood": ood.EVALUATION,
+    "detection": detection.EVALUATION,
 }
 
 
@@ -89,7 +91,7 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
         if primary:
             print(text, file=stream, flush=True)
 
-    reasons = {name: EVALS[name].why_not(subject) for name in names}
+    reasons = {name: why_not(subject, name) for name in names}
     refused = [reason for reason in reasons.values() if reason]
     if refused and not every:
         raise UserError(refused[0][0].upper() + refused[0][1:])
@@ -136,6 +138,17 @@ def run_evals(subject, names, folder, checkpoint, every=False, stream=None):
     if not results:
         raise UserError("None of the evaluations applies to this network and its dataset.")
     return results
+
+
+def why_not(subject, name):
+    """None, or a sentence that says why an evaluation does not apply to a network."""
+    task = EVALS[name].task
+    if not isinstance(subject.task, task):
+        return (
+            f"{name} is for the task {task.__name__.lower()!r}, and config.task is "
+            f"{subject.task.config.task!r}: choose another evaluation."
+        )
+    return EVALS[name].why_not(subject)
 
 
 def images_digest(subject):
@@ -193,6 +206,8 @@ def write_report(folder, name, values, report):
         table.writeheader()
         table.writerows(rows)
         (written_to / file).write_text(text.getvalue())
+    for file, text in report.texts.items():
+        (written_to / file).write_text(text)
     for file, figure in report.figures.items():
         figure.savefig(written_to / file)
     with whole_file(written_to / f"{name}.json") as unfinished:

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from cutmix_jax.tasks.classification import Classification
+
 
 @dataclasses.dataclass
 class Report:
@@ -13,6 +15,7 @@ class Report:
         rows: a list of dictionaries with the same keys, the rows of ``NAME.csv``.
         figures: ``{file name: matplotlib Figure}``.
         tables: further ``{file name: rows}``.
+        texts: ``{file name: text}``.
         left_out: sentences about parts that were not measured.
         again: measure again the next time, because those parts may exist by then.
     """
@@ -21,6 +24,7 @@ class Report:
     rows: list
     figures: dict = dataclasses.field(default_factory=dict)
     tables: dict = dataclasses.field(default_factory=dict)
+    texts: dict = dataclasses.field(default_factory=dict)
     left_out: tuple = ()
     again: bool = False
 
@@ -38,9 +42,11 @@ class Evaluation:
         again.
         find: ``(subject, options) -> (inputs, digest)``: further arguments of `run`, besides the
             images of the split, and a string that changes if they do.
+        task: the class of tasks whose networks it measures.
     """
 
     run: Callable
     why_not: Callable = lambda subject: None
     version: int = 1
     find: Callable = lambda subject, options: ((), "")
+    task: type = Classification

@@ -21,6 +21,7 @@ from cutmix_jax.parallel import create_mapping
 TASKS = {
     "classification": "cutmix_jax.tasks.classification:Classification",
     "ssd": "cutmix_jax.tasks.ssd:SSD",
+    "faster_rcnn": "cutmix_jax.tasks.faster_rcnn:FasterRCNN",
 }
 
 
@@ -50,7 +51,7 @@ class Task:
     in_percent: ClassVar[bool] = False  # whether it is a fraction that tables show in percent
     heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
-    frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths
+    frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths, * is any
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
     uses_mix: ClassVar[bool] = False  # whether it applies config.mix and config.label_smoothing
     pictures: ClassVar[tuple[str, ...]] = ()  # files that the plots below write

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cutmix_jax import UserError, models, run, signals, tasks, train
 from cutmix_jax.command_line import read_config
@@ -27,6 +28,7 @@ SMALL = {
     "train_examples": 64,
     "max_objects": 2,
     "epochs": 2,
+    "eval_every": 1,
     "checkpoint_every": 3,
     "detection.max_per_class": 8,
 }
@@ -111,6 +113,22 @@ def test_it_is_trained_and_reported(finished):
     assert f"mAP, last epoch       {results['map_last']:.3f}" in printed
     for picture in SSD.pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_it_finds_is_evaluated(finished, tmp_path):
+    folder, results, _ = finished
+    for i, size in enumerate([(40, 30), (50, 60)]):
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    overrides = {"evals.detection.images": str(tmp_path)}
+    found = run.evaluate(None, folder, overrides=overrides, evals="detection", stream=io.StringIO())
+    assert found["detection"]["map_11_point"] == pytest.approx(results["map_last"])
+    written = {path.name for path in (folder / "evals").iterdir()}
+    assert {"comp4_det_test_disc.txt", "detection.png", "detection_photographs.png"} <= written
+
+
+def test_evaluations_of_classifiers_are_refused(finished):
+    with pytest.raises(UserError, match="Fgsm is for the task 'classification'"):
+        run.evaluate(None, finished[0], evals="fgsm", stream=io.StringIO())
 
 
 def test_stopped_within_an_epoch_it_ends_with_the_same_bits(finished, start, tmp_path):
@@ -236,7 +254,7 @@ def test_another_network_is_refused(task, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", "resnet20", "strides 8, 16 and 32 that SSD needs. Use .* resnet50"),
+        ("model", "resnet20", "strides 8, 16 and 32 that a detector needs. Use .* resnet50"),
         ("model", "ge_resnet50", "strides 8, 16 and 32"),
         ("last_stride", 1, r"config.last_stride=1 does not have"),
         ("image_size", 16, "too small for resnet10x0.0625"),

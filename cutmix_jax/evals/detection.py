@@ -1,0 +1,224 @@
+"""What a detector finds: mAP by both rules of VOC, its result files, and pictures."""
+
+import jax
+import numpy as np
+from jax import lax
+
+from cutmix_jax import UserError, pictures
+from cutmix_jax.data import image_files, records
+from cutmix_jax.detection.average_precision import (
+    RULES,
+    Truths,
+    average_precision,
+    precision_recall,
+)
+from cutmix_jax.evals import figures
+from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.parallel import AXIS
+from cutmix_jax.paths import existing_folder
+from cutmix_jax.tasks.detector import Detector
+
+COLUMNS = 4  # of the pictures
+
+
+def find_photographs(subject, options):
+    """The images of `evals.detection.images`, none by default, as `(names, images)`."""
+    if options.images is None:
+        return ((), ()), ""
+    folder = existing_folder(options.images, "evals.detection.images", "a folder of images")
+    passed_over = {}
+    paths = image_files.find(folder, passed_over)
+    image_files.say_passed_over(folder, passed_over)
+    if not paths:
+        raise UserError(
+            f"config.evals.detection.images={options.images} contains no image. Give the folder of "
+            "some photographs."
+        )
+    if len(paths) > options.most_images:
+        raise UserError(
+            f"config.evals.detection.images={options.images} contains {len(paths)} images, more "
+            f"than config.evals.detection.most_images={options.most_images}. Raise it, or give "
+            "another folder."
+        )
+    stored = [image_files.read(path) for path in paths]
+    most = subject.task.config.voc.max_side
+    images = [
+        shrink(image_files.decode(data, 3, path), most)
+        for data, path in zip(stored, paths, strict=True)
+    ]
+    return (tuple(paths), images), records.digest(iter(stored))
+
+
+def shrink(image, most):
+    """An image uint8 `[H, W, C]` whose longer side is at most `most` pixels."""
+    ratio = min(1, most / max(image.shape[:2]))
+    shape = tuple(max(1, round(side * ratio)) for side in image.shape[:2])
+    return image if shape == image.shape[:2] else image_files.resize(image, shape)
+
+
+def run(subject, options, paths=(), photographs=()):
+    """mAP and the curve of each class; what is found in the split, and in other photographs."""
+    task = subject.task
+    part = task.data.arrays[subject.split]
+    outputs = measure(subject, subject.arrays, subject.batches(), subject.examples)
+    found = task.detections(outputs)
+    truths = Truths(outputs["boxes"], outputs["label"], outputs["difficult"])
+    names = task.data.class_names
+    curves = [precision_recall(found, truths, label) for label in range(len(names))]
+    rows = [
+        {
+            "class": name,
+            "objects": curve.truths,
+            "detections": len(curve.scores),
+            **{f"ap_{rule}": ap(curve, rule) for rule in RULES},
+        }
+        for name, curve in zip(names, curves, strict=True)
+    ]
+    values = {
+        f"map_{rule.replace('-', '_')}": float(np.nanmean([row[f"ap_{rule}"] for row in rows]))
+        for rule in RULES
+    }
+    ids = task.data.names[subject.split] if task.data.names else None
+    ids = ids or [f"{i:06}" for i in range(subject.examples)]
+    pixels = in_pixels(found, part["size"])
+    texts = {
+        f"comp4_det_{subject.split}_{name}.txt": result_file(pixels, ids, label)
+        for label, name in enumerate(names)
+    }
+    shown = range(min(options.shown, subject.examples))
+    drawn = {
+        "detection.png": draw(
+            [cut(part["image"][i], part["size"][i]) for i in shown],
+            pixels,
+            names,
+            options.min_score,
+            in_pixels(truths, part["size"]),
+        ),
+        "detection_curves.png": draw_curves(curves, names),
+    }
+    if photographs:
+        drawn["detection_photographs.png"] = draw(
+            photographs, find_objects(subject, photographs), names, options.min_score
+        )
+    return Report(values, rows, drawn, curve_tables(curves, names), texts=texts)
+
+
+def measure(subject, arrays, host_batches, count):
+    """The outputs of the task's `measure` for `count` images of some arrays; on the host."""
+    task, mapping = subject.task, subject.task.mapping
+    mapped = mapping.map(
+        lambda weights, arrays, xs: lax.all_gather(
+            task.measure(weights, arrays, xs)[1], AXIS, tiled=True
+        )
+    )
+
+    def call(xs):
+        result = mapped(subject.weights, arrays, xs)
+        # Several CPU devices abort if a second call is in flight.
+        return jax.block_until_ready(result) if mapping.must_wait else result
+
+    return subject.collect(call, host_batches, count, "detection")
+
+
+def find_objects(subject, photographs):
+    """The `Detections` in images uint8 `[h, w, 3]` of any size, in their pixels."""
+    count = len(photographs)
+    size = np.array([image.shape[:2] for image in photographs], np.int32)
+    images = np.zeros((count, *size.max(0), 3), np.uint8)
+    for row, image in zip(images, photographs, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    arrays = {
+        "image": images,
+        "size": size,
+        "boxes": np.zeros((count, 1, 4), np.float32),
+        "label": np.full((count, 1), -1, np.int32),
+        "difficult": np.zeros((count, 1), bool),
+    }
+    task = subject.task
+    batches = subject.foreign_batches(count)
+    outputs = measure(subject, task.mapping.replicate(arrays), batches, count)
+    return in_pixels(task.detections(outputs), size)
+
+
+def ap(curve, rule):
+    """The average precision of a class, NaN if it has no objects."""
+    if not curve.truths:
+        return float("nan")
+    return float(average_precision(curve.precision, curve.recall, rule))
+
+
+def in_pixels(group, sizes):
+    """`Detections` or `Truths` with boxes in pixels, from fractions of images `[n, 2]`."""
+    boxes = [
+        np.asarray(own).reshape(-1, 4) * np.tile(size, 2)
+        for own, size in zip(group.boxes, np.asarray(sizes, np.float64), strict=True)
+    ]
+    return group._replace(boxes=boxes)
+
+
+def result_file(found, ids, label):
+    """A class's detections as VOC's development kit reads them.
+
+    Each line has an image, a score and inclusive corners, counted from 1: left, top, right, bottom.
+    """
+    lines = []
+    for name, boxes, scores, labels in zip(
+        ids, found.boxes, found.scores, found.labels, strict=True
+    ):
+        for (top, left, bottom, right), score, own in zip(boxes, scores, labels, strict=True):
+            if own == label:
+                corners = f"{left + 1:.6f} {top + 1:.6f} {right:.6f} {bottom:.6f}"
+                lines.append(f"{name} {score:.6f} {corners}\n")
+    return "".join(lines)
+
+
+def curve_tables(curves, names):
+    """The table of the curves, `{}` if nothing was found."""
+    rows = [
+        {"class": name, "score": score, "precision": precision, "recall": recall}
+        for name, curve in zip(names, curves, strict=True)
+        for score, precision, recall in zip(
+            curve.scores, curve.precision, curve.recall, strict=True
+        )
+    ]
+    return {"detection_curves.csv": rows} if rows else {}
+
+
+def cut(image, size):
+    """The image in the top left corner of its canvas."""
+    return image[: size[0], : size[1]]
+
+
+def draw(images, found, class_names, min_score, truths=None):
+    """Images uint8 with the objects that are found, and white boxes around the true ones."""
+    rows = -(-len(images) // COLUMNS)
+    figure, axes = figures.new_figure(2.8 * COLUMNS, 2.8 * rows, rows, COLUMNS, squeeze=False)
+    colors = pictures.line_colors(len(class_names))
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for i, (axis, image) in enumerate(zip(axes.ravel(), images, strict=False)):
+        figures.show(axis, image / 255)
+        if truths is not None:
+            for box, label in zip(truths.boxes[i], truths.labels[i], strict=True):
+                if label >= 0:
+                    figures.outline(axis, box, "white")
+        for box, score, label in zip(found.boxes[i], found.scores[i], found.labels[i], strict=True):
+            if label >= 0 and score >= min_score:
+                words = f"{pictures.shorten(class_names[label])} {score:.2f}"
+                pictures.outline_box(axis, np.asarray(box) - 0.5, colors[label], words)
+    return figure
+
+
+def draw_curves(curves, names):
+    """Precision over recall, one curve per class."""
+    figure, axis = figures.new_figure(6.4, 4.8)
+    colors = pictures.line_colors(len(names))
+    for color, name, curve in zip(colors, names, curves, strict=True):
+        if curve.truths:
+            axis.plot(curve.recall, curve.precision, color=color, label=pictures.shorten(name))
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.legend(frameon=False, fontsize=7, ncols=2)
+    return figures.plain(axis) and figure
+
+
+EVALUATION = Evaluation(run, find=find_photographs, task=Detector)

@@ -1,0 +1,178 @@
+"""What detectors have in common as tasks: data, difficult objects, mAP, words and plots."""
+
+from typing import ClassVar
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from cutmix_jax import UserError, models
+from cutmix_jax.config import DEFAULTS
+from cutmix_jax.data import objects
+from cutmix_jax.detection import ssd
+from cutmix_jax.detection.average_precision import Truths, mean_average_precision
+from cutmix_jax.parallel import AXIS
+from cutmix_jax.tasks import Task, check_channels
+
+
+class Detector(Task):
+    """A detector with the backbone `config.model`; `config.image_size` is the side of its images.
+
+    A subclass defines `create_model`, `init`, `augmented`, `load`, `loss`, `measure`, `detections`
+    and `describe`.
+    """
+
+    ranked_by, higher_is_better = "map", True
+    measure_name, in_percent = "mAP", True
+    left_out = ("fc",)  # of a classifier
+    pictures = ("objects.png", "map.png")
+    losses: ClassVar[dict[str, str]] = {}  # counters of `loss`, and their words
+    unused: ClassVar[tuple[str, ...]] = ()  # keys of config.detection for other detectors
+
+    @classmethod
+    def check_config(cls, config):
+        if not config.image_size:
+            raise UserError(
+                f"The task {config.task!r} resizes images to config.image_size, which is not set. "
+                "Set it, for instance to 300."
+            )
+        if not ssd.fits(cls.backbone(config)):
+            raise UserError(
+                f"config.model={config.model!r} with config.last_stride={config.last_stride} does "
+                "not have the feature maps of strides 8, 16 and 32 that a detector needs. Use a "
+                "network for ImageNet such as resnet50 or resnet18x0.25, with config.last_stride=2."
+            )
+        models.check_image_size(config.model, (config.image_size,) * 2 + (3,))
+        for key in cls.unused:
+            value, default = config.detection[key], DEFAULTS[f"detection.{key}"]
+            if value != default:
+                raise UserError(
+                    f"config.detection.{key} is {value!r}, but the task {config.task!r} does not "
+                    f"use it. Leave it at {default!r}."
+                )
+
+    @classmethod
+    def open_data(cls, config, shards):
+        data = objects.open_objects(config, shards)
+        check_channels(config, data.image_shape)
+        return data
+
+    @staticmethod
+    def backbone(config):
+        """The network of `config.model`, without a head."""
+        return models.from_config(config, num_classes=None, norm_axis=AXIS)
+
+    def check(self):
+        """Refuses a split without any object that is learned or measured."""
+        for split, part in self.data.arrays.items():
+            keep_difficult = split == "train" and self.config.detection.keep_difficult
+            if not ((part["label"] >= 0) & (keep_difficult | ~part["difficult"])).any():
+                raise UserError(
+                    f"The split {split} of {self.config.dataset!r} has no object that is not "
+                    "difficult, but at least one is needed. Choose other data, with "
+                    "config.data_dir, config.voc.train or config.voc.test."
+                )
+
+    def init(self, key):
+        side = self.config.image_size
+        return self.model.init(key, jnp.zeros((1, side, side, self.data.image_shape[-1])))
+
+    def augmented(self, arrays, xs, step):
+        """One device's training images in [0, 1], with their objects; traced.
+
+        Returns:
+            `{'image': float32 [b, S, S, 3], 'boxes': float32 [b, G, 4], 'label': int32 [b, G],
+            'difficult': bool [b, G]}` at least, boxes as fractions of the image.
+        """
+        raise NotImplementedError
+
+    def learned(self, batch):
+        """int32 `[b, G]`, the labels of a batch, -1 for difficult objects unless they are kept."""
+        keep = self.config.detection.keep_difficult | ~batch["difficult"]
+        return jnp.where(keep, batch["label"], -1)
+
+    @property
+    def fill(self):
+        """float32 `[3]`, the color outside the images: the mean, which is 0 once normalized."""
+        return jnp.broadcast_to(jnp.array(self.config.normalize.mean), 3)
+
+    def detections(self, outputs):
+        """The `average_precision.Detections` in the outputs of `measure`; on the host."""
+        raise NotImplementedError
+
+    def score(self, split, outputs):
+        """`{'map': mAP, 'ap_CLASS': AP, ...}`, without the classes that the split does not have."""
+        mean, each = mean_average_precision(
+            self.detections(outputs),
+            Truths(outputs["boxes"], outputs["label"], outputs["difficult"]),
+            self.data.num_classes,
+            rule=self.config.detection.ap_rule,
+        )
+        named = zip(self.data.class_names, each, strict=True)
+        return {"map": mean} | {f"ap_{name}": ap for name, ap in named if not np.isnan(ap)}
+
+    def describe_data(self, resized):
+        """The data in words; `resized` says to what the images are resized."""
+        data = self.data
+        examples = ", ".join(
+            f"{count:,} {split.replace('_', '-')}" for split, count in data.examples.items()
+        )
+        return f"{self.config.dataset}: {examples}; resized to {resized}, {data.kind}"
+
+    def describe_epoch(self, history):
+        record = history[-1]
+        parts = ", ".join(
+            f"{word} {record[f'train_{name}']:.3f}" for name, word in self.losses.items()
+        )
+        words = f"train loss {record['train_loss']:.3f} ({parts})"
+        split = self.ranking_split(record)
+        if split is None:
+            return words
+        best = self.best(history, split)[f"{split}_map"]
+        return (
+            f"{words}  {split.replace('_', '-')} mAP {record[f'{split}_map']:.3f} (best {best:.3f})"
+        )
+
+    def summarize(self, history):
+        last = history[-1]
+        results = super().summarize(history) | {
+            "ap_last": {
+                name: last[f"test_ap_{name}"]
+                for name in self.data.class_names
+                if f"test_ap_{name}" in last
+            }
+        }
+        if "held_out" in self.data.examples:
+            chosen = self.best(history, "held_out")
+            results |= {"map_held_out": chosen["test_map"], "held_out_epoch": chosen["epoch"]}
+        return results
+
+    def describe_results(self, results):
+        lines = [f"mAP, last epoch       {results['map_last']:.3f}"]
+        if "held_out_epoch" in results:
+            lines.append(
+                f"mAP, held-out choice  {results['map_held_out']:.3f}   epoch "
+                f"{results['held_out_epoch']}"
+            )
+        each = ", ".join(f"{name} {ap:.2f}" for name, ap in results["ap_last"].items())
+        return [
+            *lines,
+            f"mAP, best on test     {results['map_best']:.3f}   epoch {results['best_epoch']}",
+            f"AP, last epoch        {each}",
+        ]
+
+    def plot_start(self, arrays, folder):
+        """Writes `objects.png`: the first device's images of the first batch."""
+        from cutmix_jax import pictures  # Matplotlib takes a second
+
+        mapped = self.mapping.map(lambda step, arrays, xs: self.augmented(arrays, xs, step))
+        xs = self.mapping.shard(next(iter(self.data.train_batches(0))))
+        batch = jax.device_get(mapped(self.mapping.replicate(np.int32(0)), arrays, xs))
+        if jax.process_index() == 0:
+            pictures.draw_boxes(batch, self.data.class_names, folder / "objects.png")
+
+    def plot_history(self, history, folder):
+        """Writes `map.png`."""
+        from cutmix_jax import pictures
+
+        pictures.draw_measure(history, "map", "mAP", folder / "map.png")
