@@ -39,9 +39,9 @@ def augment_ssd(
         check_overlap: as for `sample_window`.
 
     Returns:
-        `{'image': float32 [b, S, S, 3], 'boxes': float32 [b, G, 4], 'label': int32 [b, G],
-        'difficult': bool [b, G]}`. Images are in [0, 1], or leave it as colors are not clipped.
-        Boxes are fractions of the output image, and zeros where the label is -1.
+        A dictionary with `image`, float32 `[b, S, S, 3]`, in [0, 1] or beyond, as colors are not
+        clipped; `boxes`, float32 `[b, G, 4]`, fractions of the output image, and zeros where the
+        label is -1; `label`, int32 `[b, G]`; and `difficult`, bool `[b, G]`.
 
     Raises:
         ValueError: the shapes do not fit, or images are not uint8.

@@ -165,10 +165,11 @@ def result_file(found, ids, label):
     for name, boxes, scores, labels in zip(
         ids, found.boxes, found.scores, found.labels, strict=True
     ):
-        for (top, left, bottom, right), score, own in zip(boxes, scores, labels, strict=True):
-            if own == label:
-                corners = f"{left + 1:.6f} {top + 1:.6f} {right:.6f} {bottom:.6f}"
-                lines.append(f"{name} {score:.6f} {corners}\n")
+        own = np.asarray(labels) == label
+        chosen = zip(boxes[own].tolist(), np.asarray(scores)[own].tolist(), strict=True)
+        for (top, left, bottom, right), score in chosen:
+            corners = f"{left + 1:.6f} {top + 1:.6f} {right:.6f} {bottom:.6f}"
+            lines.append(f"{name} {score:.6f} {corners}\n")
     return "".join(lines)
 
 
