@@ -15,18 +15,18 @@ class Report:
         rows: a list of dictionaries with the same keys, the rows of ``NAME.csv``.
         figures: ``{file name: matplotlib Figure}``.
         tables: further ``{file name: rows}``.
-        texts: ``{file name: text}``.
         left_out: sentences about parts that were not measured.
         again: measure again the next time, because those parts may exist by then.
+        texts: further ``{file name: text}``.
     """
 
     values: dict
     rows: list
     figures: dict = dataclasses.field(default_factory=dict)
     tables: dict = dataclasses.field(default_factory=dict)
-    texts: dict = dataclasses.field(default_factory=dict)
     left_out: tuple = ()
     again: bool = False
+    texts: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
