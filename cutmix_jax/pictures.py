@@ -22,12 +22,7 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
         rows: maximum number of rows.
     """
     count = min(len(batch["image"]), rows * columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(columns * 1.5, rows * 1.95), dpi=100, layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-        axis.set(xticks=(), yticks=())  # the layout measures ticks even if hidden
+    figure, axes = image_grid(count, columns, 1.5, 1.95)
     for i in range(count):
         show_image(axes[i], batch["image"][i])
         words = describe_target(batch["target"][i], batch["label"][i], class_names)
@@ -52,12 +47,7 @@ def draw_boxes(batch, class_names, path, columns=4, rows=4):
         rows: maximum number of rows.
     """
     count = min(len(batch["image"]), rows * columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(columns * 2.4, rows * 2.5), dpi=100, layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-        axis.set(xticks=(), yticks=())  # the layout measures ticks even if hidden
+    figure, axes = image_grid(count, columns, 2.4, 2.5)
     colors = line_colors(len(class_names))
     for axis, image, boxes, labels in zip(
         axes, batch["image"], batch["boxes"], batch["label"], strict=False
@@ -69,6 +59,17 @@ def draw_boxes(batch, class_names, path, columns=4, rows=4):
                 outline_box(axis, box, colors[label], shorten(class_names[label]))
     figure.suptitle("Training images as the model sees them, with their objects", fontsize=9)
     figure.savefig(path)
+
+
+def image_grid(count, columns, width, height):
+    """A figure and the axes of `count` images, each `width` by `height` inches."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * width, rows * height), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+        axis.set(xticks=(), yticks=())  # the layout measures ticks even if hidden
+    return figure, axes
 
 
 def outline_box(axis, box, color, words):
@@ -157,15 +158,9 @@ def draw_errors(histories, path):
         if len(histories) == 1:
             weighted = [100 * (1 - record["train_weighted_accuracy"]) for record in records]
             axis.plot(epochs, weighted, color="C7", linewidth=1, label="train, lambda-weighted")
-    axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_ylabel("top-1 error (%)")
     if len(histories) == 1:  # several runs are compared up close
         axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.savefig(path)
+    save_curves(figure, axis, "top-1 error (%)", path)
 
 
 def draw_measure(history, key, words, path):
@@ -190,10 +185,15 @@ def draw_measure(history, key, words, path):
                 label=split.replace("_", "-"),
                 marker="." if len(measured) < 5 else None,
             )
+    axis.set_ylim(0, 1)
+    save_curves(figure, axis, words, path)
+
+
+def save_curves(figure, axis, words, path):
+    """Labels the axes of curves over the epochs, and writes the figure."""
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel(words)
-    axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)

@@ -186,6 +186,12 @@ def _is_deep(image) -> bool:
     return image.format == "PNG" and str(details).endswith(";16B")
 
 
+def shrunk_shape(shape: tuple[int, int], most: int) -> tuple[int, int]:
+    """(height, width) of an image whose longer side is reduced to at most `most` pixels."""
+    scale = min(1, most / max(shape))
+    return tuple(max(1, round(side * scale)) for side in shape)
+
+
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resizes uint8 [H, W, C] to [*shape, C], bilinear with antialiasing."""
     return resize_and_crop(image, shape, (0, 0), shape)

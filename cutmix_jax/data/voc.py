@@ -195,8 +195,7 @@ def _read_one(annotation: str, image: str, max_side: int):
             "supported. Remove some, or the image from its split."
         )
     corners = boxes.checked(found.corners - [1, 1, 0, 0], annotation, size, "in pixels")
-    scale = min(1, max_side / max(size))
-    shrunk = tuple(max(1, round(side * scale)) for side in size)
+    shrunk = image_files.shrunk_shape(size, max_side)
     ratio = np.divide(shrunk, size)
     return shrunk, found.names, np.float32(corners * [*ratio, *ratio]), found.difficult
 

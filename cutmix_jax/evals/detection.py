@@ -1,8 +1,6 @@
 """What a detector finds: mAP by both rules of VOC, its result files, and pictures."""
 
-import jax
 import numpy as np
-from jax import lax
 
 from cutmix_jax import UserError, pictures
 from cutmix_jax.data import image_files, records
@@ -14,7 +12,6 @@ from cutmix_jax.detection.average_precision import (
 )
 from cutmix_jax.evals import figures
 from cutmix_jax.evals.evaluation import Evaluation, Report
-from cutmix_jax.parallel import AXIS
 from cutmix_jax.paths import existing_folder
 from cutmix_jax.tasks.detector import Detector
 
@@ -51,8 +48,7 @@ def find_photographs(subject, options):
 
 def shrink(image, most):
     """An image uint8 `[H, W, C]` whose longer side is at most `most` pixels."""
-    ratio = min(1, most / max(image.shape[:2]))
-    shape = tuple(max(1, round(side * ratio)) for side in image.shape[:2])
+    shape = image_files.shrunk_shape(image.shape[:2], most)
     return image if shape == image.shape[:2] else image_files.resize(image, shape)
 
 
@@ -105,19 +101,10 @@ def run(subject, options, paths=(), photographs=()):
 
 def measure(subject, arrays, host_batches, count):
     """The outputs of the task's `measure` for `count` images of some arrays; on the host."""
-    task, mapping = subject.task, subject.task.mapping
-    mapped = mapping.map(
-        lambda weights, arrays, xs: lax.all_gather(
-            task.measure(weights, arrays, xs)[1], AXIS, tiled=True
-        )
+    call = subject.gathered(lambda *inputs: subject.task.measure(*inputs)[1])
+    return subject.collect(
+        lambda xs: call(subject.weights, arrays, xs), host_batches, count, "detection"
     )
-
-    def call(xs):
-        result = mapped(subject.weights, arrays, xs)
-        # Several CPU devices abort if a second call is in flight.
-        return jax.block_until_ready(result) if mapping.must_wait else result
-
-    return subject.collect(call, host_batches, count, "detection")
 
 
 def find_objects(subject, photographs):

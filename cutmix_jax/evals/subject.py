@@ -97,18 +97,23 @@ class Subject:
             load: ``(arrays, xs) -> batch``, if the images are not those of the split. uint8 arrays
                 are scaled to [0, 1].
         """
-        mapping = self.task.mapping
         load = load or self.load
 
-        def gathered(state, arrays, xs):
+        def measure(state, arrays, xs):
             weights, extras = state
             scaled = {name: scale(value) for name, value in load(arrays, xs).items()}
-            return lax.all_gather(f(weights, scaled, *extras), AXIS, tiled=True)
+            return f(weights, scaled, *extras)
 
-        mapped = mapping.map(gathered)
+        call = self.gathered(measure)
+        return lambda xs, *extras: call((self.weights, extras), self.arrays, xs)
 
-        def call(xs, *extras):
-            result = mapped((self.weights, extras), self.arrays, xs)
+    def gathered(self, f):
+        """Compiles ``f(state, arrays, xs)`` for all devices; the results of all are joined."""
+        mapping = self.task.mapping
+        mapped = mapping.map(lambda *inputs: lax.all_gather(f(*inputs), AXIS, tiled=True))
+
+        def call(*inputs):
+            result = mapped(*inputs)
             # Several CPU devices abort if a second call is in flight.
             return jax.block_until_ready(result) if mapping.must_wait else result
 

@@ -6,7 +6,6 @@ import functools
 from cutmix_jax import paper, sweep
 from cutmix_jax.command_line import read_config
 from cutmix_jax.config import differences, flatten, to_plain
-from cutmix_jax.methods import DETECTORS
 from cutmix_jax.report import drawings
 from cutmix_jax.report.runs import (
     conditions,
@@ -292,7 +291,7 @@ def transferred(rows, runs):
         cells = []
         for row in rows:
             for key, config in row["configs"].items():
-                if config.endswith(f",{detector}") and detector in DETECTORS:
+                if config.endswith(f",{detector}"):
                     found = ours(runs, config, row["backbone"])
                     cells.append([label(row), text(row[key]), *found, config, row["backbone"]])
         head = ["row", f"paper, mAP of {network['name']}", "ours, in full: last / best", SMALL]
