@@ -87,7 +87,7 @@ class FasterRCNN(nn.Module):
         )
         nn.share_scope(self, self.image_part)
         nn.share_scope(self, self.region_part)
-        self.rpn = Proposer(
+        self.rpn = _Proposer(
             self.backbone.conv_layer,
             8 * self.backbone.width,
             len(self.scales) * len(RATIOS),
@@ -164,7 +164,7 @@ class FasterRCNN(nn.Module):
         return tuple(x.reshape(*regions.shape[:2], *x.shape[1:]) for x in found)
 
 
-class Proposer(nn.Module):
+class _Proposer(nn.Module):
     """The region proposal network: two logits and a coded box per anchor, in float32."""
 
     conv_layer: functools.partial
