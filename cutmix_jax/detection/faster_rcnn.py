@@ -93,7 +93,7 @@ class FasterRCNN(nn.Module):
             len(self.scales) * len(RATIOS),
             self.backbone.dtype,
         )
-        self.heads = Heads(self.num_classes)
+        self.heads = _Heads(self.num_classes)
 
     @property
     def stride(self):
@@ -185,7 +185,7 @@ class _Proposer(nn.Module):
         return tuple(y.reshape(len(y), -1, count) for y, count in zip(found, (2, 4), strict=True))
 
 
-class Heads(nn.Module):
+class _Heads(nn.Module):
     """Class logits and coded boxes of regions from their maps `[n, h, w, D]`, in float32."""
 
     num_classes: int

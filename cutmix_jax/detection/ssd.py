@@ -107,7 +107,19 @@ def priors_of(image_size):
 
 
 def fits(backbone):
-    """Whether a network has feature maps of strides 8, 16 and 32, for images of any size."""
+    """Whether a network has feature maps of strides 8, 16 and 32, for images of any size.
+
+    Args:
+        backbone: a Flax module.
+
+    Returns:
+        bool: whether it is a `models.resnet.ResNet` with four stages and the stem for large images.
+
+    Example:
+        >>> from cutmix_jax.models import create_model
+        >>> fits(create_model('resnet50')), fits(create_model('resnet20'))
+        (True, False)
+    """
     return (
         isinstance(backbone, ResNet)
         and (backbone.large_stem, backbone.strides, backbone.stages) == (True, (1, 2, 2, 2), 4)
@@ -184,7 +196,16 @@ class SSD(nn.Module):
 
 
 class L2Norm(nn.Module):
-    """Divides each pixel by its norm over the channels, and scales each channel by a parameter."""
+    """Divides each pixel by its norm over the channels, and scales each channel by a parameter.
+
+    The parameter `scale` is float32 `[D]`, 20 at first.
+
+    Call:
+        `(x) -> y`: a float map `[b, h, w, D]`, and float32 of the same shape.
+
+    Reference:
+        Liu et al. ParseNet: Looking Wider to See Better. arXiv 2015.
+    """
 
     @nn.compact
     def __call__(self, x):
@@ -195,7 +216,15 @@ class L2Norm(nn.Module):
 
 
 class Extras(nn.Module):
-    """The maps after that of stride 32, down to a single cell."""
+    """The maps after that of stride 32, down to a single cell.
+
+    Attributes:
+        conv: the class of the convolutions, with their initializers and dtype.
+        width: number that scales the channels, 64 in ResNet-50.
+
+    Call:
+        `(x) -> maps`: a float map `[b, h, h, D]`, and the list of smaller ones.
+    """
 
     conv: functools.partial
     width: int
@@ -217,7 +246,17 @@ class Extras(nn.Module):
 
 
 class Heads(nn.Module):
-    """Class logits and coded boxes of the priors of every map, in float32."""
+    """Class logits and coded boxes of the priors of every map, in float32.
+
+    Attributes:
+        conv: the class of the convolutions, with their initializers and dtype.
+        cells: number of priors per cell of each map.
+        num_classes: C, without the background.
+
+    Call:
+        `(features) -> (logits, offsets)`: a list of float maps `[b, h, w, D]`; float32
+        `[b, P, C + 1]` and `[b, P, 4]`, map after map and row after row.
+    """
 
     conv: functools.partial
     cells: list
