@@ -337,8 +337,8 @@ SCHEMA = {
     "detection.crop": Key(
         str,
         "original",
-        _one_of("original", "cited"),
-        "SSD's random crop: 'original', or 'cited' (the code that the paper cites).",
+        _one_of("original", "cited", "none"),
+        "SSD's expansion and crop: 'original', 'cited' (by the paper), or 'none'.",
     ),
     "detection.min_score": Key(float, 0.01, _RATE, "Scores of detections have to be above it."),
     "detection.nms_threshold": Key(

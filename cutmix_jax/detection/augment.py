@@ -35,7 +35,7 @@ def augment_ssd(
             images, boxes (top, left, bottom, right), both in pixels. Labels are -1 for padding.
         out_size: S, height and width of the output in pixels; static.
         fill: three numbers in [0, 1], the color outside the image; SSD takes the mean color.
-        minimum_overlaps: as for `sample_window`.
+        minimum_overlaps: as for `sample_window`; None for whole images, without a window.
         check_overlap: as for `sample_window`.
 
     Returns:
@@ -68,14 +68,16 @@ def augment_ssd(
     def augment(key, image, size, boxes, labels):
         for_colors, for_window, for_mirror = jax.random.split(key, 3)
         mirror = jax.random.bernoulli(for_mirror)
-        window = sample_window(
-            for_window,
-            boxes,
-            labels,
-            size,
-            minimum_overlaps=minimum_overlaps,
-            check_overlap=check_overlap,
-        )
+        window = _whole(size)
+        if minimum_overlaps is not None:
+            window = sample_window(
+                for_window,
+                boxes,
+                labels,
+                size,
+                minimum_overlaps=minimum_overlaps,
+                check_overlap=check_overlap,
+            )
         image = distort_colors(for_colors, image.astype(jnp.float32) / 255)
         image = resample(image, window, (out_size, out_size), fill, size=size, mirror=mirror)
         kept = (labels >= 0) & _contains(window, to_center_size(boxes)[:, :2])

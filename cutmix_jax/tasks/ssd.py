@@ -17,11 +17,12 @@ from cutmix_jax.detection.ssd_loss import ssd_loss
 from cutmix_jax.parallel import AXIS
 from cutmix_jax.tasks.detector import Detector
 
-# The random crop by `config.detection.crop`: options of `augment.augment_ssd`. The code that the
+# Expansion and crop by `config.detection.crop`: options of `augment.augment_ssd`. The code that the
 # paper cites lacks a minimum overlap of 0.5, and its test of the overlap rejects nothing.
 CROPS = {
     "original": {},
     "cited": {"minimum_overlaps": (0.1, 0.3, 0.7, 0.9), "check_overlap": False},
+    "none": {"minimum_overlaps": None},
 }
 
 

@@ -1,6 +1,7 @@
 """Augmentation against loops in NumPy, colorsys, JAX's resize, Pillow, and by counting."""
 
 import colorsys
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from cutmix_jax.detection import augment
 from cutmix_jax.detection import boxes as boxes_module
 
 FILL = (0.25, 0.5, 0.75)
+MIRRORED = [0, 3, 2, 1]  # left and right change places
 augment_ssd = jax.jit(augment.augment_ssd, static_argnums=2)
 resample = jax.jit(augment.resample, static_argnums=2)
 to_hsv, to_rgb = jax.jit(augment.rgb_to_hsv), jax.jit(augment.hsv_to_rgb)
@@ -410,6 +412,20 @@ def test_resize_for_evaluation():
         np.testing.assert_allclose(found["boxes"][i], boxes, atol=1e-6)
     np.testing.assert_array_equal(found["label"], batch["label"])
     np.testing.assert_array_equal(found["difficult"], batch["difficult"])
+
+
+def test_whole_images_keep_all_objects():
+    """Without expansion and crop only colors and the mirror are random."""
+    batch = some_batch(20)
+    keys = example_keys(0, 0, jnp.arange(20))
+    whole = functools.partial(augment.augment_ssd, minimum_overlaps=None)
+    found = jax.jit(whole, static_argnums=2)(keys, batch, 16, np.array(FILL))
+    plain = np.asarray(resize(batch)["boxes"])
+    turned = np.where(plain[..., 2:3] > 0, plain * [1, -1, 1, -1] + [0, 1, 0, 1], 0)[..., MIRRORED]
+    mirrored = (np.abs(found["boxes"] - turned) < 1e-6).all((1, 2))
+    assert ((np.abs(found["boxes"] - plain) < 1e-6).all((1, 2)) | mirrored).all()
+    assert 4 < mirrored.sum() < 16
+    np.testing.assert_array_equal(found["label"], batch["label"])
 
 
 @pytest.mark.parametrize("case", ["padding", "pixels", "empty", "no size", "gray"])
