@@ -160,8 +160,9 @@ SCHEMA = {
     "head_lr_factor": Key(
         float, 1.0, _NOT_NEGATIVE, "Learning rate of the head, relative to the rest."
     ),
-    "momentum": Key(float, 0.9, _FRACTION, "Momentum of SGD."),
-    "nesterov": Key(bool, True, None, "Use Nesterov momentum."),
+    "optimizer": Key(str, "sgd", _one_of("sgd", "adam"), "The rule of the updates."),
+    "momentum": Key(float, 0.9, _RATE, "Momentum of SGD, beta1 of Adam."),
+    "nesterov": Key(bool, True, None, "Use Nesterov momentum, in SGD."),
     "weight_decay": Key(
         float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters, as in the authors' code."
     ),

@@ -38,18 +38,23 @@ def describe(config):
         "step": f"x {config.lr_factor:g} after epoch {drops}" if drops else "throughout",
         "cosine": "falling to 0 along a cosine",
     }[config.schedule]
+    name, momentum = {
+        "sgd": ("SGD", f"momentum {config.momentum:g}{' (Nesterov)' * config.nesterov}"),
+        "adam": ("Adam", f"beta1 {config.momentum:g}"),
+    }[config.optimizer]
     return (
-        f"SGD, learning rate {config.learning_rate:g} {schedule}, momentum {config.momentum:g}"
-        f"{' (Nesterov)' * config.nesterov}, weight decay {config.weight_decay:g}"
+        f"{name}, learning rate {config.learning_rate:g} {schedule}, {momentum}, "
+        f"weight decay {config.weight_decay:g}"
         + (f", gradients clipped at norm {config.clip_gradient:g}" if config.clip_gradient else "")
     )
 
 
 def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
-    """SGD with momentum and coupled weight decay.
+    """SGD with momentum, or Adam. Weight decay is added to the gradient (coupled), as in PyTorch.
 
     Args:
-        config: for `momentum`, `nesterov`, `weight_decay`, `clip_gradient` and `head_lr_factor`.
+        config: for `optimizer`, `momentum` (Adam's beta1), `nesterov` (of SGD), `weight_decay`,
+            `clip_gradient` and `head_lr_factor`.
         schedule: step -> learning rate.
         heads: modules whose updates are multiplied by `head_lr_factor`.
         frozen: beginnings of the paths of parameters that stay, such as 'stem' or 'layer1/0'; `*`
@@ -66,15 +71,19 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
         }
         return updates | scaled
 
+    rules = {
+        "sgd": functools.partial(optax.sgd, momentum=config.momentum, nesterov=config.nesterov),
+        "adam": functools.partial(optax.adam, b1=config.momentum),
+    }
     mask = functools.partial(_label, lambda path: not path.endswith(undecayed))
     steps = [
         optax.add_decayed_weights(config.weight_decay, mask if undecayed else None),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+        rules[config.optimizer](schedule),
     ]
     if config.clip_gradient:
         steps.insert(0, optax.clip_by_global_norm(config.clip_gradient))
     if config.head_lr_factor != 1:
-        # SGD's update is proportional to the rate, so this gives the heads their own rate.
+        # An update is proportional to the rate, so this gives the heads their own rate.
         steps.append(optax.stateless(scale_heads))
     learned = optax.chain(*steps)
     if not frozen:

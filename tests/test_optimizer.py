@@ -1,8 +1,9 @@
-"""The learning rate over the steps, and what happens to gradients before SGD."""
+"""The learning rate over the steps, and what happens to gradients before the optimizer's rule."""
 
 import flax
 import jax
 import numpy as np
+import optax
 import pytest
 from jax import numpy as jnp
 
@@ -64,3 +65,23 @@ def test_a_long_gradient_is_clipped_before_the_decay():
         np.testing.assert_allclose(updates["b"], [-b - 0.5], rtol=1e-6)
     assert describe(config).endswith("weight decay 0.5, gradients clipped at norm 1")
     assert "clipped" not in describe(plain_config())
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_is_that_of_pytorch(decay):
+    torch = pytest.importorskip("torch")
+    config = plain_config(optimizer="adam", learning_rate=0.01, weight_decay=decay, momentum=0.8)
+    optimizer = create_optimizer(config, lambda step: config.learning_rate)
+    params = {"a": jnp.array([1.0, -2.0, 0.5])}
+    theirs = torch.tensor(np.asarray(params["a"]), requires_grad=True)
+    reference = torch.optim.Adam([theirs], lr=0.01, betas=(0.8, 0.999), weight_decay=decay)
+    state = optimizer.init(params)
+    for _ in range(20):
+        gradient = {"a": 4 * params["a"] ** 3 - 3}
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        theirs.grad = 4 * theirs.detach() ** 3 - 3
+        reference.step()
+    np.testing.assert_allclose(params["a"], theirs.detach(), rtol=1e-5)
+    assert describe(config).startswith("Adam, learning rate 0.01 x 0.1 after epoch")
+    assert f"beta1 0.8, weight decay {decay:g}" in describe(config)

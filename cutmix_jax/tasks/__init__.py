@@ -143,7 +143,7 @@ class Task:
 
     @classmethod
     def create_optimizer(cls, config, schedule):
-        """The optimizer, by default SGD; `schedule` is the learning rate by steps."""
+        """The optimizer of `config.optimizer`; `schedule` is the learning rate by steps."""
         return optimizer.create_optimizer(config, schedule, cls.heads, cls.frozen, cls.undecayed)
 
     def describe_optimizer(self):
