@@ -47,7 +47,9 @@ def test_all_functions_are_on_the_page():
             assert inspect.getdoc(value), where
             assert re.search(rf":: {where}$", page, re.M), where
             if inspect.isfunction(value):
-                for section in ("Args:", "Returns:", "Example:"):
+                for section in ("Args:", "Returns:", "Example:")[
+                    not inspect.signature(value).parameters :
+                ]:
                     assert section in value.__doc__, (where, section)
 
 
