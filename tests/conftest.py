@@ -1,5 +1,6 @@
 """Settings that must precede the import of JAX, and fixtures for all tests."""
 
+import json
 import os
 import pathlib
 
@@ -56,6 +57,19 @@ def voc_sample(tfds_dir) -> pathlib.Path:
     if not tree.is_dir():
         pytest.skip(f"needs {tree}")
     return tree
+
+
+@pytest.fixture(scope="session")
+def caption_sample(tfds_dir) -> dict[int, list[str]]:
+    """The five captions of each of 40 images of COCO, by their ids; next to the TFDS datasets."""
+    folder = tfds_dir.parent / "captions" / "annotations"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    found = {}
+    for path in sorted(folder.glob("captions_*.json")):
+        for entry in json.loads(path.read_text())["annotations"]:
+            found.setdefault(entry["image_id"], []).append(entry["caption"])
+    return found
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,6 +5,7 @@ import pathlib
 import re
 import tomllib
 
+import pytest
 from packaging.requirements import Requirement
 
 from cutmix_jax.config import SCHEMA as KEYS
@@ -36,9 +37,16 @@ def test_requirements_are_those_of_the_package():
     assert listed == [requirement.replace("'", '"') for requirement in expected]
 
 
+@pytest.mark.parametrize("extra", ["torch", "captions"])
+def test_optional_requirements_are_those_of_the_package(extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*filter(None, map(plain, (ROOT / f"requirements-{extra}.txt").open()))]
+    assert listed == project["optional-dependencies"][extra]
+
+
 def test_every_requirement_has_its_reason():
     page = (ROOT / "docs/dependencies.md").read_text()
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-captions.txt", "requirements-dev.txt"):
         for name in re.findall(r"^([\w-]+)>=", (ROOT / file).read_text(), re.M):
             assert re.search(rf"\b{name}\b", page), name
 
