@@ -238,7 +238,10 @@ SCHEMA = {
     ),
     # Data
     "dataset": Key(
-        str, "digits", None, "'digits', 'shapes', 'folder', 'voc', or the name of a TFDS dataset."
+        str,
+        "digits",
+        None,
+        "'digits', 'shapes', 'folder', 'voc', 'coco_captions', or a name of TFDS.",
     ),
     "data_dir": Key(str, None, None, "Folder of the data."),
     "max_objects": Key(
@@ -392,6 +395,35 @@ SCHEMA = {
     ),
     "detection.regions": Key(
         int, 256, _COUNT, "Faster R-CNN: regions per image that training classifies."
+    ),
+    # Captioning
+    "captions.train": Key(
+        str,
+        "train2014",
+        None,
+        "Training splits of 'coco_captions', joined by '+', or a JSON file.",
+    ),
+    "captions.test": Key(str, "val2014", None, "Test splits, like `captions.train`."),
+    "captions.splits": Key(
+        str, None, None, "Karpathy's JSON file, if the splits above are those that it has."
+    ),
+    "captions.resize": Key(
+        int, 256, _COUNT, "Height and width of stored images, before a crop to `image_size`."
+    ),
+    "captions.min_count": Key(
+        int, 4, _COUNT, "Words that training captions have less often are unknown."
+    ),
+    "captions.max_words": Key(int, 20, _COUNT, "Longer captions are cut."),
+    "captions.embed": Key(int, 100, _COUNT, "Size of the embeddings of words and images."),
+    "captions.hidden": Key(int, 300, _COUNT, "Size of the LSTM's state."),
+    "captions.dropout": Key(float, 0.1, _RATE, "Dropout rate of the LSTM's output."),
+    "captions.finetune": Key(bool, False, None, "Train the encoder, too."),
+    "captions.encoder_lr_factor": Key(
+        float, 1.0, _NOT_NEGATIVE, "Learning rate of the encoder, relative to the rest."
+    ),
+    "captions.beam": Key(int, 20, _COUNT, "Width of the beam search; 1 is greedy."),
+    "captions.length_power": Key(
+        float, 0.0, _NOT_NEGATIVE, "Beam search divides log probabilities by length to this power."
     ),
     # Evaluation. The defaults suit a few thousand images on a CPU. docs/evaluations.md lists the
     # values of the paper's protocols.
@@ -561,6 +593,8 @@ def given_paths(config):
     for key in ("data_dir", "boxes_dir", "init_from"):
         if config[key] is not None:
             yield f"config.{key}", config[key]
+    if config.captions.splits is not None:
+        yield "config.captions.splits", config.captions.splits
     if config.evals.detection.images is not None:
         yield "config.evals.detection.images", config.evals.detection.images
     for name in config.evals.ood.sets:

@@ -20,6 +20,7 @@ SECTIONS = {
     "Data": "dataset",
     "Augmentation": "augment.pad",
     "Detection": "detection.keep_difficult",
+    "Captioning": "captions.train",
     "Evaluation": "evals.split",
 }
 

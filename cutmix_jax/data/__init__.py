@@ -1,7 +1,6 @@
 """Batches of images from device memory or streamed from disk, with one interface."""
 
 import dataclasses
-import os
 
 from ml_collections import ConfigDict
 
@@ -11,8 +10,8 @@ from cutmix_jax.data import batches, boxes, cache, records, tiny_imagenet
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.records import ImageSet
-from cutmix_jax.data.tfds_sets import open_prepared
-from cutmix_jax.paths import existing_folder, local_path
+from cutmix_jax.data.tfds_sets import default_root, open_prepared
+from cutmix_jax.paths import existing_folder
 
 __all__ = ["Data", "Shards", "open_data"]
 
@@ -48,6 +47,11 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
         raise UserError(
             "dataset=voc has boxes instead of one label per image. Set --config.task to a "
             "detector, or use another dataset."
+        )
+    if config.dataset == "coco_captions":
+        raise UserError(
+            "dataset=coco_captions has captions instead of one label per image. Set --config.task "
+            "to captioning, or use another dataset."
         )
     if config.max_objects > 1:
         raise UserError(
@@ -158,7 +162,7 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
     if data_dir is not None:
         root = existing_folder(data_dir, "data_dir", "the folder of the dataset")
     else:
-        root = local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
+        root = default_root()
     if dataset == "folder":
         return open_folder(root, test_split)
     if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):

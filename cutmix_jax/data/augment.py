@@ -29,12 +29,19 @@ def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Arr
 
 
 def crop_and_flip(
-    keys: jax.Array, images: jax.Array, *, pad: int, flip: bool, pad_mode: str = "zero"
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    pad: int,
+    flip: bool,
+    pad_mode: str = "zero",
+    size: tuple[int, int] | None = None,
 ) -> jax.Array:
     """Pads each side, crops at a random position, and flips at random.
 
-    Each image moves by `(dy, dx)`, both uniform on `{-pad, ..., pad}`. If `flip` is set, it is
-    flipped horizontally with probability 1/2.
+    The position is uniform on all of those in the padded image. So without `size`, each image moves
+    by `(dy, dx)`, both uniform on `{-pad, ..., pad}`. If `flip` is set, it is flipped horizontally
+    with probability 1/2.
 
     Args:
         keys: `[B]` keys, one per image.
@@ -43,9 +50,10 @@ def crop_and_flip(
         flip: whether to flip at random.
         pad_mode: 'zero', or 'reflect' for the image mirrored at its border, without the border
             pixel.
+        size: (height, width) of the crop; None for that of the images.
 
     Returns:
-        `[B, H, W, C]`, in the dtype of `images`.
+        `[B, *size, C]`, in the dtype of `images`.
 
     Example:
         >>> keys = example_keys(0, 0, jnp.arange(4))
@@ -53,13 +61,15 @@ def crop_and_flip(
         >>> crop_and_flip(keys, images, pad=4, flip=True).shape
         (4, 32, 32, 3)
     """
-    top, left, mirror = crop_and_flip_draws(keys, pad)
-    height, width = images.shape[1:3]
+    height, width = size or images.shape[1:3]
+    larger = (images.shape[1] - height, images.shape[2] - width)
+    top, left, mirror = crop_and_flip_draws(keys, pad, larger)
     if pad:
         widths, mode = ((0, 0), (pad, pad), (pad, pad), (0, 0)), PAD_MODES[pad_mode]
         images = jnp.pad(images, widths, mode)
-        size = (height, width, images.shape[3])
-        images = jax.vmap(lambda x, i, j: jax.lax.dynamic_slice(x, (i, j, 0), size))(
+    if pad or any(larger):
+        shape = (height, width, images.shape[3])
+        images = jax.vmap(lambda x, i, j: jax.lax.dynamic_slice(x, (i, j, 0), shape))(
             images, top, left
         )
     if flip:
@@ -67,11 +77,18 @@ def crop_and_flip(
     return images
 
 
-def crop_and_flip_draws(keys: jax.Array, pad: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(top, left) int32 [B] in 0..2*pad and mirror bool [B]."""
+def crop_and_flip_draws(
+    keys: jax.Array, pad: int, larger: tuple[int, int] = (0, 0)
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(top, left) int32 [B] in 0..2*pad and mirror bool [B].
+
+    `larger` says by how many rows and columns the images exceed the crop. Offsets grow by them.
+    """
     bits = jax.vmap(lambda key: jax.random.bits(key, (3,)))(keys)
-    offset = (bits[:, :2] % (2 * pad + 1)).astype(jnp.int32)
-    return offset[:, 0], offset[:, 1], bits[:, 2] >> 31 == 1
+    top, left = (
+        (bits[:, axis] % (2 * pad + larger[axis] + 1)).astype(jnp.int32) for axis in (0, 1)
+    )
+    return top, left, bits[:, 2] >> 31 == 1
 
 
 def load_augmented(
@@ -85,6 +102,7 @@ def load_augmented(
     flip: bool = False,
     jitter: float = 0.0,
     light: float = 0.0,
+    size: tuple[int, int] | None = None,
 ) -> dict:
     """A batch for training: `load(arrays, xs)`, augmented as a function of (seed, epoch, index).
 
@@ -92,21 +110,22 @@ def load_augmented(
         arrays: what `load` reads.
         xs: one device's part of a batch, with `seed` and `index`.
         epoch: epoch, counted from 0.
-        load: `(arrays, xs) -> {'image': uint8 [b, H, W, C], 'label': int32 [b], ...}`.
+        load: `(arrays, xs) -> {'image': uint8 [b, H, W, C], ...}`.
         pad: as in `crop_and_flip`.
         pad_mode: as in `crop_and_flip`.
         flip: as in `crop_and_flip`.
         jitter: strength of `color_jitter`; 0 for none.
         light: standard deviation of `lighting`; 0 for none.
+        size: as in `crop_and_flip`.
 
     Returns:
-        `{'image': float32 [b, H, W, C], 'label': int32 [b]}`. Images are in [0, 1], or may leave it
-        if their colors change.
+        What `load` returns, with images as float32 `[b, *size, C]`. They are in [0, 1], or may
+        leave it if their colors change.
     """
     batch = load(arrays, xs)
     images, keys = batch["image"], example_keys(xs["seed"], epoch, xs["index"])
-    if pad or flip:
-        images = crop_and_flip(keys, images, pad=pad, flip=flip, pad_mode=pad_mode)
+    if pad or flip or size:
+        images = crop_and_flip(keys, images, pad=pad, flip=flip, pad_mode=pad_mode, size=size)
     images = images.astype(jnp.float32) / 255
     if jitter or light:
         color_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, COLOR)))(keys)
@@ -114,10 +133,10 @@ def load_augmented(
         images = color_jitter(color_keys[:, 0], images, jitter)
     if light:
         images = lighting(color_keys[:, 1], images, light)
-    return {"image": images, "label": batch["label"]}
+    return batch | {"image": images}
 
 
-def create_load_train(load, config):
+def create_load_train(load, config, size=None):
     """`load_augmented` with a section `augment` of the config."""
     return functools.partial(
         load_augmented,
@@ -127,6 +146,7 @@ def create_load_train(load, config):
         flip=config.flip,
         jitter=config.color_jitter,
         light=config.lighting,
+        size=size,
     )
 
 

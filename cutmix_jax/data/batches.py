@@ -32,7 +32,8 @@ class Shards:
 class Data:
     """An opened dataset, as the training loop sees it.
 
-    The arrays below are those of classification; `objects.open_objects` describes a detector's.
+    The arrays below are those of classification. `objects.open_objects` describes a detector's, and
+    `captions.open_captions` those of images with captions.
 
     `load_train` and `load_eval` are traced inside the step, for one device's shard. Their first
     argument is one split's entry of `arrays`.
@@ -209,8 +210,11 @@ def pad(values: Sequence[np.ndarray], length: int, fill) -> np.ndarray:
     return padded
 
 
-def choose_splits(counts, config) -> dict[str, tuple[str, np.ndarray]]:
-    """split -> (split of the dataset it comes from, indices there)."""
+def choose_splits(counts, config, examples=len) -> dict[str, tuple[str, np.ndarray]]:
+    """split -> (split of the dataset it comes from, indices there).
+
+    `examples` gives the number of training examples at some indices, which must fill a batch.
+    """
     train, held = choose_examples(counts["train"], config.held_out, config.train_examples)
     splits = {"train": ("train", train)}
     if config.test_split == "held_out":
@@ -225,9 +229,9 @@ def choose_splits(counts, config) -> dict[str, tuple[str, np.ndarray]]:
             splits["held_out"] = ("train", held)
     if not counts["train"] or not len(splits["test"][1]):
         raise UserError("The dataset has an empty split, but train and test need examples.")
-    if len(train) < config.batch_size:
+    if examples(train) < config.batch_size:
         raise UserError(
-            f"{len(train)} training examples are fewer than one batch of {config.batch_size}. "
+            f"{examples(train)} training examples are fewer than one batch of {config.batch_size}. "
             "Use a smaller --config.batch_size."
         )
     return splits

@@ -51,14 +51,21 @@ def stats(paths: Iterable) -> list[str]:
 
 
 def load_or_make(
-    name: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
+    name: str,
+    fingerprint: str,
+    make: Callable[[], dict[str, np.ndarray]],
+    needed: Iterable[str] = (),
 ) -> dict[str, np.ndarray]:
-    """The arrays stored under (name, fingerprint); makes and stores them if missing or damaged."""
+    """The arrays stored under (name, fingerprint); makes and stores them if missing or damaged.
+
+    They are also made again if an array of `needed` is not stored, as in files of earlier versions.
+    """
     path = cache_path(name, fingerprint)
     try:
         # Reading a zip member checks its CRC, so changed bytes are found.
         with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+            if set(needed) <= set(stored.files):
+                return {key: stored[key] for key in stored.files}
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

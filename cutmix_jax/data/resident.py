@@ -149,10 +149,14 @@ def open_arrays(
     class_names: tuple[str, ...],
     shards: Shards,
     load_train: Callable,
+    counted: str = "label",
 ) -> Data:
-    """Data over `Data.arrays`, `{split: {'image', 'label', ...}}`, one leading axis per example."""
+    """Data over `Data.arrays`, `{split: {'image', 'label', ...}}`, one leading axis per example.
+
+    The array `counted` has an entry per example of its split.
+    """
     size = config.batch_size
-    counts = {split: len(part["label"]) for split, part in arrays.items()}
+    counts = {split: len(part[counted]) for split, part in arrays.items()}
 
     def train_batches(epoch: int, start_step: int = 0):
         positions = batches.train_positions(

@@ -155,11 +155,14 @@ def size_and_counts(config: ConfigDict) -> tuple[int, dict[str, int]]:
     return size, counts
 
 
-def read_arrays(size: int, counts: dict[str, int], max_objects: int = 1) -> dict:
+def read_arrays(
+    size: int, counts: dict[str, int], max_objects: int = 1, keys=("image", "label", "boxes")
+) -> dict:
     """`{'train': {'image', 'label', 'boxes'}, 'test': ...}`, rendered or from the cache.
 
     Labels are int32 [N], boxes float32 [N, 1, 4] as fractions of the side. With several objects,
-    labels are [N, max_objects] and boxes [N, max_objects, 4]; the padding is -1 and 0.
+    labels are [N, max_objects] and boxes [N, max_objects, 4]; the padding is -1 and 0. `keys`
+    chooses among these and 'caption', text [N].
     """
 
     def make() -> dict[str, np.ndarray]:
@@ -171,14 +174,13 @@ def read_arrays(size: int, counts: dict[str, int], max_objects: int = 1) -> dict
             flat[f"{split}/image"] = np.stack([example.image for example in drawn])
             flat[f"{split}/label"] = labels[:, 0] if max_objects == 1 else labels
             flat[f"{split}/boxes"] = pad([example.boxes for example in drawn], max_objects, 0)
+            flat[f"{split}/caption"] = np.array([example.caption for example in drawn])
         return flat
 
     several = "" if max_objects == 1 else f" {max_objects}"
-    flat = cache.load_or_make("shapes", f"{VERSION} {size} {counts}{several}", make)
-    return {
-        split: {key: flat[f"{split}/{key}"] for key in ("image", "label", "boxes")}
-        for split in counts
-    }
+    needed = [f"{split}/{key}" for split in counts for key in keys]
+    flat = cache.load_or_make("shapes", f"{VERSION} {size} {counts}{several}", make, needed)
+    return {split: {key: flat[f"{split}/{key}"] for key in keys} for split in counts}
 
 
 def _with_article(words: str) -> str:

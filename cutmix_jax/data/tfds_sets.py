@@ -31,6 +31,7 @@ from cutmix_jax.data.records import (
     import_tfds,
     require,
 )
+from cutmix_jax.paths import local_path
 
 # Datasets that do not use TFDS.
 OURS = ("digits", "shapes", "folder")
@@ -59,14 +60,7 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         if folder is None:
             raise UserError(f"{dataset} was prepared, but is not in {root}.")
     tfds = import_tfds()
-    try:
-        info = tfds.builder_from_directory(folder).info
-        features = info.features
-    except Exception as error:
-        raise UserError(
-            f"{folder} cannot be read as a TFDS dataset ({first_line(error)}). Prepare "
-            f"{dataset} again."
-        ) from error
+    info, features = read_info(dataset, folder)
     shape = _image_shape(tfds, dataset, features)
     prefer = ("test", "validation")
     if dataset.partition(":")[0].partition("/")[0] in UNLABELLED_TEST:
@@ -84,9 +78,14 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         name=dataset,
         class_names=_class_names(features["label"]),
         shape=shape,
-        splits={split: _split(dataset, info, name, box_key) for split, name in names.items()},
+        splits={split: open_split(dataset, info, name, box_key) for split, name in names.items()},
         fingerprint=lambda: _fingerprint(folder, names),
     )
+
+
+def default_root() -> pathlib.Path:
+    """$TFDS_DATA_DIR, or the folder that TFDS uses."""
+    return local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
 
 
 def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -128,6 +127,19 @@ def _parse(dataset: str) -> tuple[str, str | None, str | None]:
     return match.groups()
 
 
+def read_info(dataset: str, folder: pathlib.Path):
+    """(splits and files, features) of a prepared dataset, from TFDS."""
+    tfds = import_tfds()
+    try:
+        info = tfds.builder_from_directory(folder).info
+        return info, info.features
+    except Exception as error:
+        raise UserError(
+            f"{folder} cannot be read as a TFDS dataset ({first_line(error)}). Prepare "
+            f"{dataset} again."
+        ) from error
+
+
 def _image_shape(tfds, dataset: str, features) -> tuple[int | None, int | None, int]:
     """Shape of the feature `image`, after checking the types of image and label."""
     named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -167,7 +179,8 @@ def _box_key(tfds, features) -> str | None:
     return None
 
 
-def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
+def open_split(dataset: str, info, split: str, box_key: str | None = None) -> Split:
+    """The records of one split; `box_key` is the feature with boxes."""
     paths = [str(path) for path in info.splits[split].filepaths]
     for path in paths:
         if not os.path.isfile(path):

@@ -17,17 +17,22 @@ def images():
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
-@pytest.mark.parametrize(("pad", "flip"), [(4, True), (2, False), (0, True)])
-def test_crop_and_flip_equals_numpy(images, pad, flip, mode):
+@pytest.mark.parametrize(
+    ("pad", "flip", "size"),
+    [(4, True, None), (2, False, None), (0, True, None), (0, True, (8, 4)), (2, True, (6, 7))],
+)
+def test_crop_and_flip_equals_numpy(images, pad, flip, size, mode):
     keys = augment.example_keys(0, 3, jnp.arange(64))
-    got = jax.jit(augment.crop_and_flip, static_argnames=("pad", "flip", "pad_mode"))(
-        keys, images, pad=pad, flip=flip, pad_mode=mode
+    got = jax.jit(augment.crop_and_flip, static_argnames=("pad", "flip", "pad_mode", "size"))(
+        keys, images, pad=pad, flip=flip, pad_mode=mode, size=size
     )
-    top, left, mirror = map(np.asarray, augment.crop_and_flip_draws(keys, pad))
+    height, width = size or (9, 7)
+    larger = (9 - height, 7 - width)
+    top, left, mirror = map(np.asarray, augment.crop_and_flip_draws(keys, pad, larger))
     widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     padded = np.pad(images, widths, {"zero": "constant"}.get(mode, mode))
     for i in range(64):
-        want = padded[i, top[i] : top[i] + 9, left[i] : left[i] + 7]
+        want = padded[i, top[i] : top[i] + height, left[i] : left[i] + width]
         if flip and mirror[i]:
             want = want[:, ::-1]
         np.testing.assert_array_equal(got[i], want)
@@ -43,6 +48,15 @@ def test_samples_are_uniform():
     assert abs(mirror.mean() - 0.5) < 0.027
     assert abs(np.corrcoef(top, left)[0, 1]) < 0.05
     assert abs(np.corrcoef(top, mirror)[0, 1]) < 0.05
+
+
+def test_crops_of_larger_images_are_uniform():
+    keys = augment.example_keys(1, 0, jnp.arange(8000))
+    top, left, _ = map(np.asarray, augment.crop_and_flip_draws(keys, 0, (3, 7)))
+    for offset, count in ((top, 4), (left, 8)):
+        assert offset.min() == 0
+        assert np.abs(np.bincount(offset, minlength=count) / 8000 - 1 / count).max() < 0.025
+        assert offset.max() == count - 1
 
 
 def test_samples_depend_on_seed_epoch_and_index():
