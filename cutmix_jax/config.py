@@ -418,10 +418,8 @@ SCHEMA = {
     "captions.hidden": Key(int, 300, _COUNT, "Size of the LSTM's state."),
     "captions.dropout": Key(float, 0.1, _RATE, "Dropout rate of the LSTM's output."),
     "captions.finetune": Key(bool, False, None, "Train the encoder, too."),
-    "captions.encoder_lr_factor": Key(
-        float, 1.0, _NOT_NEGATIVE, "Learning rate of the encoder, relative to the rest."
-    ),
     "captions.beam": Key(int, 20, _COUNT, "Width of the beam search; 1 is greedy."),
+    "captions.meteor": Key(bool, False, None, "Compute METEOR after each epoch, if Java is there."),
     "captions.length_power": Key(
         float, 0.0, _NOT_NEGATIVE, "Beam search divides log probabilities by length to this power."
     ),
@@ -495,6 +493,17 @@ SCHEMA = {
     "evals.detection.shown": Key(int, 8, _COUNT, "Number of images of the split to show."),
     "evals.detection.min_score": Key(
         float, 0.3, _FRACTION, "Detections are drawn if their score reaches it."
+    ),
+    "evals.captions.beam": Key(int, None, _COUNT, "Width of the beam; None: `captions.beam`."),
+    "evals.captions.length_power": Key(
+        float, None, _NOT_NEGATIVE, "Power of the length; None: `captions.length_power`."
+    ),
+    "evals.captions.images": Key(
+        str, None, None, "Folder of photographs that a network writes captions for."
+    ),
+    "evals.captions.most_images": Key(int, 32, _COUNT, "Largest number of photographs in it."),
+    "evals.captions.shown": Key(
+        int, 24, _COUNT, "Number of images of the split to show, best and worst each."
     ),
     "evals.ood.seed": Key(int, 0, _SEED, "Seed of subsets, crops and noise."),
 }
@@ -595,8 +604,9 @@ def given_paths(config):
             yield f"config.{key}", config[key]
     if config.captions.splits is not None:
         yield "config.captions.splits", config.captions.splits
-    if config.evals.detection.images is not None:
-        yield "config.evals.detection.images", config.evals.detection.images
+    for name in ("detection", "captions"):
+        if (images := config.evals[name].images) is not None:
+            yield f"config.evals.{name}.images", images
     for name in config.evals.ood.sets:
         kind, _, path = name.partition(":")
         if kind == "folder":

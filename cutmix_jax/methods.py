@@ -130,6 +130,35 @@ def apply_detector(config, arg, default_model):
         config.detection.min_score = 0.0
 
 
+def apply_captioner(config, arg, default_model):
+    """Sets the model, the task and the optimizer in the config of a captioner.
+
+    Args:
+        config: from `config.base_config`; changed in place.
+        arg: 'MODEL', the encoder; None or '' for the default.
+        default_model: the encoder if `arg` names none.
+
+    Raises:
+        UserError: `arg` has more than one part.
+
+    Example:
+        >>> from cutmix_jax.config import base_config
+        >>> config = base_config()
+        >>> apply_captioner(config, 'resnet101', 'resnet50')
+        >>> config.model, config.task, config.optimizer
+        ('resnet101', 'captioning', 'adam')
+    """
+    if "," in (arg or ""):
+        raise UserError(
+            f"The config argument is {arg!r}, but one MODEL was expected, as in {default_model}."
+        )
+    config.model, config.task = arg or default_model, "captioning"
+    config.optimizer = "adam"
+    config.nesterov = False
+    config.weight_decay = 0.0
+    config.lr_drops = ()
+
+
 def apply_method(config, arg, default_model, kind=None):
     """Sets the model and the keys of METHOD in a config.
 

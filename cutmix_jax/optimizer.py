@@ -86,11 +86,19 @@ def create_optimizer(config, schedule, heads=("fc",), frozen=(), undecayed=()):
         # An update is proportional to the rate, so this gives the heads their own rate.
         steps.append(optax.stateless(scale_heads))
     learned = optax.chain(*steps)
-    if not frozen:
-        return learned
-    return optax.multi_transform(  # no momentum is kept of what is frozen
-        {True: learned, False: optax.set_to_zero()},
-        functools.partial(_label, lambda path: not _begins(path, frozen)),
+    return freeze(learned, lambda path: _begins(path, frozen)) if frozen else learned
+
+
+def freeze(optimizer, is_frozen):
+    """An optimizer that leaves some parameters as they are, and keeps no momentum of them.
+
+    Args:
+        optimizer: an `optax.GradientTransformation` for the others.
+        is_frozen: path of a parameter, such as 'layer1/0/conv1/kernel' -> bool.
+    """
+    return optax.multi_transform(
+        {True: optimizer, False: optax.set_to_zero()},
+        functools.partial(_label, lambda path: not is_frozen(path)),
     )
 
 

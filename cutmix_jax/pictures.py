@@ -1,5 +1,7 @@
 """The plots of a run: training images as the model sees them, and a measure over the epochs."""
 
+import textwrap
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -58,6 +60,25 @@ def draw_boxes(batch, class_names, path, columns=4, rows=4):
             if label >= 0:
                 outline_box(axis, box, colors[label], shorten(class_names[label]))
     figure.suptitle("Training images as the model sees them, with their objects", fontsize=9)
+    figure.savefig(path)
+
+
+def draw_captions(images, captions, path, columns=4, rows=4):
+    """Plots training images as the network sees them, each below its caption.
+
+    Args:
+        images: float ``[B, H, W, C]`` in [0, 1].
+        captions: B strings.
+        path: of the PNG file.
+        columns: images per row.
+        rows: maximum number of rows.
+    """
+    count = min(len(images), rows * columns)
+    figure, axes = image_grid(count, columns, 2.4, 2.8)
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        show_image(axis, image)
+        axis.set_title(textwrap.fill(caption, 36), fontsize=7, parse_math=False)
+    figure.suptitle("Training images as the network sees them, with their captions", fontsize=9)
     figure.savefig(path)
 
 
@@ -163,14 +184,15 @@ def draw_errors(histories, path):
     save_curves(figure, axis, "top-1 error (%)", path)
 
 
-def draw_measure(history, key, words, path):
-    """Plots a measure between 0 and 1 over the epochs of one run, the higher the better.
+def draw_measure(history, key, words, path, top=1):
+    """Plots a measure from 0 over the epochs of one run, the higher the better.
 
     Args:
         history: one record per epoch, as in `metrics.jsonl`.
         key: the measure, without the split: 'map'.
         words: its name on the axis: 'mAP'.
         path: of the PNG file.
+        top: its largest value; None for one without.
     """
     figure = Figure(figsize=(6.4, 4), dpi=120, layout="constrained")
     axis = figure.subplots()
@@ -185,7 +207,7 @@ def draw_measure(history, key, words, path):
                 label=split.replace("_", "-"),
                 marker="." if len(measured) < 5 else None,
             )
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, top)
     save_curves(figure, axis, words, path)
 
 

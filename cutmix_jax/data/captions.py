@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cutmix_jax import UserError
 from cutmix_jax.captioning.words import UNKNOWN, Vocabulary
 from cutmix_jax.config import DEFAULTS, flatten
-from cutmix_jax.data import augment, batches, coco, crops, resident, shapes
+from cutmix_jax.data import augment, batches, coco, crops, image_files, resident, shapes
 from cutmix_jax.data.batches import Data, Shards
 
 ONE_DEVICE = Shards()
@@ -144,6 +144,12 @@ def gather_captions(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]
     found = resident.gather({name: arrays[name] for name in ("image_of", "tokens")}, xs)
     images = resident.gather({"image": arrays["image"]}, {"index": found["image_of"]})
     return images | {"tokens": found["tokens"]}
+
+
+def fit(image: np.ndarray, config: ConfigDict, shape: tuple[int, int, int]) -> np.ndarray:
+    """An image uint8 [h, w, 3] of any size, as evaluation sees images: uint8 of `shape`."""
+    side = shape[0] if config.dataset == "shapes" else config.captions.resize
+    return _central(image_files.resize(image, (side, side))[None], shape[0])[0]
 
 
 def _check(config: ConfigDict) -> None:

@@ -15,6 +15,7 @@ from cutmix_jax.checkpoint import digest
 from cutmix_jax.evals import (
     between,
     cam,
+    captions,
     classification,
     detection,
     fgsm,
@@ -45,6 +46,7 @@ EVALS = {
     "between": between.EVALUATION,
     "ood": ood.EVALUATION,
     "detection": detection.EVALUATION,
+    "captions": captions.EVALUATION,
 }
 
 

@@ -2,57 +2,26 @@
 
 import numpy as np
 
-from cutmix_jax import UserError, pictures
-from cutmix_jax.data import image_files, records
+from cutmix_jax import pictures
 from cutmix_jax.detection.average_precision import (
     RULES,
     Truths,
     average_precision,
     precision_recall,
 )
-from cutmix_jax.evals import figures
+from cutmix_jax.evals import figures, photographs
 from cutmix_jax.evals.evaluation import Evaluation, Report
-from cutmix_jax.paths import existing_folder
 from cutmix_jax.tasks.detector import Detector
 
 COLUMNS = 4  # of the pictures
 
 
 def find_photographs(subject, options):
-    """The images of `evals.detection.images`, none by default, as `(names, images)`."""
-    if options.images is None:
-        return ((), ()), ""
-    folder = existing_folder(options.images, "evals.detection.images", "a folder of images")
-    passed_over = {}
-    paths = image_files.find(folder, passed_over)
-    image_files.say_passed_over(folder, passed_over)
-    if not paths:
-        raise UserError(
-            f"config.evals.detection.images={options.images} contains no image. Give the folder of "
-            "some photographs."
-        )
-    if len(paths) > options.most_images:
-        raise UserError(
-            f"config.evals.detection.images={options.images} contains {len(paths)} images, more "
-            f"than config.evals.detection.most_images={options.most_images}. Raise it, or give "
-            "another folder."
-        )
-    stored = [image_files.read(path) for path in paths]
-    most = subject.task.config.voc.max_side
-    images = [
-        shrink(image_files.decode(data, 3, path), most)
-        for data, path in zip(stored, paths, strict=True)
-    ]
-    return (tuple(paths), images), records.digest(iter(stored))
+    """The images of `evals.detection.images`, as `(names, images)`."""
+    return photographs.find("detection", options, subject.task.config.voc.max_side)
 
 
-def shrink(image, most):
-    """An image uint8 `[H, W, C]` whose longer side is at most `most` pixels."""
-    shape = image_files.shrunk_shape(image.shape[:2], most)
-    return image if shape == image.shape[:2] else image_files.resize(image, shape)
-
-
-def run(subject, options, paths=(), photographs=()):
+def run(subject, options, paths=(), own=()):
     """mAP and the curve of each class; what is found in the split, and in other photographs."""
     task = subject.task
     part = task.data.arrays[subject.split]
@@ -92,9 +61,9 @@ def run(subject, options, paths=(), photographs=()):
         ),
         "detection_curves.png": draw_curves(curves, names),
     }
-    if photographs:
+    if own:
         drawn["detection_photographs.png"] = draw(
-            photographs, find_objects(subject, photographs), names, options.min_score
+            own, find_objects(subject, own), names, options.min_score
         )
     return Report(values, rows, drawn, curve_tables(curves, names), texts=texts)
 
@@ -107,12 +76,12 @@ def measure(subject, arrays, host_batches, count):
     )
 
 
-def find_objects(subject, photographs):
+def find_objects(subject, own):
     """The `Detections` in images uint8 `[h, w, 3]` of any size, in their pixels."""
-    count = len(photographs)
-    size = np.array([image.shape[:2] for image in photographs], np.int32)
+    count = len(own)
+    size = np.array([image.shape[:2] for image in own], np.int32)
     images = np.zeros((count, *size.max(0), 3), np.uint8)
-    for row, image in zip(images, photographs, strict=True):
+    for row, image in zip(images, own, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     arrays = {
         "image": images,

@@ -22,6 +22,7 @@ TASKS = {
     "classification": "cutmix_jax.tasks.classification:Classification",
     "ssd": "cutmix_jax.tasks.ssd:SSD",
     "faster_rcnn": "cutmix_jax.tasks.faster_rcnn:FasterRCNN",
+    "captioning": "cutmix_jax.tasks.captioning:Captioning",
 }
 
 

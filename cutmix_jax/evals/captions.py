@@ -1,0 +1,145 @@
+"""Captions that NIC writes: COCO's scores, its result file, a page to look at, own photographs."""
+
+import base64
+import dataclasses
+import io
+import json
+import pathlib
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from cutmix_jax.captioning import scores
+from cutmix_jax.data.captions import fit
+from cutmix_jax.evals import photographs
+from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.tasks.captioning import SCORES, Captioning
+
+LONGEST = 512  # side of a photograph on the page, in pixels
+
+
+def find_photographs(subject, options):
+    """The images of `evals.captions.images`, as `(names, images)`."""
+    return photographs.find("captions", options, LONGEST)
+
+
+def run(subject, options, paths=(), own=()):
+    """The scores of the split, with a page of its best and worst captions."""
+    subject = dataclasses.replace(subject, task=searching(subject.task, options))
+    task, split = subject.task, subject.split
+    references = [list(texts) for texts in task.data.captions[split]]
+    written = write(subject, subject.arrays, subject.batches(), subject.examples)
+    meteor = scores.java_available()
+    values = scores.score(references, written, meteor=meteor)
+    each = scores.score_images(references, written)
+    ids = task.data.names[split] if task.data.names else None
+    ids = ids or [str(i) for i in range(subject.examples)]
+    rows = [
+        {
+            "image": name,
+            "caption": caption,
+            "cider": float(cider),
+            "rouge_l": float(rouge_l),
+            "references": " | ".join(" ".join(text.split()) for text in texts),
+        }
+        for name, caption, cider, rouge_l, texts in zip(
+            ids, written, each["cider"], each["rouge_l"], references, strict=True
+        )
+    ]
+    order = np.argsort(each["cider"], kind="stable")
+    shown = min(options.shown, len(order))
+    images = task.data.arrays[split]["image"]
+    parts = {
+        title: [card(images[i], rows[i], references[i]) for i in chosen]
+        for title, chosen in {
+            "Best by CIDEr": order[::-1][:shown],
+            "Worst by CIDEr": order[:shown],
+        }.items()
+    }
+    if own:
+        parts["Photographs"] = describe_photographs(subject, paths, own)
+    table = {SCORES[name]: f"{values[name]:.1f}" if name in values else "-" for name in SCORES}
+    results = [
+        {"image_id": int(name) if name.isdecimal() else name, "caption": caption}
+        for name, caption in zip(ids, written, strict=True)
+    ]
+    return Report(
+        values,
+        rows,
+        left_out=() if meteor else ("METEOR, because there is no Java here.",),
+        again=not meteor,
+        texts={
+            "captions.html": page(parts, table, task, split),
+            f"captions_{split}_results.json": json.dumps(results, indent=1) + "\n",
+        },
+    )
+
+
+def searching(task, options):
+    """The task, with the beam search of the options."""
+    config = task.config.copy_and_resolve_references()
+    for key in ("beam", "length_power"):
+        if options[key] is not None:
+            config.captions[key] = options[key]
+    return dataclasses.replace(task, config=config)
+
+
+def write(subject, arrays, host_batches, count):
+    """The captions of `count` images of some arrays."""
+    call = subject.gathered(lambda *inputs: subject.task.measure(*inputs)[1]["tokens"])
+    tokens = subject.collect(
+        lambda xs: call(subject.weights, arrays, xs), host_batches, count, "captions"
+    )
+    return [subject.task.data.vocabulary.decode(row) for row in tokens]
+
+
+def describe_photographs(subject, paths, own):
+    """A card for each of some photographs uint8 `[h, w, 3]`."""
+    task = subject.task
+    arrays = {
+        "image": np.stack([fit(image, task.config, task.data.image_shape) for image in own]),
+        "tokens": np.zeros((len(own), 1, 2), np.int32),
+    }
+    batches = subject.foreign_batches(len(own))
+    written = write(subject, task.mapping.replicate(arrays), batches, len(own))
+    return [
+        {"source": data_url(image), "name": pathlib.Path(path).name, "caption": caption}
+        for path, image, caption in zip(paths, own, written, strict=True)
+    ]
+
+
+def card(image, row, references):
+    """What the page shows of an image."""
+    return {
+        "source": data_url(image),
+        "name": row["image"],
+        "caption": row["caption"],
+        "scores": f"CIDEr {row['cider']:.0f}, ROUGE-L {row['rouge_l']:.0f}",
+        "references": references,
+    }
+
+
+def data_url(image):
+    """An image uint8 `[h, w, 3]` as the source of an HTML element."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(file, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def page(parts, table, task, split):
+    """One file of HTML that needs no other."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("captions.html").render(
+        parts=parts,
+        scores=table,
+        words=f"NIC on {task.config.model}, split {split} of {task.config.dataset}, "
+        f"{task.data.examples[split]:,} images",
+    )
+
+
+EVALUATION = Evaluation(run, find=find_photographs, task=Captioning)

@@ -1,0 +1,272 @@
+"""Captioning as a task: it trains, resumes and evaluates like a classifier, on any devices."""
+
+import dataclasses
+import io
+import json
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cutmix_jax import UserError, models, run, signals, tasks, train
+from cutmix_jax.captioning import nic, scores
+from cutmix_jax.command_line import read_config
+from cutmix_jax.data import shapes
+from cutmix_jax.parallel import create_mapping
+from cutmix_jax.tasks.captioning import SCORES, Captioning
+from tests.commands import checkpoint_digest
+
+pytest.importorskip("nltk", reason="needs requirements-captions.txt")
+pytest.importorskip("pycocoevalcap", reason="needs requirements-captions.txt")
+
+SMALL = {
+    "model": "resnet8",
+    "image_size": 16,
+    "train_examples": 64,
+    "batch_size": 16,
+    "epochs": 2,
+    "eval_every": 1,
+    "checkpoint_every": 3,
+    "init_from": "there",
+    "captions.embed": 6,
+    "captions.hidden": 8,
+    "captions.beam": 2,
+    "captions.min_count": 2,
+}
+
+
+def config_of(**overrides):
+    config = read_config("configs/shapes_captions.py")
+    config.update_from_flattened_dict(SMALL | overrides)
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """20 test images, and an encoder that is new."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "TEST_EXAMPLES", 20)
+        patch.setattr(run, "initialize_from", lambda task, state, path: (state, []))
+        patch.setattr(scores, "java_available", lambda: False)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def task(small):
+    """A task that is compiled once for all runs of it."""
+    task = tasks.create_task(config_of())
+    made = {
+        "map_steps": train.map_steps(task),
+        "compile_ahead": train.compile_ahead(task),
+        "create_state": jax.device_get(train.create_state(task)),
+    }
+    for name, value in made.items():
+        original = getattr(train, name)
+        small.setattr(
+            train, name, lambda asked, v=value, f=original: v if asked is task else f(asked)
+        )
+    return task
+
+
+@pytest.fixture(scope="module")
+def start(small, task):
+    """Runs the task in a workdir; returns the results and what was printed."""
+
+    def start(workdir, stop_at=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "create_task", lambda config: task)
+            patch.setattr(signals.Interruption, "at", lambda self, step: step == stop_at)
+            results = run.train(task.config, workdir, stream := io.StringIO())
+        return results, stream.getvalue()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captions")
+    return folder, *start(folder)
+
+
+def test_it_is_trained_and_reported(finished):
+    folder, results, printed = finished
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    first, last = map(json.loads, lines)
+    assert last["train_loss"] < first["train_loss"]
+    assert last["test_loss"] < first["test_loss"]
+    assert results == json.loads((folder / "results.json").read_text())
+    assert results["cider_last"] == last["test_cider"]
+    assert results["scores_last"] == {
+        name: last[f"test_{name}"] for name in SCORES if name != "meteor"
+    }
+    assert "model     NIC on resnet8 (frozen), LSTM of 8" in printed
+    assert "data      shapes: images 64 train, 20 test; 64 captions to train on" in printed
+    assert "Adam, learning rate 0.001" in printed
+    assert "METEOR - (not measured)" in printed
+    for picture in Captioning.pictures:
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_encoder_stays_as_it_was(finished, task):
+    """Its parameters and the statistics of its BatchNorm; those of the decoder move."""
+    weights, _, _ = run.read_weights(finished[0], name="workdir")
+    before = train.create_state(task)
+    for kind, name in (("params", "params"), ("batch_stats", "batch_stats")):
+        for module, tree in getattr(before, kind).items():
+            after = weights["weights"][name][module]
+            if module in Captioning.heads:
+                with pytest.raises(AssertionError):
+                    chex.assert_trees_all_equal(after, tree)
+            else:
+                chex.assert_trees_all_equal(after, tree)
+
+
+def test_what_it_writes_is_evaluated(finished, tmp_path):
+    folder, results, _ = finished
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    found = run.evaluate(
+        None,
+        folder,
+        overrides={"evals.captions.images": str(tmp_path)},
+        evals="captions",
+        stream=io.StringIO(),
+    )
+    assert found["captions"]["cider"] == pytest.approx(results["cider_last"])
+    assert found["captions"]["left_out"] == "METEOR, because there is no Java here."
+    page = (folder / "evals" / "captions.html").read_text()
+    assert page.count("<figure>") == 2 * 20 + 1
+    assert "red.png" in page
+    written = json.loads((folder / "evals" / "captions_test_results.json").read_text())
+    assert [entry["image_id"] for entry in written] == list(range(20))
+
+
+def test_stopped_within_an_epoch_it_ends_with_the_same_bits(finished, start, tmp_path):
+    assert start(tmp_path, stop_at=2)[0] is None
+    assert start(tmp_path, stop_at=5)[0] is None
+    _, printed = start(tmp_path)
+    assert "Going on from step 5 of 8" in printed
+    assert checkpoint_digest(tmp_path) == checkpoint_digest(finished[0])
+
+
+class Decoder(nn.Module):
+    """A network that is compiled at once: words from the mean color."""
+
+    words: int
+
+    @nn.compact
+    def __call__(self, images, tokens, train=False, progress=1.0):
+        x = nn.Embed(self.words, 4)(tokens[:, :-1]) + images.mean((1, 2))[:, None, :1]
+        return nn.Dense(self.words)(x)
+
+
+def test_eight_devices_take_the_step_of_one():
+    """The loss is divided by the words of the whole batch, not by those of a device."""
+    many, one = (
+        tasks.create_task(config_of(learning_rate=0.1), create_mapping("pmap", devices))
+        for devices in (8, 1)
+    )
+    (state, counters), (expected, expected_counters) = (
+        one_step(dataclasses.replace(task, model=Decoder(task.data.num_classes)))
+        for task in (many, one)
+    )
+    losses = [float(c["loss"].total[0]) / c["loss"].count[0] for c in (counters, expected_counters)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # Adam's first step is the sign of the gradient: gradients near 0 may differ.
+    momenta = [jax.tree.leaves(s.opt_state) for s in (state, expected)]
+    for a, b in zip(*momenta, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def one_step(task):
+    state = task.mapping.replicate(train.create_state(task))
+    arrays = task.mapping.replicate(task.data.arrays["train"])
+    xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
+    return jax.device_get(train.map_steps(task)[0](state, arrays, xs))
+
+
+def test_the_scores_are_those_of_the_captions(task):
+    """The references themselves score as well as possible."""
+    rows = task.data.arrays["test"]["tokens"][:, 0]
+    found = task.score("test", {"tokens": rows[:, 1:]})
+    assert found["bleu4"] == pytest.approx(100, abs=8)  # unknown words are lost
+    nothing = task.score("test", {"tokens": np.zeros_like(rows)})
+    assert nothing["cider"] == nothing["bleu1"] == 0
+
+
+def weights_of(model, *inputs):
+    """Weights as of another run: all 0.5."""
+    found = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), dict(found))
+
+
+def test_it_starts_from_the_encoder_of_a_classifier(task, small, monkeypatch):
+    weights = weights_of(models.create_model("resnet8", 7), jnp.zeros((1, 16, 16, 3)))
+    found = {"weights": weights, "averaged": False, "step": 1}
+    small.undo()
+    monkeypatch.setattr(run, "read_weights", lambda path, name: (found, {}, []))
+    state, notes = run.initialize_from(task, train.create_state(task), "there")
+    assert notes[1] == (
+        "Its head does not fit and starts from new weights: lstm, output, project, project_norm, "
+        "words."
+    )
+    for name, tree in weights["params"].items():
+        if name != "fc":
+            chex.assert_trees_all_equal(state.params[name], tree)
+
+
+def test_the_rate_of_the_encoder_is_one_of_its_own():
+    config = config_of(**{"captions.finetune": True, "head_lr_factor": 10.0})
+    optimizer = Captioning.create_optimizer(config, lambda step: 0.01)
+    params = {name: {"kernel": jnp.ones(2)} for name in ("conv1", "lstm")}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["conv1"]["kernel"], -0.01, rtol=1e-4)
+    np.testing.assert_allclose(updates["lstm"]["kernel"], -0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("init_from", None, "would stay random"),
+        ("stochastic_depth", 0.5, "runs as in evaluation"),
+        ("mix.name", "cutmix", "does not use it"),
+        ("dataset", "digits", "has no captions"),
+        ("model", "resnet50", "too small for resnet50"),
+        ("normalize.mean", (0.5, 0.5), "2 values"),
+        ("captions.beam", 0, "captions.beam"),
+        ("captions.length_power", -1.0, "captions.length_power"),
+    ],
+)
+def test_what_it_cannot_use_is_refused(key, value, message):
+    config = config_of(**{key: value})
+    if key == "normalize.mean":
+        config.normalize.std = value
+    with pytest.raises(UserError, match=message):
+        tasks.create_task(config, create_mapping("pmap", 1))
+
+
+def test_bfloat16_gives_logits_and_losses_in_float32(task):
+    config = config_of(dtype="bfloat16")
+    model = Captioning.create_model(config, task.data)
+    init = dataclasses.replace(task, model=model).init
+    weights = jax.eval_shape(init, jax.random.key(0))
+    images, tokens = jnp.zeros((2, 16, 16, 3)), jnp.ones((2, 5), jnp.int32)
+    logits = jax.eval_shape(model.apply, weights, images, tokens)
+    assert logits.dtype == jnp.float32
+    assert jax.eval_shape(nic.caption_loss, logits, tokens)[0].dtype == jnp.float32
+
+
+def test_the_config_of_coco_is_the_papers_protocol():
+    config = read_config("configs/captions.py:resnet101")
+    assert (config.model, config.task, config.dataset) == (
+        "resnet101",
+        "captioning",
+        "coco_captions",
+    )
+    assert (config.batch_size, config.learning_rate, config.epochs) == (20, 1e-3, 100)
+    assert (config.captions.beam, config.captions.embed, config.captions.hidden) == (20, 100, 300)
+    with pytest.raises(UserError, match="one MODEL was expected"):
+        read_config("configs/captions.py:resnet50,nic")
