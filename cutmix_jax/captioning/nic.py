@@ -153,7 +153,7 @@ class NIC(nn.Module):
             train: whether outputs of the LSTM are dropped.
 
         Returns:
-            float32 `[b, L - 1, V]`, logits of `tokens[:, 1:]`.
+            float32 `[b, L - 1, V]`, logits of all tokens but the first.
         """
         if tokens.ndim != 2 or len(tokens) != len(carry[0]) or tokens.shape[1] < 2:
             raise ValueError(
