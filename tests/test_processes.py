@@ -46,10 +46,10 @@ def finish(processes, timeout=240):
     return [out for out, _ in outputs]
 
 
-def losses(workdir):
+def losses(workdir, measure="test_top1_error"):
     """The training losses and test errors of the epochs."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(record["train_loss"], record["test_top1_error"]) for record in map(json.loads, lines)]
+    return [(record["train_loss"], record[measure]) for record in map(json.loads, lines)]
 
 
 def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
@@ -67,6 +67,20 @@ def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
     # One process resumes the run. Here, it finds it finished.
     again = run_main(f"--workdir={tmp_path / 'two'}", *ARGUMENTS)
     assert "is finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_detector_as_one_with_two_devices_does(tmp_path):
+    arguments = ["--config=tests/tasks/small_detector.py:ssd", "--config.sync_batch_norm=True"]
+    # With such a small learning rate, differences of rounding do not grow from step to step.
+    arguments += ["--config.epochs=1", "--config.eval_every=1", "--config.learning_rate=0.001"]
+    finish(start_two(tmp_path / "two", *arguments))
+    one = run_main(f"--workdir={tmp_path / 'one'}", *arguments, devices=2)
+    assert one.returncode == 0, one.stderr
+    found, expected = (losses(tmp_path / name, "test_map") for name in ("two", "one"))
+    assert expected[0][1] > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (tmp_path / "two" / "results.json").exists()
 
 
 def own_images(values, process):

@@ -86,6 +86,21 @@ def test_a_stream_that_is_killed_within_epochs(tmp_path):
     assert checkpoint_digest(tmp_path / "killed") == checkpoint_digest(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_a_detector_that_is_killed_within_an_epoch(tmp_path):
+    arguments = ["--config=tests/tasks/small_detector.py:ssd"]
+    whole = run_main(f"--workdir={tmp_path / 'whole'}", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    process = kill_when(tmp_path / "killed", holds(6), signal.SIGKILL, arguments)
+    assert process.returncode == -signal.SIGKILL
+    done = run_main(f"--workdir={tmp_path / 'killed'}", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Going on from step ([6-9]|1\d) of 16", done.stdout)
+    assert checkpoint_digest(tmp_path / "killed") == checkpoint_digest(tmp_path / "whole")
+    records = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("killed", "whole")]
+    assert without_speed(records[0]) == without_speed(records[1])
+
+
 def test_a_damaged_image_ends_a_stream_in_one_sentence(tmp_path):
     arguments = streaming(tmp_path / "photographs")
     damaged = tmp_path / "photographs/train/b/17.jpg"

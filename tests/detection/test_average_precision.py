@@ -1,4 +1,4 @@
-"""Average precision against numbers by hand and a plain Python version of VOC's rule."""
+"""Average precision against numbers by hand, a plain Python version of VOC's rule, and COCO's."""
 
 import numpy as np
 import pytest
@@ -113,6 +113,93 @@ def test_equal_to_a_plain_version(seed, extra):
                 want = plain_voc(detections, truths, label, threshold, rule == "area", extra)
                 assert each[label] == pytest.approx(want, abs=1e-12)
                 assert 0.01 < want < 0.99 or threshold == 0.75
+
+
+def apart(seed):
+    """Detections that overlap one truth at most, where VOC's rule and COCO's agree.
+
+    COCO divides the overlap with a crowd by the area of the detection. That is the IoU if the
+    detection contains the crowd, as it does here.
+    """
+    random = np.random.RandomState(seed)
+    cells = 100 * np.stack(np.meshgrid(range(3), range(3)), -1).reshape(1, 9, 1, 2)
+    low = random.uniform(20, 40, (8, 9, 1, 2))
+    high = low + random.uniform(31, 44, low.shape)
+    labels, difficult = random.randint(-1, 3, (8, 9)), random.uniform(size=(8, 9)) < 0.3
+    moved = random.uniform(-9, 9, (2, 8, 9, 3, 2))
+    grown = np.array([-1, 1]).reshape(2, 1, 1, 1, 1) * np.abs(moved)
+    near = np.stack([low, high]) + np.where(difficult[..., None, None], grown, moved)
+    found = np.where(random.uniform(size=(8, 9, 3)) < 0.8, labels[..., None], 1)
+    scores = random.permutation(found.size) / found.size
+    return (
+        Detections(
+            np.concatenate(near + cells, -1).reshape(8, 27, 4),
+            scores.reshape(8, 27),
+            found.reshape(8, 27),
+        ),
+        Truths(np.concatenate([low + cells, high + cells], -1)[:, :, 0], labels, difficult),
+    )
+
+
+def rows_of(group):
+    """Images, classes, boxes as (left, top, width, height), and scores or difficult."""
+    boxes, labels = np.array(group.boxes, float), np.array(group.labels)
+    image, _ = known = np.nonzero(labels >= 0)
+    low, high = boxes[known][:, 1::-1], boxes[known][:, :1:-1]
+    last = group.scores if isinstance(group, Detections) else group.difficult
+    return zip(
+        image,
+        labels[known],
+        np.concatenate([low, high - low], 1).tolist(),
+        np.array(last)[known].tolist(),
+        strict=True,
+    )
+
+
+def coco_ap(detections, truths, classes):
+    """AP at IoU 0.5 with VOC's eleven recalls, from pycocotools. Ids start at 1."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    real = COCO()
+    real.dataset = {
+        "images": [{"id": i} for i in range(len(truths.labels))],
+        "categories": [{"id": k} for k in range(classes)],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": image,
+                "category_id": label,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": int(difficult),
+            }
+            for i, (image, label, box, difficult) in enumerate(rows_of(truths), 1)
+        ],
+    }
+    real.createIndex()
+    found = real.loadRes(
+        [
+            {"image_id": image, "category_id": label, "bbox": box, "score": score}
+            for image, label, box, score in rows_of(detections)
+        ]
+    )
+    coco = COCOeval(real, found, "bbox")
+    coco.params.iouThrs, coco.params.recThrs = np.array([0.5]), np.arange(0, 1.1, 0.1)
+    coco.params.maxDets, coco.params.areaRng = [1000], [[0, 1e9]]
+    coco.evaluate()
+    coco.accumulate()
+    precision = coco.eval["precision"][0, :, :, 0, 0]
+    return np.where((precision < 0).any(0), np.nan, precision.mean(0))
+
+
+@pytest.mark.parametrize("seed", ["by hand", *range(4)])
+def test_equal_to_pycocotools_where_no_detection_overlaps_two_truths(seed):
+    pytest.importorskip("pycocotools", reason="needs pycocotools as the reference")
+    detections, truths = by_hand() if seed == "by hand" else apart(seed)
+    _, each = mean_average_precision(detections, truths, 4)
+    np.testing.assert_allclose(each, coco_ap(detections, truths, 4), atol=1e-12)
+    assert seed == "by hand" or ((each[:3] > 0.05) & (each[:3] < 0.95)).all()
 
 
 def test_takes_lists_and_padded_arrays():
