@@ -181,7 +181,7 @@ def summarize(runs, baselines):
         ``{'configs': [...], 'unfinished': [folder, ...]}``. A config's entry has `config`,
         `params`, `seeds`, `baseline`. For each of `CHOICES` that its runs have, such as
         `top1_error_last`, it has `mean`, `deviation` (None for one seed), `values` by seed, and
-        `gain` over the baseline, in the same form. All are fractions, not percent.
+        `gain` over the baseline, in the same form. Errors and mAP are fractions, not percent.
     """
     found = {(run["source"], run["seed"]): finished_results(run) for run in runs}
     unfinished = [str(r["folder"].name) for r in runs if not found[r["source"], r["seed"]]]
@@ -261,6 +261,8 @@ def measure_in_words(task):
         >>> from cutmix_jax.tasks import find_task
         >>> measure_in_words(find_task('ssd')), measure_in_words(find_task('classification'))
         ('mAP in %', 'top-1 error in %')
+        >>> measure_in_words(find_task('captioning'))
+        'CIDEr'
     """
     return (task.measure_name or task.ranked_by) + " in %" * task.in_percent
 
@@ -278,7 +280,7 @@ def format_table(summary, task):
 
 def percent(found):
     """Formats the result of `moments` in percent."""
-    return _shown(found, lambda value: f"{100 * value:.2f}")
+    return _shown(found, 100, ".2f", ".2f")
 
 
 def shown(found, task, counted=False):
@@ -286,15 +288,15 @@ def shown(found, task, counted=False):
     if task.in_percent:
         text = percent(found)
     else:
-        text = _shown(found, lambda value: f"{value:.4g}")
+        text = _shown(found, 1, ".4g", ".3g")
     return text + (f" ({len(found['values'])})" if found and counted else "")
 
 
-def _shown(found, number):
+def _shown(found, factor, *formats):
     if not found:
         return "–"
-    numbers = [found["mean"], found["deviation"]]
-    return " ± ".join(number(value) for value in numbers if value is not None)
+    pairs = zip((found["mean"], found["deviation"]), formats, strict=True)
+    return " ± ".join(format(factor * number, how) for number, how in pairs if number is not None)
 
 
 @contextlib.contextmanager

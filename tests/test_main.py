@@ -12,7 +12,6 @@ from absl import flags
 
 import main
 from cutmix_jax import UserError, run
-from cutmix_jax.methods import DETECTORS
 from tests.commands import REPOSITORY, SMALL, environment, run_main, small_config
 
 
@@ -173,8 +172,8 @@ def test_the_list_as_json_has_every_row_of_the_paper():
     rows = collections.Counter(row["table"] for row in listed)
     expected = {"3": 13, "4": 6, "5": 15, "6": 4, "7": 5, "8": 7}
     expected |= {"figure-3-left": 6, "figure-3-right": 5, "9": 16}
-    # Table 10 has both detectors, and Table 1 repeats Faster R-CNN.
-    expected |= {"10": 4 * len(DETECTORS)} | ({"1": 4} if "faster_rcnn" in DETECTORS else {})
+    # Table 10 has both detectors and the captioner, and Tables 1 and A1 repeat one each.
+    expected |= {"10": 4 * 3, "1": 4, "A1": 4}
     assert rows == expected
     known = {(row["table"], row["row"]): row for row in listed}
     cutmix = known["3", "ResNet-50 + CutMix"]
@@ -198,16 +197,40 @@ def test_the_list_as_json_has_every_row_of_the_paper():
 def test_a_detector_of_the_list_names_the_classifier_that_it_starts_from():
     known = {(row["table"], row["row"]): row for row in json.loads(run_list("--json"))}
     row = known["10", "CutMix-trained, SSD"]
-    assert (row["detector"], row["config"]) == ("ssd", "configs/voc.py:resnet50,ssd")
+    assert (row["task"], row["config"]) == ("ssd", "configs/voc.py:resnet50,ssd")
     assert row["backbone"] == "configs/imagenet.py:resnet50,cutmix"
     assert (row["ssd_map"], row["faster_rcnn_map"], row["top1_error"]) == (77.6, None, None)
     # By hand: three passes of 17.8 GFLOP for 120k steps of 32 images, at 16 % of the peak.
     assert row["a100_hours"] == pytest.approx(3 * 17.8 * 3.84e6 / 312e3 / 0.16 / 3600, abs=0.06)
-    assert known["3", "ResNet-50 + CutMix"]["backbone"] is None
+    plain = known["3", "ResNet-50 + CutMix"]
+    assert (plain["task"], plain["backbone"], plain["scores"]) == ("classification", None, None)
     text = run_list()
     assert re.search(r"\nTable 10 +params +mAP +8 A100", text)
     assert re.search(r"  CutMix-trained, SSD +31,662,894 +77\.60 ", text)
     assert "configs/voc.py:resnet50,ssd\n      from configs/imagenet.py:resnet50,cutmix\n" in text
+
+
+def test_the_captioner_of_the_list_has_the_scores_of_each_table():
+    known = {(row["table"], row["row"]): row for row in json.loads(run_list("--json"))}
+    row = known["10", "CutMix-trained, NIC"]
+    assert (row["task"], row["config"]) == ("captioning", "configs/captions.py:resnet50")
+    assert row["backbone"] == "configs/imagenet.py:resnet50,cutmix"
+    assert row["scores"] == {"bleu1": 64.2, "bleu4": 24.9}
+    assert (row["ssd_map"], row["top1_error"], row["epochs"]) == (None, None, 100)
+    assert known["A1", "ResNet-50 + CutMix, NIC"]["scores"] == {
+        "bleu1": 64.2, "bleu2": 46.3, "bleu3": 33.6, "bleu4": 24.9, "meteor": 23.1,
+        "rouge_l": 49.0, "cider": 77.6,
+    }  # fmt: skip
+    # By hand: one pass of 7.94 GFLOP through the encoder, three of 0.148 through the rest, for 100
+    # epochs of 414,113 captions, at 16 % of the peak. Three passes of all would be 5.6 hours.
+    hours = (7.94 + 3 * 0.148) * 41.4113e6 / 312e3 / 0.16 / 3600
+    assert row["a100_hours"] == pytest.approx(hours, abs=0.06)
+    text = run_list()
+    assert re.search(r"\nTable 10 +params +BLEU-1 +BLEU-4 +8 A100", text)
+    assert re.search(r"  CutMix-trained, NIC +28,204,232 +64\.20 +24\.90 ", text)
+    assert re.search(r"\nTable A1 +params +CIDEr +8 A100", text)
+    assert re.search(r"  ResNet-50 \+ CutMix, NIC +28,204,232 +77\.60 +1 x", text)
+    assert "configs/captions.py:resnet50\n      from configs/imagenet.py:resnet50,cutmix\n" in text
 
 
 def test_the_list_for_reading_fits_100_columns_and_names_every_config():

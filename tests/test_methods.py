@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 
 from cutmix_jax import UserError, methods, paper, tasks, train
+from cutmix_jax.captioning import nic
 from cutmix_jax.config import base_config, check_config, from_plain, to_plain
 from cutmix_jax.data import resident
 from cutmix_jax.detection import ssd
@@ -229,7 +230,7 @@ def test_the_networks_of_the_list_are_those_of_the_paper():
     networks = {key[:2]: network["params"] for key, network in paper.read_networks().items()}
     assert networks == PARAMS
     for row in LISTED:
-        if row["loc_acc"] or row["detector"]:  # the paper prints no parameters there
+        if row["loc_acc"] or row["backbone"]:  # the paper prints no parameters there
             continue
         printed = next(
             known["params_m"]
@@ -260,7 +261,7 @@ QUICK = [
     "config",
     [
         pytest.param(config, marks=[] if config in QUICK else pytest.mark.slow)
-        for config in sorted({row["config"] for row in LISTED if not row["detector"]})
+        for config in sorted({row["config"] for row in LISTED if not row["backbone"]})
     ],
 )
 def test_a_step_of_a_row_traces(config):
@@ -270,22 +271,22 @@ def test_a_step_of_a_row_traces(config):
 @pytest.mark.parametrize("row", LISTED, ids=lambda row: f"{row['table']}-{row['row']}")
 def test_rows_have_the_parameters_and_epochs_of_their_config(row):
     config = read(row["config"])
-    if not row["detector"]:
+    if not row["backbone"]:
         assert row["params"] == PARAMS[config.model, CLASSES[config.dataset]]
     assert row["epochs"] == config.epochs
 
 
-@pytest.mark.parametrize("row", [row for row in LISTED if row["detector"]], ids=lambda r: r["row"])
-def test_a_detector_starts_from_the_classifier_of_another_row(row):
+@pytest.mark.parametrize("row", [row for row in LISTED if row["backbone"]], ids=lambda r: r["row"])
+def test_detectors_and_captioners_start_from_the_classifier_of_another_row(row):
     config, backbone = read(row["config"]), read(row["backbone"])
-    assert (config.task, config.model) == (row["detector"], backbone.model)
+    assert (config.task, config.model) == (row["task"], backbone.model)
     assert row["backbone"] in {other["config"] for other in LISTED}
 
 
 @pytest.mark.slow
 def test_parameters_and_operations_of_ssd_are_those_that_jax_counts():
-    listed = paper.read_detectors()["ssd"]
-    config = read("configs/voc.py:resnet50,ssd")
+    listed = paper.read_transfer_tasks()["ssd"]
+    config = read(listed["config"])
     network = ssd.SSD(from_config(config, num_classes=None), 20)
     images = jax.ShapeDtypeStruct((1, *listed["image_shape"], 3), np.float32)
     variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), images)
@@ -293,6 +294,44 @@ def test_parameters_and_operations_of_ssd_are_those_that_jax_counts():
     assert count == listed["params"]
     lowered = jax.jit(lambda v, x: network.apply(v, x, train=False)).lower(variables, images)
     assert lowered.cost_analysis()["flops"] == pytest.approx(listed["flops"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_parameters_and_operations_of_nic_are_those_that_jax_counts():
+    listed = paper.read_transfer_tasks()["captioning"]
+    config = read(listed["config"])
+    options, length = config.captions, config.captions.max_words + 2
+    backbone = from_config(config, num_classes=None)
+    network = nic.NIC(backbone, listed["vocabulary_size"], options.embed, options.hidden)
+    images = jax.ShapeDtypeStruct((1, *listed["image_shape"], 3), np.float32)
+    tokens = jax.ShapeDtypeStruct((1, length), np.int32)
+    variables = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x), images, tokens)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    # By hand: projection and its normalization, words, LSTM, output.
+    words = listed["vocabulary_size"]
+    new = 2048 * 100 + 2 * 100 + words * 100 + 4 * 300 * (100 + 300 + 1) + words * 301
+    assert count == listed["params"] == PARAMS["resnet50", 1000] - 1000 * 2049 + new
+
+    def operations(function, *inputs):
+        return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
+
+    def encode(variables, images):
+        return network.apply(variables, images, method="encode")
+
+    def step(variables, carry, last):
+        return network.apply(variables, carry, last, method="step")
+
+    encoded = operations(encode, variables, images)
+    carry = jax.eval_shape(encode, variables, images)
+    last = jax.ShapeDtypeStruct((1,), np.int32)
+    # XLA counts a loop's body once, so the steps of the LSTM are counted here.
+    total = encoded + (length - 1) * operations(step, variables, carry, last)
+    assert total == pytest.approx(listed["flops"], rel=0.01)
+    # The classifier's operations without those of its head.
+    head = 2 * 2048 * 1000
+    frozen = paper.read_networks()["resnet50", 1000, 2]["flops"] - head
+    assert listed["frozen_flops"] == pytest.approx(frozen, rel=0.01)
+    assert listed["frozen_flops"] < encoded
 
 
 @pytest.mark.parametrize(

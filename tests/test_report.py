@@ -61,6 +61,21 @@ def write_detector(folder, source, found, seed=0, **changes):
     return folder
 
 
+def write_captioner(folder, source, cider, seed=0, meteor=None, **changes):
+    """The same for a captioner; BLEU-1 is 60, BLEU-4 is 20 and so on."""
+    write_run(folder, source, 0, seed, **changes)
+    results = json.loads((folder / "results.json").read_text())
+    scores = {"bleu1": 60.0, "bleu2": 40.0, "bleu3": 30.0, "bleu4": 20.0}
+    scores |= {"meteor": meteor} if meteor else {}
+    scores |= {"rouge_l": 45.5, "cider": cider}
+    results |= {"cider_last": cider, "cider_best": cider + 1, "scores_last": scores}
+    results = {key: value for key, value in results.items() if "top1" not in key}
+    (folder / "results.json").write_text(json.dumps(results))
+    lines = [{"epoch": 1}, {"epoch": 2, **{f"test_{name}": x for name, x in scores.items()}}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
 def write_eval(folder, name, values, rows=""):
     """The file of an evaluation."""
     (folder / "evals").mkdir(exist_ok=True)
@@ -277,6 +292,99 @@ def test_a_detector_is_full_if_its_classifier_is(detectors):
     assert rows["Cutout-trained"] == ["not run", "–"]
 
 
+@pytest.fixture(scope="module")
+def captioners(tmp_path_factory):
+    """The folder with a report of captioners that started from classifiers, and from nothing."""
+    folder = tmp_path_factory.mktemp("captioners")
+    small, source = {"epochs": 2, "train_examples": 500}, "configs/shapes_captions.py"
+    for seed, found in enumerate([(250.0, 290.0), (254.0, 286.0)]):
+        for name, value in zip(("baseline", "cutmix"), found, strict=True):
+            start = folder / f"from/{name}{seed}"
+            write_run(start, f"configs/shapes.py:resnet18x0.25,{name}", 0.2, seed, epochs=3)
+            write_captioner(folder / f"{name}{seed}", source, value, seed, init_from=start, **small)
+        # The evaluation of the same captions has METEOR.
+        values = {"split": "test", "meteor": 30.0 + 2 * seed, "cider": found[1]}
+        write_eval(folder / f"cutmix{seed}", "captions", values)
+    # Other captions, and those of one seed only, are not those of the last epochs.
+    values = {"split": "test", "meteor": 99.0, "cider": 111.0}
+    write_eval(folder / "baseline0", "captions", values)
+    write_eval(folder / "baseline1", "captions", {**values, "cider": 254.0})
+    write_captioner(folder / "nothing", source, 100.0, meteor=10.5, **small)
+    source = "configs/captions.py:resnet50"
+    for name, epochs in (("cutmix", 300), ("mixup", 30)):
+        start = folder / f"classifier_{name}"
+        write_run(start, f"configs/imagenet.py:resnet50,{name}", 0.2, epochs=epochs)
+        of_images(start, 1_281_167)
+        run = write_captioner(folder / f"coco_{name}", source, 77.5, meteor=23.25, init_from=start)
+        of_images(run, 414_113)
+    (folder / "begun").mkdir()
+    (folder / "begun/metrics.jsonl").write_text('{"epoch": 7, "test_cider": 50.0}\n')
+    assert main([str(folder), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_captioners_are_compared_by_cider_and_have_all_scores_beside_those_of_the_paper(captioners):
+    text = (captioners / "index.md").read_text()
+    part = text[text.index("### captioning on resnet18x0.25") : text.index("over the epochs")]
+    assert part.startswith(
+        "### captioning on resnet18x0.25, shapes (500 training captions, 64 px), 2 epochs"
+    )
+    assert "Compared: CIDEr, mean" in part
+    rows = [line.strip("| ").split(" | ") for line in part.splitlines()]
+    # By hand: 290 and 286, gains of 40 and 32; the paper's CIDEr from each classifier.
+    gain = ["36 ± 5.66 (2)"]
+    assert ["cutmix", "2", "288 ± 2.83", *gain, "289 ± 2.83", *gain, "77.60"] in rows
+    assert ["baseline", "2", "252 ± 2.83", "–", "253 ± 2.83", "–", "71.20"] in rows
+    assert ["from nothing", "1", "100", "-150 (1)", "101", "-150 (1)", "–"] in rows
+    bleu = ["60", "40", "30", "20"]
+    bleus = [f"{x} ± 0" for x in bleu]
+    first = rows.index(
+        ["method", "source", *(f"BLEU-{n}" for n in range(1, 5)), "METEOR", "ROUGE-L", "CIDEr"]
+    )
+    assert rows[first + 2 : first + 7] == [
+        ["baseline", "ours", *bleus, "–", "45.5 ± 0", "252 ± 2.83"],
+        ["baseline", "paper", "61.4", "43.8", "31.4", "22.9", "22.8", "44.7", "71.2"],
+        ["cutmix", "ours", *bleus, "31 ± 1.41", "45.5 ± 0", "288 ± 2.83"],
+        ["cutmix", "paper", "64.2", "46.3", "33.6", "24.9", "23.1", "49.0", "77.6"],
+        ["from nothing", "ours", *bleu, "10.5", "45.5", "100"],
+    ]
+    assert re.search(r"!\[CIDEr over the epochs]\(figures/group\d+_measure.png\)", text)
+    assert "begun: unfinished, 7 epochs done" in text
+    assert ["METEOR", "32"] in rows_of(captioners)
+
+
+@pytest.mark.parametrize(
+    ("title", "row", "paper", "scores"),
+    [
+        ("Table 10:", "CutMix-trained", "64.2 24.9", "60 20"),
+        (
+            "Table A1:",
+            "ResNet-50 + CutMix",
+            "64.2 46.3 33.6 24.9 23.1 49.0 77.6",
+            "60 40 30 20 23.25 45.5 77.5",
+        ),
+    ],
+)
+def test_tables_10_and_a1_have_runs_of_the_captioner_and_a_full_one_has_a_full_classifier(
+    captioners, title, row, paper, scores
+):
+    config, text = "configs/captions.py:resnet50", (captioners / "index.md").read_text()
+    part = text[text.index(f"### {title}") :].split("\n### ", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in part.splitlines()]
+    printed = rows.index(
+        [row, "paper", *paper.split(), f"{config} from configs/imagenet.py:resnet50,cutmix"]
+    )
+    name, source, *cells, words = rows[printed + 1]
+    assert [name, source, *cells] == [row, "ours", *scores.split()]
+    run = "1 seed, captioning on resnet50, coco_captions (414,113 training captions"
+    assert words.startswith(run)
+    short = [found for found in rows if "Mixup" in found[0] and found[1] == "ours"]
+    assert short[0][1:] == ["ours", *["–"] * len(cells), "not run"]
+    assert short[1][-1].startswith(f"scaled down: {run}")
+    assert short[1][-1].endswith("; classifier: resnet50, imagenet2012, 30 epochs")
+    assert [found[-1] for found in rows if "Cutout" in found[0]][-1] == "not run"
+
+
 def test_classifiers_that_were_trained_differently_are_named(tmp_path):
     for name, epochs, seed in (("a", 3, 0), ("b", 6, 0), ("c", 3, 1), ("d", 3, 0)):
         start = write_run(tmp_path / f"of/{name}", "configs/shapes.py", 0.2, seed, epochs=epochs)
@@ -458,6 +566,26 @@ def test_a_damaged_file_of_a_finished_run_is_named(name, damage, told, tmp_path)
         else:
             text = json.dumps(json.loads((run / name).read_text()) | damage)
     (run / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=re.escape(told)):
+        main([str(run), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("results.json", {"scores_last": {"cider": 50.0}}, "lacks 'scores_last.bleu1', which"),
+        ("results.json", {"scores_last": {"meteor": "-"}}, "has '-' for 'scores_last.meteor'"),
+        ("evals/captions.json", {"meteor": "-"}, "captions.json' has '-' for 'meteor'"),
+    ],
+)
+def test_a_damaged_file_of_a_captioner_is_named(name, damage, told, tmp_path):
+    run = write_captioner(tmp_path / "run", "configs/shapes_captions.py", 50.0, epochs=2)
+    write_eval(run, "captions", {"split": "test", "cider": 50.0, "meteor": 20.0})
+    assert main([str(run), "--output", str(tmp_path / "out")]) == 0
+    found = json.loads((run / name).read_text())
+    if "meteor" in damage.get("scores_last", {}):
+        damage = {"scores_last": found["scores_last"] | damage["scores_last"]}
+    (run / name).write_text(json.dumps(found | damage))
     with pytest.raises(UserError, match=re.escape(told)):
         main([str(run), "--output", str(tmp_path / "out")])
 

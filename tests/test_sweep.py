@@ -180,43 +180,56 @@ def test_a_workdir_that_cannot_be_written_and_a_config_that_cannot_run_are_refus
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["sweep.lock"]
 
 
-DETECTOR = f"{REPOSITORY}/configs/shapes_detection.py"
-# The mAP of the last and of the best epoch, by the classifier and the seed.
-MAPS = {
-    ("baseline-seed0", 0): (0.60, 0.70),
-    ("baseline-seed1", 1): (0.62, 0.62),
-    ("cutmix-seed0", 0): (0.66, 0.68),
-    ("cutmix-seed1", 1): (0.64, 0.65),
+# In %, the measure of the last and of the best epoch, by the classifier and the seed.
+FROM_CLASSIFIERS = {
+    ("baseline-seed0", 0): (60, 70),
+    ("baseline-seed1", 1): (62, 62),
+    ("cutmix-seed0", 0): (66, 68),
+    ("cutmix-seed1", 1): (64, 65),
 }
 
 
-def test_detectors_are_compared_by_map_and_a_higher_one_is_a_gain(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "measure", "words", "unit", "baseline", "cutmix"),
+    [
+        (
+            "shapes_detection", "map", "mAP in %", 100, ["61.00 ± 1.41", "66.00 ± 5.66"],
+            ["65.00 ± 1.41", "4.00 ± 2.83 (2)", "66.50 ± 2.12", "0.50 ± 3.54 (2)"],
+        ),
+        (
+            "shapes_captions", "cider", "CIDEr", 1, ["61 ± 1.41", "66 ± 5.66"],
+            ["65 ± 1.41", "4 ± 2.83 (2)", "66.5 ± 2.12", "0.5 ± 3.54 (2)"],
+        ),
+    ],
+)  # fmt: skip
+def test_detectors_and_captioners_are_compared_and_a_higher_measure_is_a_gain(
+    name, measure, words, unit, baseline, cutmix, tmp_path, monkeypatch
+):
     def train(config, folder):
-        last, best = MAPS[config.init_from, config.seed]
-        results = {"config": to_plain(config), "params": 7, "map_last": last, "map_best": best}
+        last, best = (x / unit for x in FROM_CLASSIFIERS[config.init_from, config.seed])
+        results = {f"{measure}_last": last, f"{measure}_best": best, "params": 7}
+        results["config"] = to_plain(config)
         folder.mkdir()
         run.write_json(folder / "results.json", results)
         return results
 
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(sweep, "check_runs", lambda runs: None)
-    plain, mixed = (
-        f"{DETECTOR} --config.init_from={name}-seed{{seed}}" for name in ("baseline", "cutmix")
-    )
-    words = ["--configs", plain, mixed, f"--workdir={tmp_path}", "--seeds=2", f"--baseline={plain}"]
-    assert sweep.main(words) == 0
+    source = f"{REPOSITORY}/configs/{name}.py --config.init_from="
+    plain, mixed = (f"{source}{method}-seed{{seed}}" for method in ("baseline", "cutmix"))
+    flags = ["--configs", plain, mixed, f"--workdir={tmp_path}", "--seeds=2", f"--baseline={plain}"]
+    assert sweep.main(flags) == 0
     assert sorted(path.name for path in tmp_path.glob("shapes*")) == [
-        f"shapes_detection-init_from={name}_seed{seed}-seed{seed}"
-        for name in ("baseline", "cutmix")
+        f"{name}-init_from={method}_seed{seed}-seed{seed}"
+        for method in ("baseline", "cutmix")
         for seed in (0, 1)
     ]
     table = (tmp_path / "sweep.md").read_text(encoding="utf-8")
-    assert "Compared: mAP in %." in table
-    assert f"| {plain} | 2 | 61.00 ± 1.41 | – | 66.00 ± 5.66 | – |" in table
+    assert f"Compared: {words}." in table
+    last, best = baseline
+    assert f"| {plain} | 2 | {last} | – | {best} | – |" in table
     # By hand: gains of 6 and 2, and of -2 and 3.
-    assert f"| {mixed} | 2 | 65.00 ± 1.41 | 4.00 ± 2.83 (2) | 66.50 ± 2.12 | 0.50 ± 3.54 (2) |" in (
-        table
-    )
+    assert f"| {mixed} | 2 | {' | '.join(cutmix)} |" in table
 
 
 def test_a_measure_that_is_no_fraction_is_shown_as_it_is():

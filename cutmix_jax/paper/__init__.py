@@ -3,8 +3,10 @@
 `tables.json` has every row of the paper's tables, of the authors' README and of public reruns.
 Rows that can be trained here name their config. `networks.json` has the exact number of parameters
 of their networks, and the floating-point operations of one image's forward pass, as XLA counts them
-(a multiply-add is two). `detectors.json` has the same of the detectors with ResNet-50 and 20
-classes, Faster R-CNN with 256 regions. Reading them needs only Python.
+(a multiply-add is two). `transfer.json` has the same of what starts from a ResNet-50: detectors of
+20 classes, Faster R-CNN with 256 regions; and NIC, for captions of 20 words from 10,000. That
+number is an assumption, since the paper does not print the size of its vocabulary. The encoder of
+NIC is frozen, and `frozen_flops` are its operations. Reading the files needs only Python.
 """
 
 import json
@@ -15,7 +17,7 @@ from cutmix_jax.methods import read_method
 FOLDER = pathlib.Path(__file__).resolve().parent
 
 # By the config file of a row, and the data in its argument: the kind of its settings, classes,
-# training images, the chips it uses, and the assumed fraction of their peak.
+# training examples, the chips it uses, and the assumed fraction of their peak.
 # ImageNet: from the published 16,600 images/s of ResNet-50 on 8 A100.
 # CIFAR: a guess. A batch of 64 fits on one chip, and most of the time goes into many small layers.
 DATA_SETS = {
@@ -25,12 +27,15 @@ DATA_SETS = {
     "wsol,cub": ("imagenet", 200, 5_994, "one chip", 0.16),
     "wsol,imagenet": ("imagenet", 1000, 1_281_167, "all chips", 0.16),
     "voc": ("imagenet", 20, 16_551, "one chip", 0.16),
+    "captions": ("imagenet", 10_000, 414_113, "one chip", 0.16),  # words, and captions of train2014
 }
 EPOCHS = {"wsol,cub": 600, "wsol,imagenet": 20}  # if not 300
 LOCALIZATION = {"cub_loc_acc": "CUB-200-2011", "imagenet_loc_acc": "ImageNet"}
 # Chips, and the peak of each in bfloat16 operations per second, from the makers.
 MACHINES = {"a100": (8, 312e12), "tpu_v4": (4, 275e12)}
 BACKWARD = 3  # operations of a training step over those of the forward pass
+# The scores of a captioner that the list shows for the rows of a table. `list_rows` has them all.
+SCORES = {"10": {"bleu1": "BLEU-1", "bleu4": "BLEU-4"}, "A1": {"cider": "CIDEr"}}
 
 
 def read_tables():
@@ -58,65 +63,75 @@ def read_networks():
     }
 
 
-def read_detectors():
-    """Returns `{config.task: {'name', 'epochs', 'image_shape', 'params', 'flops'}}`.
+def read_transfer_tasks():
+    """Returns `{config.task: {...}}` of the detectors and the captioner of Table 10.
+
+    Each has `name`, `dataset`, `config`, `epochs`, `image_shape`, `params` and `flops`. The
+    captioner also has `vocabulary_size` and `frozen_flops`.
 
     Example:
-        >>> read_detectors()['ssd']['params']
-        31662894
+        >>> tasks = read_transfer_tasks()
+        >>> tasks['ssd']['params'], tasks['captioning']['params']
+        (31662894, 28204232)
     """
-    return json.loads((FOLDER / "detectors.json").read_text())
+    return json.loads((FOLDER / "transfer.json").read_text())
 
 
 def list_rows():
     """Returns the rows that can be trained here, in the paper's order.
 
     Returns:
-        Dictionaries with `table`, `row`, `config`, `backbone` (the config of the classifier that a
-        detector starts from, or None), `detector` (its `config.task`, or None), `params` (exactly,
-        of our network), `top1_error`, `top5_error`, `loc_acc`, `ssd_map` and `faster_rcnn_map` (the
-        paper's, in percent, or None), `from_original_paper` (whether the paper copied these),
-        `epochs`, `flops` (forward, one image), and an estimate of the time for each machine in
-        `MACHINES`, such as `a100_chips` and `a100_hours`.
+        Dictionaries with `table`, `row`, `config`, `task` (the `config.task`), `backbone` (the
+        config of the classifier that a detector or captioner starts from, or None), `params`
+        (exactly, of our network), `top1_error`, `top5_error`, `loc_acc`, `ssd_map` and
+        `faster_rcnn_map` (the paper's, in percent, or None), `scores` (the paper's of a captioner,
+        times 100, such as `{'bleu1': 61.4, 'bleu4': 22.9}`, or None), `from_original_paper`
+        (whether the paper copied these), `epochs`, `flops` (forward, one example), and an estimate
+        of the time for each machine in `MACHINES`, such as `a100_chips` and `a100_hours`.
 
     Example:
         >>> row = next(row for row in reversed(list_rows()) if row['table'] == '9')
         >>> row['table'], row['row'], row['config'].partition(':')[2]
         ('9', 'ResNet-50 + CutMix, ImageNet', 'resnet50,cutmix,imagenet')
     """
-    networks, detectors = read_networks(), read_detectors()
+    networks, transfer = read_networks(), read_transfer_tasks()
+    tasks = {found["config"]: task for task, found in transfer.items()}
     listed = []
-    for row, key, config in _trainable():
-        arg = config.partition(":")[2]
-        model, method, *_ = arg.split(",")
+    for row, numbers, config in _trainable():
         name = data_name(config)
         data_set = DATA_SETS[name]
         kind, num_classes, examples, _, _ = data_set
-        detector = method if method in detectors else None
-        if detector:
-            network = detectors[detector]
+        key = next(iter(numbers), None)
+        task = tasks.get(config, "classification")
+        if task in transfer:
+            network = transfer[task]
             epochs, apart = network["epochs"], network["name"]
         else:
+            model, method, *_ = config.partition(":")[2].split(",")
             last_stride = 1 if key in LOCALIZATION and model == "resnet50" else 2
             network = networks[model, num_classes, last_stride]
             epochs = read_method(method, model, kind).get("epochs", EPOCHS.get(name, 300))
             apart = LOCALIZATION.get(key)
+        scores = {key.removeprefix("nic_"): number for key, number in numbers.items()}
+        step = BACKWARD * network["flops"] - (BACKWARD - 1) * network.get("frozen_flops", 0)
         listed.append(
             {
                 "table": row["table"],
                 "row": row["row"] + (f", {apart}" if apart else ""),
                 "config": config,
+                "task": task,
                 "backbone": row.get("backbone"),
-                "detector": detector,
                 "params": network["params"],
                 "top1_error": row.get("top1_err"),
                 "top5_error": row.get("top5_err"),
-                "loc_acc": row[key] if key in LOCALIZATION else None,
-                **{f"{name}_map": row[key] if name == detector else None for name in detectors},
+                "loc_acc": numbers[key] if key in LOCALIZATION else None,
+                "ssd_map": numbers[key] if task == "ssd" else None,
+                "faster_rcnn_map": numbers[key] if task == "faster_rcnn" else None,
+                "scores": scores if task == "captioning" else None,
                 "from_original_paper": row.get("from_original_paper", False),
                 "epochs": epochs,
                 "flops": network["flops"],
-                **estimate(network["flops"] * examples * epochs, data_set),
+                **estimate(step * examples * epochs, data_set),
             }
         )
     return listed
@@ -134,60 +149,70 @@ def data_name(config):
 
 
 def _trainable():
-    """Yields (row, the key of its number, the config that trains it)."""
+    """Yields (row, {key: number} of what a config trains, the config)."""
     for row in read_tables():
-        if "config" in row:
-            yield row, "top1_err", row["config"]
-        for key, config in row.get("configs", {}).items():
-            yield row, key, config
+        numbers = {key: value for key, value in row.items() if isinstance(value, float)}
+        configs = row.get("configs", dict.fromkeys(row, row.get("config")))
+        for config in filter(None, dict.fromkeys(configs.values())):
+            yield row, {k: n for k, n in numbers.items() if configs.get(k) == config}, config
 
 
-def estimate(forward_flops, data_set):
-    """The chips and hours of a run, from the operations of its forward passes."""
+def estimate(flops, data_set):
+    """The chips and hours of a run, from the operations of all its training steps."""
     *_, layout, share = data_set
     result = {}
     for name, (chips, peak) in MACHINES.items():
         used = chips if layout == "all chips" else 1
-        hours = BACKWARD * forward_flops / (used * peak * share) / 3600
+        hours = flops / (used * peak * share) / 3600
         result |= {f"{name}_chips": used, f"{name}_hours": round(hours, 1)}
     return result
 
 
+def _columns(row):
+    """The heads of a row's columns, and the paper's numbers."""
+    if row["scores"]:
+        return {word: row["scores"][key] for key, word in SCORES[row["table"]].items()}
+    if row["backbone"]:
+        return {"mAP": row[f"{row['task']}_map"]}
+    if row["loc_acc"]:
+        return {"loc acc": row["loc_acc"]}
+    return {"top-1": row["top1_error"], "top-5": row["top5_error"]}
+
+
 def format_rows(listed):
     """Formats the rows of `list_rows` as text of at most 100 columns."""
-    lines, table = [], None
+    blocks = {}
     for row in listed:
-        if row["table"] != table:
-            table = row["table"]
-            name = table.replace("-", " ").capitalize() if table[0] == "f" else f"Table {table}"
-            first, second = ("top-1", "top-5")
-            if row["loc_acc"] or row["detector"]:
-                first, second = ("loc acc" if row["loc_acc"] else "mAP", "")
-            lines += [
-                "",
-                f"{name:<48}{'params':>11}{first:>8}{second:>7}{'8 A100':>12}{'TPU v4-8':>12}",
-            ]
-        one = row[f"{row['detector']}_map"] if row["detector"] else row["loc_acc"]
-        numbers = (one or row["top1_error"], row["top5_error"])
-        errors = ["-" if number is None else f"{number:.2f}" for number in numbers]
-        if one:
-            errors[1] = ""
-        times = (f"{row[f'{m}_chips']} x {row[f'{m}_hours']:.1f} h" for m in MACHINES)
-        a100, tpu = (f"{time:>12}" for time in times)
-        name = row["row"] + " *" * row["from_original_paper"]
+        blocks.setdefault((row["table"], *_columns(row)), []).append(row)
+    lines = []
+    for (table, first, *second), rows in blocks.items():
+        name = table.replace("-", " ").capitalize() if table[0] == "f" else f"Table {table}"
+        second = "".join(second)
         lines += [
-            f"  {name:<46}{row['params']:>11,}{errors[0]:>8}{errors[1]:>7}{a100}{tpu}",
-            f"      {row['config']}",
-            *([f"      from {row['backbone']}"] if row["backbone"] else []),
+            "",
+            f"{name:<48}{'params':>11}{first:>8}{second:>7}{'8 A100':>12}{'TPU v4-8':>12}",
         ]
+        for row in rows:
+            numbers = ["-" if n is None else f"{n:.2f}" for n in _columns(row).values()]
+            one, two = (*numbers, "")[:2]
+            times = (f"{row[f'{m}_chips']} x {row[f'{m}_hours']:.1f} h" for m in MACHINES)
+            a100, tpu = (f"{time:>12}" for time in times)
+            name = row["row"] + " *" * row["from_original_paper"]
+            lines += [
+                f"  {name:<46}{row['params']:>11,}{one:>8}{two:>7}{a100}{tpu}",
+                f"      {row['config']}",
+                *([f"      from {row['backbone']}"] if row["backbone"] else []),
+            ]
     imagenet, cifar = (f"{DATA_SETS[name][-1]:.0%}" for name in ("imagenet", "cifar"))
+    words = read_transfer_tasks()["captioning"]["vocabulary_size"]
     return "\n".join(
         [
             "Each row of the paper that can be trained here: python main.py --config CONFIG",
             "Errors in percent as the paper prints them (best epoch; CIFAR: mean of three runs).",
             "Table 9: localization accuracy in percent; give --config.init_from=WORKDIR.",
-            "Tables 1 and 10: mAP in percent of a detector that starts from a classifier. Train",
-            "what the line 'from' names first, and give its folder by --config.init_from=WORKDIR.",
+            "Tables 1, 10 and A1: mAP in percent of a detector, or scores times 100 of a",
+            "captioner, that starts from a classifier. Train what the line 'from' names first, and",
+            "give its folder by --config.init_from=WORKDIR.",
             *lines,
             "",
             "* The paper copies this number from the original paper, which trained differently.",
@@ -196,8 +221,9 @@ def format_rows(listed):
             f"passes per training image. ImageNet: at {imagenet} of the bfloat16 peak of all chips",
             "(a v4-8 has 4), from published throughput of ResNet-50 with large batches. CIFAR: at",
             f"a guessed {cifar} of the peak of one chip, because layers and batches are small.",
-            "Detectors: without their backbones, on one chip, at the fraction of ImageNet. Faster",
-            "R-CNN: for images of 600x800.",
-            "Small networks wait for each layer and take longer.",
+            "Detectors and captioners: without their backbones, on one chip, at the fraction of",
+            "ImageNet. Faster R-CNN: for images of 600x800. NIC: one pass of the frozen encoder",
+            f"per caption, and three of the rest, with {words:,} words.",
+            "Small networks and steps of few images wait for each layer and take longer.",
         ]
     )

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from numbers import Real
 
@@ -12,6 +13,7 @@ from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import FREE_KEYS, base_config, flatten, to_plain
 from cutmix_jax.paths import local_path
 from cutmix_jax.tasks import find_task
+from cutmix_jax.tasks.captioning import SCORES, Captioning
 
 # The keys of the method. Runs that differ only in these and in their seed are compared.
 REGULARIZERS = {
@@ -38,7 +40,7 @@ OPTIONAL_KEYS = {
     "config.mix.layers": list,
 }
 WORDS = {Real: "number", str: "text", str | None: "text", list: "list"}
-FROM_NOTHING = "from nothing"  # instead of a method, for a detector
+FROM_NOTHING = "from nothing"  # instead of a method, for a detector or captioner
 METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label_smoothing")
 
 
@@ -46,8 +48,8 @@ METHOD_SECTIONS = ("mix", "stochastic_depth", "shake_drop", "drop_block", "label
 class Run:
     """A workdir. `results` is None if the run is unfinished or holds converted weights.
 
-    `backbone` has the results of the classifier that a detector started from, or as much of them as
-    is known; None for other runs.
+    `backbone` has the results of the classifier that a detector or captioner started from, or as
+    much of them as is known; None for other runs.
     """
 
     folder: pathlib.Path
@@ -68,16 +70,35 @@ class Run:
 
     @functools.cached_property
     def mixed(self):
-        """The flat config that has its method: its own, or that of a detector's classifier."""
+        """The flat config that has its method: its own, or that of its backbone."""
         return self.config if self.task.uses_mix else flat_config(self.backbone)
 
     @property
     def method(self):
-        """Its method, as in MODEL,METHOD. A detector has that of its backbone."""
+        """Its method, as in MODEL,METHOD. A detector or captioner has that of its backbone."""
         start = self.config.get("init_from")
         if self.task.uses_mix or self.mixed:
             return method(self.mixed)
         return f"weights of {pathlib.Path(start).name}" if start else FROM_NOTHING
+
+    @property
+    def scores(self):
+        """The scores of a captioner after its last epoch; {} for other runs.
+
+        METEOR, if it is missing, is that of the evaluation, if this measured the same captions.
+        """
+        if not self.results or not is_captioner(self.task):
+            return {}
+        found = dict(self.results["scores_last"])
+        evaluated = self.evals.get("captions", {}).get("values", {})
+        if {"meteor", "cider"} <= evaluated.keys() and evaluated.get("split") == "test":
+            cider, meteor = (
+                to_number(self.folder / "evals/captions.json", name, evaluated[name])
+                for name in ("cider", "meteor")
+            )
+            if math.isclose(cider, found["cider"], abs_tol=0.01):
+                found.setdefault("meteor", meteor)
+        return found
 
     @property
     def measured(self):
@@ -139,7 +160,9 @@ def read_run(folder):
         task = task_of(found, folder)
         key = task.ranked_by
         required = RESULT_KEYS | {f"{key}_last": Real, f"{key}_best": Real}
-        check(results, found, required, {f"{key}_held_out": Real})
+        if is_captioner(task):
+            required |= {f"scores_last.{name}": Real for name in SCORES if name != "meteor"}
+        check(results, found, required, {f"{key}_held_out": Real, "scores_last.meteor": Real})
         optional = {f"test_{key}": Real}
         measures = {"train_weighted_accuracy": Real} if is_classifier(task) else {}
         start = found["config"].get("init_from")
@@ -167,6 +190,11 @@ def read_run(folder):
 def is_classifier(task):
     """Whether a task has the measures that the paper's figures plot."""
     return task.ranked_by == "top1_error"
+
+
+def is_captioner(task):
+    """Whether the results of a task have the scores of captions."""
+    return issubclass(task, Captioning)
 
 
 def task_of(results, folder):
@@ -294,7 +322,7 @@ def mixes_alike(config, other):
 def regime(config):
     """Everything in a flat config but method and seed, to compare by.
 
-    The method of a detector is that of the classifier in `init_from`.
+    The method of a detector or captioner is that of the classifier in `init_from`.
     """
     task = find_task(config.get("task", "classification"))
     own = METHOD_SECTIONS if task.uses_mix else ("init_from",)
@@ -371,8 +399,9 @@ def group(runs):
 
     Returns:
         A list of ``{name of the method: {seed: run}}``. Methods that differ only in parameters have
-        the parameters in their names. So have detectors whose classifiers were trained differently,
-        and those with one seed and several classifiers have the folder of the classifier.
+        the parameters in their names. So have detectors and captioners whose classifiers were
+        trained differently. Those with one seed and several classifiers have the folder of the
+        classifier.
     """
     groups = {}
     for run in runs:
@@ -411,7 +440,7 @@ def names_of(runs):
 
 
 def training_of(run):
-    """How the classifier was trained that a detector started from, in words; else ()."""
+    """How the classifier was trained that a run started from, in words; else ()."""
     if not run.backbone:
         return ()
     return tuple(f"classifier's {key}={value}" for key, value in regime(run.mixed))
@@ -424,7 +453,8 @@ def describe(run):
     config, results = run.config, run.results
     side = f", {config['image_size']} px" if config.get("image_size") else ""
     network = config["model"] if run.task.uses_mix else f"{config['task']} on {config['model']}"
+    unit = "captions" if is_captioner(run.task) else "images"
     return (
-        f"{network}, {config['dataset']} ({results['train_examples']:,} training images"
+        f"{network}, {config['dataset']} ({results['train_examples']:,} training {unit}"
         f"{side}), {results['epochs']} epochs, batch {config['batch_size']}"
     )

@@ -14,6 +14,7 @@ from cutmix_jax.report.runs import (
     flat_config,
     full_method,
     group,
+    is_captioner,
     is_classifier,
     method,
     mixes_alike,
@@ -24,6 +25,7 @@ from cutmix_jax.report.runs import (
     with_conditions,
 )
 from cutmix_jax.tasks import find_task
+from cutmix_jax.tasks.captioning import SCORES
 
 TITLES = {
     "1": "Table 1: classification, localization and detection, overview",
@@ -86,6 +88,7 @@ MEASURED = {
 TRAINED_FOR = {"11": "3", "12": "5"}
 NOT_RUN = "not run"
 SMALL = "scaled down"
+SCORES_NOTE = "Scores times 100, ours after the last epoch. METEOR needs Java."
 
 
 @dataclasses.dataclass
@@ -135,7 +138,11 @@ def build(runs):
     pages = [page(run, number) for number, run in enumerate(runs, 1)]
     return [
         Section("Our runs, compared", [] if ours else ["No run is finished."], parts=ours),
-        Section("Tables of the paper", [f"In %. {sweep.TABLE_NOTE}"], parts=tables),
+        Section(
+            "Tables of the paper",
+            [f"In %, and scores of captions times 100. {sweep.TABLE_NOTE}"],
+            parts=tables,
+        ),
         Section("Each run", parts=pages),
     ]
 
@@ -144,14 +151,16 @@ def paper_column(task, rows):
     """The head of the paper's column, and {method: number} next to runs of a task; or None.
 
     Classifiers have the top-1 error of PyramidNet-200 on CIFAR-100, of Tables 5 and 8. Detectors
-    have the mAP of theirs on ResNet-50, by the method of the backbone, of Table 10.
+    have the mAP of theirs on ResNet-50, by the method of the backbone, of Table 10, and captioners
+    CIDEr of Table A1.
     """
-    detectors = {found["name"]: name for name, found in paper.read_detectors().items()}
+    transfer = paper.read_transfer_tasks()
     if task == "classification":
         head, key, source, rows = "PyramidNet-200", "top1_err", "config", rows["5"] + rows["8"]
-    elif task in detectors.values():
-        (head,) = (f"ResNet-50, VOC, {words}" for words, name in detectors.items() if name == task)
-        key, source, rows = f"{task}_map", "backbone", rows["10"]
+    elif task in transfer:
+        head, source = "ResNet-50, {dataset}, {name}".format(**transfer[task]), "backbone"
+        table, key = ("A1", "cider") if task == "captioning" else ("10", f"{task}_map")
+        rows = rows[table]
     else:
         return None
     found = {}
@@ -183,6 +192,8 @@ def compare(methods, rows, number):
             known = column[1].get(first[row[0]].method)
             row.append("–" if known is None else f"{known:.2f}")
         section.texts[0] += " Compare only the order of the methods with the last column."
+    if is_captioner(task):
+        section.tables.append(all_scores(methods, rows["A1"]))
     if not task.uses_mix:
         section.tables.append(backbones(methods))
     if not is_classifier(task):
@@ -224,13 +235,15 @@ def compare(methods, rows, number):
 
 def paper_table(name, rows, runs):
     """A table of the paper, next to our runs."""
-    if name in ("figure-3-left", "figure-3-right") or "config" in rows[name][-1]:
+    if name == "A1":
+        tables = []
+    elif name in ("figure-3-left", "figure-3-right") or "config" in rows[name][-1]:
         tables = [trained(rows[name], runs)]
     else:
         tables = [printed(rows[name])]
     if "backbone" in rows[name][-1]:
         tables += transferred(rows[name], runs)
-    section = Section(TITLES[name], tables=tables, folded=name in ("A1", "A2", "2"))
+    section = Section(TITLES[name], tables=tables, folded=name in ("A2", "2"))
     if any(row.get("from_original_paper") for row in rows[name]):
         section.texts.append("* The paper copies this number from the original paper.")
     for source in RERUNS.get(name, ()):
@@ -241,8 +254,6 @@ def paper_table(name, rows, runs):
         section.tables += measured(*MEASURED[name], runs, rows[TRAINED_FOR.get(name, name)])
     elif name == "1":
         section.texts.append("Classification and localization, ours: see Tables 3 and 9.")
-    elif name in ("10", "A1"):
-        section.texts.append(f"Captioning, ours: {NOT_RUN}.")
     elif name == "A2":
         section.texts.append("Ours: see the datasets of each run below.")
     return section
@@ -285,28 +296,95 @@ def trained(rows, runs):
 
 
 def transferred(rows, runs):
-    """Detectors: a table for each, with mAP of the paper, and of runs by their backbones."""
+    """Tables of detectors and the captioner, with numbers of the paper, and of runs by backbone."""
     tables = []
-    for detector, network in paper.read_detectors().items():
-        cells = []
-        for row in rows:
-            for key, config in row["configs"].items():
-                if config.endswith(f",{detector}"):
-                    found = ours(runs, config, row["backbone"])
-                    cells.append([label(row), text(row[key]), *found, config, row["backbone"]])
-        head = ["row", f"paper, mAP of {network['name']}", "ours, in full: last / best", SMALL]
-        if cells:
-            tables.append(Table([*head, "config", "backbone"], cells))
+    for task, found in paper.read_transfer_tasks().items():
+        keys = name_numbers(rows[0], found["config"])
+        if keys:
+            make = captioned if task == "captioning" else detected
+            tables.append(make(rows, keys, found, runs))
     return tables
 
 
-def ours(runs, name, backbone=None):
-    """Two cells: the runs of a config in full, and smaller ones with its method and dataset.
+def name_numbers(row, config):
+    """The keys of a row's numbers that a config trains."""
+    if row.get("config") == config:
+        return [key for key in SCORES if key in row]
+    return [key for key, own in row.get("configs", {}).items() if own == config]
+
+
+def detected(rows, keys, detector, runs):
+    """A detector's table: the paper's mAP, and the runs in full and smaller.
+
+    Args:
+        rows: of a table of the paper.
+        keys: that of its mAP, in a list.
+        detector: its entry of `paper.read_transfer_tasks`.
+        runs: all runs.
+    """
+    (key,), config = keys, detector["config"]
+    head = ["row", f"paper, mAP of {detector['name']}", "ours, in full: last / best", SMALL]
+    cells = []
+    for row in rows:
+        measures = (text(row[key]), *ours(runs, config, row["backbone"]))
+        cells.append([label(row), *measures, config, row["backbone"]])
+    return Table([*head, "config", "backbone"], cells)
+
+
+def captioned(rows, keys, captioner, runs):
+    """The captioner's table: a row for the paper's scores, and one for every kind of run.
+
+    Args:
+        rows: of a table of the paper.
+        keys: those of its scores.
+        captioner: its entry of `paper.read_transfer_tasks`.
+        runs: all runs.
+    """
+    names = [key.removeprefix("nic_") for key in keys]
+    config, cells = captioner["config"], []
+    for row in rows:
+        printed = (text(row[key]) for key in keys)
+        cells.append([label(row), "paper", *printed, f"{config} from {row['backbone']}"])
+        full, small = find_ours(runs, config, row["backbone"])
+        if not full:
+            cells.append([label(row), "ours", *["–"] * len(keys), NOT_RUN])
+        for found in filter(None, (full, *small)):
+            words = f"{count_seeds(found)}, {describe_start(found)}"
+            words = words if found is full else f"{SMALL}: {words}"
+            cells.append([label(row), "ours", *scored(found, names), words])
+    head = ["row", "source", *(SCORES[name] for name in names), "run"]
+    return Table(head, cells, f"{captioner['name']}. {SCORES_NOTE}")
+
+
+def all_scores(methods, rows):
+    """All scores of captioners that can be compared, by method, each above those of the paper."""
+    known = {method(flatten(plain_config(row["backbone"]))): row for row in rows}
+    cells = []
+    for name, seeds in methods.items():
+        runs = list(seeds.values())
+        cells.append([name, "ours", *scored(runs, SCORES)])
+        if row := known.get(runs[0].method):
+            cells.append([name, "paper", *(text(row[key]) for key in SCORES)])
+    return Table(["method", "source", *SCORES.values()], cells, SCORES_NOTE)
+
+
+def scored(runs, names):
+    """Cells with scores of captioners that differ only in their seeds; "–" if one lacks it."""
+    cells = []
+    for name in names:
+        values = {key: run.scores.get(name) for key, run in distinct(runs).items()}
+        found = None if None in values.values() else sweep.moments(values)
+        cells.append(sweep.shown(found, runs[0].task))
+    return cells
+
+
+def find_ours(runs, name, backbone=None):
+    """The runs of a config in full, and groups of smaller ones with its method and dataset.
 
     Args:
         runs: all runs.
         name: the config.
-        backbone: the config of the classifier that a detector starts from.
+        backbone: the config of the classifier that a detector or captioner starts from.
     """
     flat, mixed = (flatten(plain_config(found)) for found in (name, backbone or name))
     full, small = [], {}
@@ -318,13 +396,23 @@ def ours(runs, name, backbone=None):
             full.append(run)
         elif alike and mixes_alike(run.mixed, mixed):
             small.setdefault(kind(run), []).append(run)
+    return full, list(small.values())
+
+
+def ours(runs, name, backbone=None):
+    """Two cells: the runs of `find_ours` in full, and the smaller ones."""
+    full, small = find_ours(runs, name, backbone)
 
     def cell(group):
-        run = group[0]
-        start = f"; classifier: {training(run)}" if run.backbone else ""
-        return f"{numbers(group)} ({describe(run)}{start})"
+        return f"{numbers(group)} ({describe_start(group)})"
 
-    return cell(full) if full else NOT_RUN, "; ".join(map(cell, small.values())) or "–"
+    return cell(full) if full else NOT_RUN, "; ".join(map(cell, small)) or "–"
+
+
+def describe_start(group):
+    """Runs that differ only in their seeds in words, with the classifier that they started from."""
+    run = group[0]
+    return describe(run) + (f"; classifier: {training(run)}" if run.backbone else "")
 
 
 def is_full(run, name, backbone=None):
@@ -343,14 +431,14 @@ def has_trained(results, name):
     if results.get("train_examples") != examples:
         return False
     config = plain_config(name)
-    # With a new head and for a detector, every run names the weights that it starts from.
+    # With a new head, and for detectors and captioners, every run names the weights it starts from.
     starts = config["new_head"] or not find_task(config["task"]).uses_mix
     free = ("seed", "init_from") if starts else ("seed",)
     return not any(key not in free for key, *_ in differences(config, results["config"]))
 
 
 def backbones(methods):
-    """Where the backbones of detectors come from, for every run."""
+    """Where the backbones of detectors and captioners come from, for every run."""
     rows = []
     for name, seeds in methods.items():
         for seed, run in seeds.items():
@@ -360,7 +448,7 @@ def backbones(methods):
 
 
 def training(run):
-    """Network, data and length of the classifier that a detector started from."""
+    """Network, data and length of the classifier that a run started from."""
     return "{model}, {dataset}, {epochs} epochs".format(**flat_config(run.backbone))
 
 
@@ -370,18 +458,25 @@ def kind(run):
     return run.method, details(run.mixed), describe(run), learned
 
 
+def distinct(runs):
+    """`{(seed, weights it starts from): run}` of runs that differ only in these."""
+    return {(run.config["seed"], run.config["init_from"] or ""): run for run in runs}
+
+
+def count_seeds(runs):
+    """How many of these there are, in words."""
+    count = len(distinct(runs))
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def numbers(runs):
     """The measure after the last and the best epoch of runs that differ only in their seeds."""
     cells, task = [], runs[0].task
     for choice in ("last", "best"):
-        values = {
-            (run.config["seed"], run.config["init_from"] or ""): run.results[
-                f"{task.ranked_by}_{choice}"
-            ]
-            for run in runs
-        }
+        key = f"{task.ranked_by}_{choice}"
+        values = {seed: run.results[key] for seed, run in distinct(runs).items()}
         cells.append(sweep.shown(sweep.moments(values), task))
-    return f"{' / '.join(cells)}, {len(values)} seed{'s' * (len(values) != 1)}"
+    return f"{' / '.join(cells)}, {count_seeds(runs)}"
 
 
 def measured(evaluation, columns, runs, rows):
@@ -457,6 +552,9 @@ def page(run, number):
         if each:
             rows = [[name, short(value)] for name, value in each.items()]
             section.tables.append(Table(["AP, last epoch", "value"], rows))
+        if run.scores:
+            rows = [[SCORES[name], short(value)] for name, value in run.scores.items()]
+            section.tables.append(Table(["score, last epoch", "value"], rows))
     for name, found in run.evals.items():
         values = [[k, short(v)] for k, v in found["values"].items() if k != "digest"]
         section.tables.append(Table([name, "value"], values))
