@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+RED = (255, 0, 0)
+
 
 def encode(image, kind="png"):
     """An encoded image of uint8 [H, W, C]."""
@@ -181,3 +183,60 @@ def photo_folder(tmp_path_factory):
             suffix = {"png": "png", "jpeg": "JPEG"}[kind]
             (folder / f"{i:02d}.{suffix}").write_bytes(encode(image, kind))
     return root
+
+
+def red_object(height, width, box, name="dog", **more):
+    """(gray image with a red rectangle, its object); box: (top, left, bottom, right), half-open."""
+    image = np.full((height, width, 3), 90, np.uint8)
+    top, left, bottom, right = box
+    image[top:bottom, left:right] = RED
+    return image, {"name": name, "corners": (left + 1, top + 1, right, bottom), **more}
+
+
+def write_xml(path, size, objects):
+    """An annotation; corners: (xmin, ymin, xmax, ymax), inclusive, from 1."""
+    text = f"<annotation><size><width>{size[1]}</width><height>{size[0]}</height></size>"
+    for one in objects:
+        text += f"<object><name>{one['name']}</name>"
+        if "difficult" in one:
+            text += f"<difficult>{one['difficult']}</difficult>"
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), one["corners"], strict=True)
+        box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+        # The head of a person is no object.
+        part = f"<part><name>head</name><bndbox>{box}</bndbox></part>"
+        text += f"{part}<bndbox>{box}</bndbox></object>"
+    path.write_text(f"{text}</annotation>")
+
+
+def write_tree(tree, splits):
+    """splits: name -> {ID: (image, objects)}. The pixels are stored exactly, as PNG."""
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+    for split, examples in splits.items():
+        (tree / f"ImageSets/Main/{split}.txt").write_text("\n".join([*examples, ""]))
+        for name, (image, objects) in examples.items():
+            (tree / f"JPEGImages/{name}.jpg").write_bytes(encode(image))
+            write_xml(tree / f"Annotations/{name}.xml", image.shape[:2], objects)
+    return tree
+
+
+def tree_examples(start=0, count=3, name="dog"):
+    """{ID: (image of 10 to 12 x 16 pixels, one object)}"""
+    return {
+        f"{i:06d}": (image, [one])
+        for i in range(start, start + count)
+        for image, one in [red_object(10 + i % 3, 16, (2, 3 + i % 3, 7, 12), name)]
+    }
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A small tree with the splits train and val."""
+    return write_tree(
+        tmp_path / "tree", {"train": tree_examples(), "val": tree_examples(3, 2, "cat")}
+    )
+
+
+def voc_config(data_dir, **changes):
+    sides = {"train": "train", "test": "val"} | changes.pop("voc", {})
+    return {"dataset": "voc", "data_dir": str(data_dir), "batch_size": 2, "voc": sides, **changes}

@@ -10,17 +10,7 @@ from cutmix_jax import UserError
 from cutmix_jax.data import boxes, voc
 from cutmix_jax.data.objects import open_objects
 
-from .conftest import encode
-
-RED = (255, 0, 0)
-
-
-def red_object(height, width, box, name="dog", **more):
-    """(gray image with a red rectangle, its object); box: (top, left, bottom, right), half-open."""
-    image = np.full((height, width, 3), 90, np.uint8)
-    top, left, bottom, right = box
-    image[top:bottom, left:right] = RED
-    return image, {"name": name, "corners": (left + 1, top + 1, right, bottom), **more}
+from .conftest import red_object, tree_examples, voc_config, write_tree, write_xml
 
 
 def found(image):
@@ -30,55 +20,8 @@ def found(image):
     return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
 
 
-def write_xml(path, size, objects):
-    """An annotation; corners: (xmin, ymin, xmax, ymax), inclusive, from 1."""
-    text = f"<annotation><size><width>{size[1]}</width><height>{size[0]}</height></size>"
-    for one in objects:
-        text += f"<object><name>{one['name']}</name>"
-        if "difficult" in one:
-            text += f"<difficult>{one['difficult']}</difficult>"
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), one["corners"], strict=True)
-        box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
-        # The head of a person is no object.
-        part = f"<part><name>head</name><bndbox>{box}</bndbox></part>"
-        text += f"{part}<bndbox>{box}</bndbox></object>"
-    path.write_text(f"{text}</annotation>")
-
-
-def write_tree(tree, splits):
-    """splits: name -> {ID: (image, objects)}. The pixels are stored exactly, as PNG."""
-    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
-        (tree / folder).mkdir(parents=True, exist_ok=True)
-    for split, examples in splits.items():
-        (tree / f"ImageSets/Main/{split}.txt").write_text("\n".join([*examples, ""]))
-        for name, (image, objects) in examples.items():
-            (tree / f"JPEGImages/{name}.jpg").write_bytes(encode(image))
-            write_xml(tree / f"Annotations/{name}.xml", image.shape[:2], objects)
-    return tree
-
-
-def examples(start=0, count=3, name="dog"):
-    """{ID: (image of 10 to 12 x 16 pixels, one object)}"""
-    return {
-        f"{i:06d}": (image, [one])
-        for i in range(start, start + count)
-        for image, one in [red_object(10 + i % 3, 16, (2, 3 + i % 3, 7, 12), name)]
-    }
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """A small tree with the splits train and val."""
-    return write_tree(tmp_path / "tree", {"train": examples(), "val": examples(3, 2, "cat")})
-
-
-def config(data_dir, **changes):
-    sides = {"train": "train", "test": "val"} | changes.pop("voc", {})
-    return {"dataset": "voc", "data_dir": str(data_dir), "batch_size": 2, "voc": sides, **changes}
-
-
 def test_boxes_are_half_open_pixels_of_the_padded_images(tree):
-    data = open_objects(config(tree))
+    data = open_objects(voc_config(tree))
     assert data.image_shape == (12, 16, 3)
     assert data.examples == {"train": 3, "test": 2}
     assert data.class_names == voc.CLASS_NAMES
@@ -98,41 +41,41 @@ def test_boxes_are_half_open_pixels_of_the_padded_images(tree):
 @pytest.mark.parametrize("inside", ["", "VOCdevkit"])
 def test_years_are_joined(tmp_path, inside):
     devkit = tmp_path / inside
-    write_tree(devkit / "VOC2007", {"trainval": examples(), "test": examples(3)})
-    write_tree(devkit / "VOC2012", {"trainval": examples(0, 4, "cat")})
+    write_tree(devkit / "VOC2007", {"trainval": tree_examples(), "test": tree_examples(3)})
+    write_tree(devkit / "VOC2012", {"trainval": tree_examples(0, 4, "cat")})
     data = open_objects({"dataset": "voc", "data_dir": str(tmp_path), "batch_size": 7})
     assert data.examples == {"train": 7, "test": 3}
     dog, cat = map(voc.CLASS_NAMES.index, ("dog", "cat"))
     assert data.arrays["train"]["label"].ravel().tolist() == [dog] * 3 + [cat] * 4
     sides = {"train": "2007_trainval", "test": "test"}
-    alone = open_objects(config(devkit / "VOC2007", voc=sides))
+    alone = open_objects(voc_config(devkit / "VOC2007", voc=sides))
     assert alone.examples == {"train": 3, "test": 3}
 
 
 def test_a_class_that_voc_does_not_have_is_refused_in_its_own_trees(tmp_path):
-    write_tree(tmp_path / "VOC2007", {"train": examples(name="hound")})
+    write_tree(tmp_path / "VOC2007", {"train": tree_examples(name="hound")})
     with pytest.raises(UserError, match=r"000000\.xml has the class 'hound', which is unknown"):
-        open_objects(config(tmp_path, voc={"train": "2007_train", "test": "2007_train"}))
+        open_objects(voc_config(tmp_path, voc={"train": "2007_train", "test": "2007_train"}))
 
 
 def test_other_trees_have_their_own_classes(tmp_path):
-    zebra, apple = examples(0, 2, "zebra"), examples(2, 2, "apple")
+    zebra, apple = tree_examples(0, 2, "zebra"), tree_examples(2, 2, "apple")
     tree = write_tree(tmp_path / "fruit", {"train": zebra | apple, "val": zebra})
-    assert open_objects(config(tree)).class_names == ("apple", "zebra")
-    given = open_objects(config(tree, voc={"classes": ("zebra", "pear", "apple")}))
+    assert open_objects(voc_config(tree)).class_names == ("apple", "zebra")
+    given = open_objects(voc_config(tree, voc={"classes": ("zebra", "pear", "apple")}))
     assert given.class_names == ("zebra", "pear", "apple")
     assert given.arrays["train"]["label"].ravel().tolist() == [0, 0, 2, 2]
     with pytest.raises(UserError, match=r"the class 'apple', which is unknown .*voc\.classes"):
-        open_objects(config(tree, voc={"classes": ("zebra",)}))
+        open_objects(voc_config(tree, voc={"classes": ("zebra",)}))
     with pytest.raises(UserError, match=r"voc\.classes is .* none of them twice"):
-        open_objects(config(tree, voc={"classes": ("zebra", "zebra")}))
+        open_objects(voc_config(tree, voc={"classes": ("zebra", "zebra")}))
 
 
 def test_long_images_are_shrunk_with_their_boxes(tmp_path):
     tall, wide = (red_object(400, 240, (80, 60, 200, 180)), red_object(90, 120, (30, 30, 60, 90)))
     split = {name: (image, [one]) for name, (image, one) in zip("ab", (tall, wide), strict=True)}
     tree = write_tree(tmp_path / "tree", {"train": split})
-    part = open_objects(config(tree, voc={"test": "train", "max_side": 100})).arrays["train"]
+    part = open_objects(voc_config(tree, voc={"test": "train", "max_side": 100})).arrays["train"]
     assert part["size"].tolist() == [[100, 60], [75, 100]]
     np.testing.assert_allclose(part["boxes"][0, 0], [20, 15, 50, 45])
     np.testing.assert_allclose(part["boxes"][1, 0], [25, 25, 50, 75])
@@ -151,7 +94,7 @@ def test_objects_are_padded_and_images_may_have_none(tmp_path):
     hard = one | {"name": "cat", "difficult": 1, "corners": (1, 1, 12, 10)}
     split = {"a": (image, [one, hard]), "b": (image, []), "c": (image, [one | {"difficult": 0}])}
     tree = write_tree(tmp_path / "tree", {"train": split, "val": {"b": (image, [])}})
-    data = open_objects(config(tree))
+    data = open_objects(voc_config(tree))
     part = data.arrays["train"]
     dog, cat = map(voc.CLASS_NAMES.index, ("dog", "cat"))
     assert part["label"].tolist() == [[dog, cat], [-1, -1], [dog, -1]]
@@ -159,7 +102,7 @@ def test_objects_are_padded_and_images_may_have_none(tmp_path):
     assert part["boxes"][0].tolist() == [[1, 2, 5, 9], [0, 0, 10, 12]]
     assert not part["boxes"][1].any()
     assert data.arrays["test"]["label"].tolist() == [[-1, -1]]
-    nothing = open_objects(config(tree, batch_size=1, voc={"train": "val"}))
+    nothing = open_objects(voc_config(tree, batch_size=1, voc={"train": "val"}))
     assert nothing.arrays["train"]["label"].tolist() == [[-1]]
 
 
@@ -167,28 +110,28 @@ def test_a_box_that_reaches_over_the_edge_is_clipped(tree):
     write_xml(
         tree / "Annotations/000000.xml", (10, 16), [{"name": "dog", "corners": (0, -1, 17.5, 11)}]
     )
-    part = open_objects(config(tree)).arrays["train"]
+    part = open_objects(voc_config(tree)).arrays["train"]
     assert part["boxes"][0].tolist() == [[0, 0, 10, 16]]
 
 
 def test_training_images_are_held_out(tree):
     data = open_objects(
-        config(tree, held_out=1, test_split="held_out", voc={"train": "train", "test": "no"})
+        voc_config(tree, held_out=1, test_split="held_out", voc={"train": "train", "test": "no"})
     )
     assert data.examples == {"train": 2, "test": 1}
-    assert open_objects(config(tree, train_examples=2)).examples == {"train": 2, "test": 2}
+    assert open_objects(voc_config(tree, train_examples=2)).examples == {"train": 2, "test": 2}
 
 
 def test_annotations_are_read_once(tree, monkeypatch):
-    first = open_objects(config(tree))
+    first = open_objects(voc_config(tree))
     path = tree / "Annotations/000001.xml"
     with monkeypatch.context() as patch:
         patch.setattr(boxes, "read_xml", None)
-        second = open_objects(config(tree))
+        second = open_objects(voc_config(tree))
     for name, values in first.arrays["train"].items():
         np.testing.assert_array_equal(values, second.arrays["train"][name])
     path.write_text(path.read_text().replace("<xmax>13", "<xmax>9").replace("dog", "bird"))
-    changed = open_objects(config(tree)).arrays["train"]
+    changed = open_objects(voc_config(tree)).arrays["train"]
     assert changed["label"][1] == voc.CLASS_NAMES.index("bird")
 
 
@@ -288,22 +231,27 @@ def test_broken_trees_are_refused(tree, case):
     damage, match = BROKEN[case]
     damage(tree)
     with pytest.raises(UserError, match=match) as caught:
-        open_objects(config(tree))
+        open_objects(voc_config(tree))
     assert "\n" not in str(caught.value)
 
 
 def test_a_hundred_objects_are_read(tree):
     write_xml(tree / "Annotations/000001.xml", (11, 16), [OBJECT] * 100)
-    assert (open_objects(config(tree)).arrays["train"]["label"] >= 0).sum(1).tolist() == [1, 100, 1]
+    assert (open_objects(voc_config(tree)).arrays["train"]["label"] >= 0).sum(1).tolist() == [
+        1,
+        100,
+        1,
+    ]
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(tree):
-    with pytest.raises(UserError, match=r"voc takes .* MiB in device memory, .*resident_limit_mib"):
-        open_objects(config(tree, resident_limit_mib=0))
+    match = r"voc takes .* MiB in device memory, .*resident_limit_mib=0\. Use .*source=streaming"
+    with pytest.raises(UserError, match=match):
+        open_objects(voc_config(tree, source="resident", resident_limit_mib=0))
 
 
 def test_real_photographs_are_read_as_a_plain_loop_reads_them(voc_sample):
-    data = open_objects(config(voc_sample, voc={"max_side": 1000}))
+    data = open_objects(voc_config(voc_sample, voc={"max_side": 1000}))
     assert data.examples == {"train": 36, "test": 22}
     assert data.class_names == voc.CLASS_NAMES
     assert data.image_shape == (640, 640, 3)
