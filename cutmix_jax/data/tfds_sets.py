@@ -59,14 +59,7 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         if folder is None:
             raise UserError(f"{dataset} was prepared, but is not in {root}.")
     tfds = import_tfds()
-    try:
-        info = tfds.builder_from_directory(folder).info
-        features = info.features
-    except Exception as error:
-        raise UserError(
-            f"{folder} cannot be read as a TFDS dataset ({first_line(error)}). Prepare "
-            f"{dataset} again."
-        ) from error
+    info, features = read_info(dataset, folder)
     shape = _image_shape(tfds, dataset, features)
     prefer = ("test", "validation")
     if dataset.partition(":")[0].partition("/")[0] in UNLABELLED_TEST:
@@ -84,9 +77,22 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         name=dataset,
         class_names=_class_names(features["label"]),
         shape=shape,
-        splits={split: _split(dataset, info, name, box_key) for split, name in names.items()},
+        splits={split: open_split(dataset, info, name, box_key) for split, name in names.items()},
         fingerprint=lambda: _fingerprint(folder, names),
     )
+
+
+def read_info(dataset: str, folder: pathlib.Path):
+    """The `tfds.core.DatasetInfo` of a folder that TFDS prepared, and its features."""
+    tfds = import_tfds()
+    try:
+        info = tfds.builder_from_directory(folder).info
+        return info, info.features
+    except Exception as error:
+        raise UserError(
+            f"{folder} cannot be read as a TFDS dataset ({first_line(error)}). Prepare "
+            f"{dataset} again."
+        ) from error
 
 
 def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -167,7 +173,8 @@ def _box_key(tfds, features) -> str | None:
     return None
 
 
-def _split(dataset: str, info, split: str, box_key: str | None) -> Split:
+def open_split(dataset: str, info, split: str, box_key: str | None = None) -> Split:
+    """A split of a prepared dataset; its boxes are in the feature `box_key`, if there is one."""
     paths = [str(path) for path in info.splits[split].filepaths]
     for path in paths:
         if not os.path.isfile(path):

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cutmix_jax import UserError, nearest
-from cutmix_jax.data import batches, boxes, cache, image_files
+from cutmix_jax.data import batches, boxes, cache, image_files, voc_records
 from cutmix_jax.data.records import Annotated, ObjectSet, Split
 from cutmix_jax.paths import existing_folder
 
@@ -62,12 +62,13 @@ def open_voc(config: ConfigDict) -> ObjectSet:
     """
     if config.data_dir is None:
         raise UserError(
-            "dataset=voc needs the folder that holds VOC2007 and VOC2012, or one such tree. Set "
-            "--config.data_dir=PATH."
+            "dataset=voc needs the folder that holds VOC2007 and VOC2012, or one such tree, or the "
+            "folder of TFDS with voc. Set --config.data_dir=PATH."
         )
     root = existing_folder(config.data_dir, "data_dir", "the folder of PASCAL VOC")
     keys = ("train",) if config.test_split == "held_out" else ("train", "test")
-    parts = {key: _list_tree(root, config.voc[key], f"voc.{key}") for key in keys}
+    list_images = voc_records.list_records if voc_records.are_in(root) else _list_tree
+    parts = {key: list_images(root, config.voc[key], f"voc.{key}") for key in keys}
 
     def make() -> dict[str, np.ndarray]:
         count = sum(part.images.count for part in parts.values())
@@ -76,7 +77,8 @@ def open_voc(config: ConfigDict) -> ObjectSet:
 
     # Images are not cached: 16 GB for VOC, which load no faster than several cores decode.
     counts = [part.images.count for part in parts.values()]
-    described = [VERSION, config.voc.classes, config.voc.max_side, *counts, root.resolve()]
+    names = [config.voc[key] for key in keys]
+    described = [VERSION, config.voc.classes, config.voc.max_side, *counts, *names, root.resolve()]
     stats = cache.stats(path for part in parts.values() for path in part.files)
     fingerprint = "\n".join([*map(str, described), *stats])
     flat = cache.load_or_make(f"voc-{root.resolve().name}", fingerprint, make)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cutmix_jax.data import tfds_files, voc
+
 RED = (255, 0, 0)
 
 
@@ -240,3 +242,40 @@ def tree(tmp_path):
 def voc_config(data_dir, **changes):
     sides = {"train": "train", "test": "val"} | changes.pop("voc", {})
     return {"dataset": "voc", "data_dir": str(data_dir), "batch_size": 2, "voc": sides, **changes}
+
+
+def write_voc_records(root, year, splits):
+    """voc/YEAR as TFDS prepares it, from what `write_tree` takes; records are in another order."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    label = tfds.features.ClassLabel(names=voc.CLASS_NAMES)
+    one_object = {"bbox": tfds.features.BBoxFeature(), "label": label, "is_difficult": np.bool_}
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "image/filename": tfds.features.Text(),
+            "objects": tfds.features.Sequence(one_object),
+        }
+    )
+    folder = root / "voc" / year / "5.0.0"
+    folder.mkdir(parents=True)
+    for split, examples in splits.items():
+        stored = []
+        for name, (image, objects) in reversed(examples.items()):
+            example = tf_example_pb2.Example()
+            values = example.features.feature
+            values["image"].bytes_list.value.append(encode(image))
+            values["image/filename"].bytes_list.value.append(f"{name}.jpg".encode())
+            for one in objects:
+                left, top, right, bottom = one["corners"]
+                fractions = np.divide((top, left, bottom, right), [*image.shape[:2]] * 2)
+                values["objects/bbox"].float_list.value.extend(fractions)
+                values["objects/label"].int64_list.value.append(label.str2int(one["name"]))
+                difficult = one.get("difficult", 0)
+                values["objects/is_difficult"].int64_list.value.append(difficult)
+            stored.append(example.SerializeToString())
+        _write_array_record(folder / f"voc-{split}.array_record-00000-of-00001", stored)
+    counts = {split: [(len(examples), 1)] for split, examples in splits.items()}
+    tfds_files.write_info(folder, "voc", features, counts, "voc", [])
+    return root

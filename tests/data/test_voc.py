@@ -1,4 +1,4 @@
-"""PASCAL VOC's folder tree: what is read from it, and which mistakes are named."""
+"""PASCAL VOC's folder tree and TFDS's records: what is read, and which mistakes are named."""
 
 import re
 
@@ -7,10 +7,18 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import UserError
-from cutmix_jax.data import boxes, voc
+from cutmix_jax.data import boxes, records, voc, voc_records
 from cutmix_jax.data.objects import open_objects
 
-from .conftest import red_object, tree_examples, voc_config, write_tree, write_xml
+from .conftest import (
+    encode,
+    red_object,
+    tree_examples,
+    voc_config,
+    write_tree,
+    write_voc_records,
+    write_xml,
+)
 
 
 def found(image):
@@ -282,3 +290,90 @@ def test_real_photographs_are_read_as_a_plain_loop_reads_them(voc_sample):
             assert part["difficult"][i, :n].tolist() == [d == 1 for d in numbers["difficult"]]
             total += n
     assert total == 245
+
+
+class TestRecords:
+    """voc/2007 and voc/2012 as TFDS prepares them."""
+
+    @pytest.fixture
+    def both(self, tmp_path):
+        """Configs of VOC's folders and of records with the same images and objects."""
+        image, one = red_object(10, 12, (1, 2, 5, 9))
+        fraction = one | {"corners": (1.25, 2, 7.5, 9), "name": "sofa", "difficult": 1}
+        train = tree_examples(0, 3) | {"000008": (image, []), "000009": (image, [one, fraction])}
+        val = tree_examples(4, 3, "cat")
+        trainval = dict(sorted((train | val).items()))
+        test, later = tree_examples(20, 4), tree_examples(30, 2, "bird")
+        devkit = tmp_path / "VOCdevkit"
+        write_tree(devkit / "VOC2007", {"trainval": trainval, "test": test})
+        write_tree(devkit / "VOC2012", {"trainval": later})
+        records = tmp_path / "records"
+        write_voc_records(records, "2007", {"train": train, "validation": val, "test": test})
+        write_voc_records(records, "2012", {"train": later, "validation": tree_examples(40, 1)})
+        voc_splits = {"train": "2012_train+2007_trainval", "test": "2007_test"}
+        (devkit / "VOC2012/ImageSets/Main/train.txt").write_text("\n".join(later))
+        return [voc_config(folder, voc=dict(voc_splits)) for folder in (devkit, records)]
+
+    def test_they_have_the_bits_and_the_order_of_folders(self, both):
+        folders, found = map(open_objects, both)
+        assert found.examples == folders.examples == {"train": 10, "test": 4}
+        assert found.class_names == folders.class_names
+        assert found.names == folders.names
+        for split, part in found.arrays.items():
+            for name, values in part.items():
+                assert values.dtype == folders.arrays[split][name].dtype
+                np.testing.assert_array_equal(values, folders.arrays[split][name])
+
+    @pytest.mark.parametrize("processes", [0, 1])
+    def test_they_are_streamed(self, both, processes):
+        config = both[1] | {"source": "streaming", "reader_processes": processes}
+        images = open_objects(both[0]).arrays["train"]["image"]
+        for xs in open_objects(config).train_batches(0):
+            np.testing.assert_array_equal(xs["image"], images[xs["index"]])
+
+    def test_annotations_are_read_once(self, both, monkeypatch):
+        expected = open_objects(both[1])
+        monkeypatch.setattr(voc_records, "_annotation", None)
+        monkeypatch.setattr(records, "file_name", None)
+        assert open_objects(both[1]).names == expected.names
+        other = both[1] | {"voc": {"train": "2007_val+2007_train", "test": "2007_test"}}
+        with pytest.raises(TypeError):  # other splits are other annotations
+            open_objects(other)
+
+    @pytest.mark.parametrize(
+        ("train", "match"),
+        [
+            ("train", r"voc\.train has the split 'train', but YEAR_SPLIT is expected"),
+            ("2007_all", "one of train, val, trainval, test"),
+            ("2010_train", r"has no 2010, only 2007, 2012\. Prepare voc/2010"),
+            ("2007_trainval+2007_val", r"has the records of 2007 validation twice"),
+            ("2012_test", r"voc/2012 in .* has no records of test"),
+        ],
+    )
+    def test_splits_that_do_not_exist_are_refused(self, both, train, match):
+        both[1]["voc"]["train"] = train
+        with pytest.raises(UserError, match=match) as caught:
+            open_objects(both[1])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"corners": (9, 9, 3, 12)}, r"record 0 of train .* has the box .* in pixels"),
+            ({"corners": (20, 1, 30, 5)}, "which covers none of it"),
+        ],
+    )
+    def test_a_bad_box_is_named(self, tmp_path, change, match):
+        image, one = red_object(10, 12, (1, 2, 5, 9))
+        bad = {"000001": (image, [one | change])}
+        root = write_voc_records(tmp_path, "2007", {"train": bad, "test": tree_examples()})
+        sides = {"train": "2007_train", "test": "2007_test"}
+        with pytest.raises(UserError, match=match):
+            open_objects(voc_config(root, batch_size=1, voc=sides))
+
+    def test_other_records_are_refused(self, tmp_path, write_tfds, toys):
+        images, labels = toys(4)
+        examples = [(encode(image), label) for image, label in zip(images, labels, strict=True)]
+        write_tfds(tmp_path, {"train": examples}, name="voc", config="2007")
+        with pytest.raises(UserError, match="does not have the boxes, labels and difficult"):
+            open_objects(voc_config(tmp_path, voc={"train": "2007_train", "test": "2007_train"}))
