@@ -2,10 +2,12 @@
 
 import dataclasses
 import io
+import json
 
 import flax.linen as nn
 import jax
 import pytest
+from PIL import Image
 
 from cutmix_jax import run, signals, tasks
 from cutmix_jax.command_line import read_config
@@ -44,30 +46,49 @@ def config(tmp_path_factory):
     return config
 
 
+@pytest.fixture
+def cheap(config, monkeypatch):
+    """Everything that takes long to compile is replaced."""
+    create = tasks.create_task
+    monkeypatch.setattr(
+        run, "create_task", lambda config: dataclasses.replace(create(config), model=Linear())
+    )
+    monkeypatch.setattr(
+        augment, "augment_ssd", lambda _, *given, **__: augment.resize_batch(*given[:2])
+    )
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield config
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def train(config, workdir, monkeypatch, stop_at=None):
-    """Trains until a step; returns the kind of the data."""
-    task = tasks.create_task(config)
+    """Trains until a step; returns what was printed."""
     with monkeypatch.context() as patch:
-        # The augmentation of SSD takes long to compile.
-        patch.setattr(
-            augment, "augment_ssd", lambda _, *given, **__: augment.resize_batch(*given[:2])
-        )
-        patch.setattr(run, "create_task", lambda config: dataclasses.replace(task, model=Linear()))
         patch.setattr(signals.Interruption, "at", lambda self, step: step == stop_at)
-        results = run.train(task.config, workdir, io.StringIO())
+        results = run.train(config, workdir, stream := io.StringIO())
     assert (results is None) == (stop_at is not None)
-    return task.data.kind
+    return stream.getvalue()
 
 
 def test_stopped_within_an_epoch_it_ends_with_the_bits_of_resident_images(
-    config, tmp_path, monkeypatch
+    cheap, tmp_path, monkeypatch
 ):
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        assert train(config, tmp_path / "resident", monkeypatch) == "resident"
-        config.resident_limit_mib = 0
-        for stop_at in (3, None):
-            assert train(config, tmp_path / "streamed", monkeypatch, stop_at) == "streaming"
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-    assert checkpoint_digest(tmp_path / "streamed") == checkpoint_digest(tmp_path / "resident")
+    assert "32x32, resident" in train(cheap, tmp_path / "resident", monkeypatch)
+    cheap.resident_limit_mib = 0
+    streamed = tmp_path / "streamed"
+    for stop_at in (3, None):
+        assert "32x32, streaming" in train(cheap, streamed, monkeypatch, stop_at)
+    assert checkpoint_digest(streamed) == checkpoint_digest(tmp_path / "resident")
+    (tmp_path / "photographs").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "photographs/other.png")
+    found = run.evaluate(
+        None,
+        streamed,
+        overrides={"evals.detection.images": str(tmp_path / "photographs")},
+        evals="detection",
+        stream=io.StringIO(),
+    )
+    last = (streamed / "metrics.jsonl").read_text().splitlines()[-1]
+    assert found["detection"]["map_11_point"] == json.loads(last)["test_map"]
+    written = {path.name for path in (streamed / "evals").iterdir()}
+    assert {"detection.png", "detection_photographs.png"} <= written
