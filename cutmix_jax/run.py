@@ -209,9 +209,9 @@ def open_run(task, checkpoints, described):
         checkpoints.set_aside_after(step)
     if step < task.total_steps:
         notes = [*notes, f"Going on from step {step} of {task.total_steps}."]
-        reader, now = meta.get("reader"), task.data.reader
-        if reader != now:
-            before = reader or "TensorFlow, with other random crops"
+        before = meta.get("reader", "TensorFlow, with other random crops")
+        now = task.data.reader
+        if before and now and before != now:  # None: resident
             notes.append(f"Images are now read by {now}. So far, they were read by {before}.")
     return state, train_lib.Log(**meta["progress"]), notes
 

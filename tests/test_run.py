@@ -194,6 +194,8 @@ def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
     now = f"Images are now read by {task.data.reader}. So far, they were read by "
     meta["reader"] = "pillow 12.0.0"
     assert told() == [now + "pillow 12.0.0."]
+    meta["reader"] = None  # the images were resident
+    assert told() == []
     del meta["reader"]  # a run from before the reader was named
     assert told() == [now + "TensorFlow, with other random crops."]
 

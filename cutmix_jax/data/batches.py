@@ -47,6 +47,7 @@ class Data:
         examples: number of examples per split: 'train', 'test' and, if configured, 'held_out'.
         batch_size: examples per step over all devices and processes.
         arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
+            A detector's annotations are here in both cases.
         load_train: `(arrays[split], xs, epoch) -> {'image': float32 [b, H, W, C] in [0, 1],
             'label': int32 [b]}`, augmented.
         load_eval: `(arrays[split], xs) -> {'image': uint8 [b, H, W, C], 'label': int32 [b],
@@ -107,14 +108,23 @@ def prepare(config, shards: Shards) -> ConfigDict:
     return config
 
 
-def check_fits(config: ConfigDict, count: int, shape: tuple[int, int, int]) -> None:
+def mib(count: int, shape: tuple[int, int, int]) -> float:
+    """MiB of `count` images of uint8 with this shape."""
+    return count * math.prod(shape) / 2**20
+
+
+def check_fits(
+    config: ConfigDict,
+    count: int,
+    shape: tuple[int, int, int],
+    remedy: str = "Use fewer with --config.train_examples=N",
+) -> None:
     """Rejects resident images that take more memory than `config.resident_limit_mib`."""
-    mib = count * math.prod(shape) / 2**20
-    if mib > config.resident_limit_mib:
+    if mib(count, shape) > config.resident_limit_mib:
         raise UserError(
-            f"{config.dataset} takes {mib:,.1f} MiB in device memory, more than "
-            f"resident_limit_mib={config.resident_limit_mib}. Use fewer with "
-            "--config.train_examples=N, or raise --config.resident_limit_mib."
+            f"{config.dataset} takes {mib(count, shape):,.1f} MiB in device memory, more than "
+            f"resident_limit_mib={config.resident_limit_mib}. {remedy}, or raise "
+            "--config.resident_limit_mib."
         )
 
 
@@ -174,14 +184,13 @@ def with_mask(load: Callable[..., dict]) -> Callable[..., dict]:
     return lambda arrays, xs: load(arrays, xs) | {"mask": xs["mask"]}
 
 
-def train_shapes(batch_size: int, shards: Shards, image_shape=None) -> dict:
-    """`Data.train_shapes` for batches of indices, or of images with this shape."""
+def train_shapes(batch_size: int, shards: Shards, **streamed) -> dict:
+    """`Data.train_shapes`. `streamed`: shape and dtype per example of what is not resident."""
     import jax  # here, because reader processes do not need it
 
     part = (batch_size // shards.devices,)
     shapes = {"index": (part, np.int32), "seed": ((), np.int32)}
-    if image_shape:
-        shapes |= {"image": ((*part, *image_shape), np.uint8), "label": (part, np.int32)}
+    shapes |= {name: ((*part, *shape), dtype) for name, (shape, dtype) in streamed.items()}
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

@@ -85,3 +85,35 @@ class Loader:
             offset = crops.position(numbers[0, 2:], square, self.shape[:2])
             return image_files.resize_and_crop(image, square, offset, self.shape[:2])
         return self._for_eval(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddedLoader:
+    """Decodes images into the top left corner of one canvas. It can be pickled.
+
+    Attributes:
+        shape: (H, W, 3) of the canvas.
+        splits: name -> (encoded images, int [n] indices of those to use).
+        sizes: name -> int32 [n, 2], (height, width) that each image is resized to.
+    """
+
+    shape: tuple[int, int, int]
+    splits: Mapping[str, tuple[Split, np.ndarray]]
+    sizes: Mapping[str, np.ndarray]
+
+    def fill(self, name: str, images: np.ndarray, labels, positions: np.ndarray, numbers) -> None:
+        """Writes images of a split, uint8 `[n, H, W, 3]`, like `Loader.fill`, but no labels.
+
+        Raises:
+            UserError: an image cannot be decoded; the message names it.
+        """
+        del labels, numbers
+        split, index = self.splits[name]
+        for slot, position in enumerate(positions.tolist()):
+            i = int(index[position])
+            height, width = shape = tuple(self.sizes[name][position].tolist())
+            image = image_files.decode(split.read(i), 3, split.name(i))
+            if image.shape[:2] != shape:
+                image = image_files.resize(image, shape)
+            images[slot] = 0
+            images[slot, :height, :width] = image

@@ -1,14 +1,17 @@
-"""Images with boxes of their objects, for detectors: in device memory, padded to one shape."""
+"""Images with boxes of their objects, for detectors: padded to one shape, resident or streamed."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, host
 from cutmix_jax.config import DEFAULTS, flatten
-from cutmix_jax.data import batches, resident, shapes, voc
+from cutmix_jax.data import batches, image_files, resident, shapes, streaming, voc
 from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.loading import PaddedLoader
 from cutmix_jax.data.records import ObjectSet
 
 ONE_DEVICE = Shards()
@@ -20,8 +23,7 @@ UNUSED = ("augment.", "boxes_dir", "eval_resize", "square_resize")
 def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
     """Opens a dataset of images with boxes.
 
-    The images are always in device memory. Each split of `Data.arrays` has, for `N` images of at
-    most `G` objects,
+    Each split of `Data.arrays` has, for `N` images of at most `G` objects,
 
     - `image`: uint8 `[N, H, W, 3]`. A smaller image lies in the top left corner, zeros elsewhere.
     - `size`: int32 `[N, 2]`, height and width of the image inside, in pixels.
@@ -30,6 +32,10 @@ def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
     - `difficult`: bool `[N, G]`.
 
     `load_train` and `load_eval` gather these arrays at `xs['index']`, without augmentation.
+
+    Streamed images have the same bits. They come as `xs['image']` instead, and `arrays` has the
+    rest. `source='auto'` streams if the images take more than `resident_limit_mib`. Those of
+    'shapes' are always resident.
 
     Args:
         config: a config that passed `check_config`, or a mapping with the keys that differ from the
@@ -51,29 +57,98 @@ def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
     """
     config = batches.prepare(config, shards)
     _check(config)
-    found = _shapes(config) if config.dataset == "shapes" else voc.open_tree(config)
+    found = _shapes(config) if config.dataset == "shapes" else voc.open_voc(config)
     counts = {split: len(part["label"]) for split, part in found.splits.items()}
     indices = batches.choose_splits(counts, config)
-    batches.check_fits(config, sum(len(index) for _, index in indices.values()), found.shape)
     arrays = {
-        split: {
-            "image": found.read(origin, index),
-            **{name: values[index] for name, values in found.splits[origin].items()},
-        }
+        split: {name: values[index] for name, values in found.splits[origin].items()}
         for split, (origin, index) in indices.items()
     }
-
-    def load_train(arrays, xs, epoch) -> dict:
-        del epoch  # the task augments
-        return resident.gather(arrays, xs)
-
-    data = resident.open_arrays(config, arrays, found.class_names, shards, load_train)
+    loader = PaddedLoader(
+        shape=found.shape,
+        splits={name: (found.images[origin], index) for name, (origin, index) in indices.items()},
+        sizes={name: part["size"] for name, part in arrays.items()},
+    )
+    if _is_resident(config, sum(len(index) for _, index in indices.values()), found.shape):
+        arrays = {name: {"image": _read(loader, name), **part} for name, part in arrays.items()}
+        data = resident.open_arrays(config, arrays, found.class_names, shards, _load_train)
+    else:
+        data = _open_streaming(config, loader, arrays, found.class_names, shards)
     if found.names is None:
         return data
     names = {
         split: [found.names[origin][i] for i in index] for split, (origin, index) in indices.items()
     }
     return dataclasses.replace(data, names=names)
+
+
+def _is_resident(config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
+    """Whether to keep the images in device memory; see `open_objects`."""
+    if config.dataset == "shapes":
+        return True  # `shapes` has checked that they fit
+    if config.source == "auto":
+        return batches.mib(count, shape) <= config.resident_limit_mib
+    if config.source == "resident":
+        batches.check_fits(config, count, shape, "Use --config.source=streaming")
+    return config.source == "resident"
+
+
+def _read(loader: PaddedLoader, name: str) -> np.ndarray:
+    """uint8 [n, H, W, 3]: all images of a split."""
+    images, index = loader.splits[name]
+    if isinstance(images, np.ndarray):
+        return images[index]
+    fill, rows = functools.partial(loader.fill, name), np.arange(len(index))[None]
+    ((found, _),) = streaming.load_in_order(
+        fill, host.cores(), streaming.TOGETHER, rows, lambda row: None, loader.shape
+    )
+    return found
+
+
+def _open_streaming(
+    config: ConfigDict,
+    loader: PaddedLoader,
+    arrays: Mapping[str, Mapping],
+    class_names: tuple[str, ...],
+    shards: Shards,
+) -> Data:
+    """Data whose images come with each batch; `arrays` has the rest."""
+    train_batches, eval_batches = streaming.create_batches(
+        config,
+        loader,
+        shards,
+        fields=lambda name, images, labels: {"image": images},
+        sample=lambda epoch, row: None,
+    )
+    return Data(
+        kind="streaming",
+        num_classes=len(class_names),
+        class_names=class_names,
+        image_shape=loader.shape,
+        examples={name: len(index) for name, (_, index) in loader.splits.items()},
+        batch_size=config.batch_size,
+        arrays=arrays,
+        load_train=_load_train,
+        load_eval=batches.with_mask(_load),
+        train_batches=train_batches,
+        train_shapes=batches.train_shapes(
+            config.batch_size, shards, image=(loader.shape, np.uint8)
+        ),
+        eval_batches=eval_batches,
+        digest=lambda name: streaming.digest_of(loader, name, arrays[name].values()),
+        reader=image_files.libraries(),
+    )
+
+
+def _load(arrays, xs) -> dict:
+    """The examples at `xs['index']`, with the images of `xs` if they are streamed."""
+    batch = resident.gather(arrays, xs)
+    return batch | {"image": xs["image"]} if "image" in xs else batch
+
+
+def _load_train(arrays, xs, epoch) -> dict:
+    del epoch  # the task augments
+    return _load(arrays, xs)
 
 
 def _check(config: ConfigDict) -> None:
@@ -88,10 +163,9 @@ def _check(config: ConfigDict) -> None:
             f"config.max_objects is {config.max_objects}, but it is for shapes: images of voc "
             "keep all their objects. Leave it at 1."
         )
-    if config.source == "streaming":
+    if config.dataset == "shapes" and config.source == "streaming":
         raise UserError(
-            "The images of a detector are always resident, but config.source is 'streaming'. Use "
-            "--config.source=auto."
+            "shapes is always resident, but config.source is 'streaming'. Use --config.source=auto."
         )
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(
@@ -122,5 +196,5 @@ def _shapes(config: ConfigDict) -> ObjectSet:
         class_names=shapes.CLASS_NAMES,
         shape=(size, size, 3),
         splits=splits,
-        read=lambda split, index: arrays[split]["image"][index],
+        images={split: part["image"] for split, part in arrays.items()},
     )

@@ -64,6 +64,27 @@ class ImageSet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Annotated:
+    """Encoded images with an annotation each.
+
+    Attributes:
+        images: the images; `read` returns encoded ones.
+        read: index -> `boxes.Annotation`, with half-open corners in pixels, counted from 0.
+        source: index -> name of the annotation in error messages.
+        ids: a name for each image.
+        files: the files that all this is read from.
+        official: whether the classes are those of PASCAL VOC.
+    """
+
+    images: Split
+    read: Callable
+    source: Callable[[int], str]
+    ids: list[str]
+    files: list[str]
+    official: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectSet:
     """Images with boxes.
 
@@ -72,14 +93,14 @@ class ObjectSet:
         shape: (H, W, C) of the padded images.
         splits: per split its `size`, `boxes`, `label` and `difficult`, as in
             `objects.open_objects`.
-        read: (split, int [n] indices) -> uint8 [n, H, W, C].
+        images: per split uint8 [N, H, W, C], or a `Split` whose `read` returns encoded images.
         names: per split a name for each image, or None.
     """
 
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
     splits: dict[str, dict[str, np.ndarray]]
-    read: Callable[[str, np.ndarray], np.ndarray]
+    images: dict[str, np.ndarray | Split]
     names: dict[str, list[str]] | None = None
 
 

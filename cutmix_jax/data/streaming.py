@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -55,13 +55,57 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         area=None if area is None else (area, config.augment.max_area),
         splits={name: (sent[origin], index) for name, (origin, index) in indices.items()},
     )
-    counts = {name: len(index) for name, (_, index) in indices.items()}
-    size = config.batch_size
 
     def boxes_of(name: str, i: int) -> np.ndarray:
         split = image_set.splits[name]
         stored = shape[:2] if loader.resize is None else records.stored_size(split, i)
         return boxes.in_pixels(split.boxes(i), *loader.center(*stored), shape)
+
+    def fields(name: str, images: np.ndarray, labels: np.ndarray) -> dict:
+        records.check_labels(labels, num_classes, f"split {indices[name][0]}")
+        return {"image": images, "label": labels.astype(np.int32)}
+
+    def digest(name: str) -> str:
+        split, index = loader.splits[name]
+        return digest_of(loader, name, [] if split.labels is None else [split.labels[index]])
+
+    sample = functools.partial(crops.sample, config.seed)
+    train_batches, eval_batches = create_batches(config, loader, shards, fields, sample)
+    return Data(
+        kind="streaming",
+        num_classes=num_classes,
+        class_names=image_set.class_names,
+        image_shape=shape,
+        examples={name: len(index) for name, (_, index) in indices.items()},
+        batch_size=config.batch_size,
+        arrays=dict.fromkeys(indices, ()),
+        load_train=augment.create_load_train(take, config.augment),
+        load_eval=batches.with_mask(take),
+        train_batches=train_batches,
+        train_shapes=batches.train_shapes(
+            config.batch_size, shards, image=(shape, np.uint8), label=((), np.int32)
+        ),
+        eval_batches=eval_batches,
+        digest=digest,
+        reader=image_files.libraries(),
+        boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
+    )
+
+
+def create_batches(
+    config: ConfigDict, loader, shards: Shards, fields: Callable, sample: Callable
+) -> tuple[Callable, Callable]:
+    """`Data.train_batches` and `Data.eval_batches` of what a loader decodes.
+
+    Args:
+        config: the config of the run.
+        loader: a loader from `loading.py`.
+        shards: how batches are split over devices and processes.
+        fields: `(split, images, labels) -> xs` without 'index', 'seed' and 'mask'.
+        sample: `(epoch, positions [n]) -> random numbers [n, ...]` for `loader.fill` in training.
+    """
+    counts = {name: len(index) for name, (_, index) in loader.splits.items()}
+    size = config.batch_size
 
     @functools.cache
     def start_workers() -> Workers:
@@ -80,12 +124,10 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         leading = positions.shape[1:]
         rows = positions.reshape(len(positions), -1)
         fill = functools.partial(fill, name)
-        loaded = _load_in_order(fill, threads, together, rows, sample, shape)
+        loaded = load_in_order(fill, threads, together, rows, sample, loader.shape)
         for step, (images, labels) in enumerate(loaded):
-            records.check_labels(labels, num_classes, f"split {indices[name][0]}")
             yield {
-                "image": images.reshape(*leading, *shape),
-                "label": labels.reshape(leading).astype(np.int32),
+                **fields(name, images.reshape(*leading, *loader.shape), labels.reshape(leading)),
                 "index": positions[step].astype(np.int32),
             }
 
@@ -93,8 +135,7 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         positions = batches.train_positions(
             config.seed, epoch, counts["train"], size, shards, start_step
         )
-        sample = functools.partial(crops.sample, config.seed, epoch)
-        for xs in stream("train", positions, sample):
+        for xs in stream("train", positions, functools.partial(sample, epoch)):
             yield xs | {"seed": batches.seeds(config.seed, shards)}
 
     def eval_batches(split: str, order: np.ndarray | None = None):
@@ -102,29 +143,14 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         for xs, mask in zip(stream(split, positions, lambda row: None), masks, strict=True):
             yield xs | {"mask": mask}
 
-    def digest(name: str) -> str:
-        origin, index = indices[name]
-        split = image_set.splits[origin]
-        labels = [] if split.labels is None else [split.labels[index].tobytes()]
-        return records.digest(itertools.chain((split.read(int(i)) for i in index), labels))
+    return train_batches, eval_batches
 
-    return Data(
-        kind="streaming",
-        num_classes=num_classes,
-        class_names=image_set.class_names,
-        image_shape=shape,
-        examples=counts,
-        batch_size=size,
-        arrays=dict.fromkeys(indices, ()),
-        load_train=augment.create_load_train(take, config.augment),
-        load_eval=batches.with_mask(take),
-        train_batches=train_batches,
-        train_shapes=batches.train_shapes(size, shards, shape),
-        eval_batches=eval_batches,
-        digest=digest,
-        reader=image_files.libraries(),
-        boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
-    )
+
+def digest_of(loader, name: str, arrays: Iterable[np.ndarray]) -> str:
+    """A text that changes with any record of a split, or with the arrays."""
+    split, index = loader.splits[name]
+    stored = (split.read(int(i)) for i in index)
+    return records.digest(itertools.chain(stored, (values.tobytes() for values in arrays)))
 
 
 def take(arrays, xs) -> dict:
@@ -157,7 +183,7 @@ def _resize(config: ConfigDict, image_set: records.ImageSet, shape) -> int | Non
     return resize
 
 
-def _load_in_order(
+def load_in_order(
     fill: Callable, threads: int, together: int, rows: np.ndarray, sample: Callable, shape
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (images, labels) of each row of positions, which threads load in advance.

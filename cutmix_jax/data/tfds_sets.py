@@ -180,7 +180,7 @@ def _box_key(tfds, features) -> str | None:
 
 
 def open_split(dataset: str, info, split: str, box_key: str | None = None) -> Split:
-    """The records of one split; `box_key` is the feature with boxes."""
+    """A split of a prepared dataset; its boxes are in the feature `box_key`, if there is one."""
     paths = [str(path) for path in info.splits[split].filepaths]
     for path in paths:
         if not os.path.isfile(path):

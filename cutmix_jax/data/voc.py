@@ -8,18 +8,19 @@ Corners in the files are inclusive pixels, counted from 1. So (xmin, ymin, xmax,
 (ymin - 1, xmin - 1, ymax, xmax), which is half-open.
 """
 
-import concurrent.futures
+import dataclasses
+import functools
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutmix_jax import UserError, host, nearest
-from cutmix_jax.data import batches, boxes, cache, image_files
-from cutmix_jax.data.records import ObjectSet
+from cutmix_jax import UserError, nearest
+from cutmix_jax.data import batches, boxes, cache, image_files, voc_records
+from cutmix_jax.data.records import Annotated, ObjectSet, Split
 from cutmix_jax.paths import existing_folder
 
 CLASS_NAMES = (
@@ -52,7 +53,7 @@ SHOWN = 3
 VERSION = 1
 
 
-def open_tree(config: ConfigDict) -> ObjectSet:
+def open_voc(config: ConfigDict) -> ObjectSet:
     """The splits `config.voc.train` and `config.voc.test` below `config.data_dir`.
 
     Raises:
@@ -61,41 +62,56 @@ def open_tree(config: ConfigDict) -> ObjectSet:
     """
     if config.data_dir is None:
         raise UserError(
-            "dataset=voc needs the folder that holds VOC2007 and VOC2012, or one such tree. Set "
-            "--config.data_dir=PATH."
+            "dataset=voc needs the folder that holds VOC2007 and VOC2012, or one such tree, or the "
+            "folder of TFDS with voc. Set --config.data_dir=PATH."
         )
     root = existing_folder(config.data_dir, "data_dir", "the folder of PASCAL VOC")
     keys = ("train",) if config.test_split == "held_out" else ("train", "test")
-    files = {key: _files(root, config.voc[key], f"voc.{key}") for key in keys}
+    list_images = voc_records.list_records if voc_records.are_in(root) else _list_tree
+    parts = {key: list_images(root, config.voc[key], f"voc.{key}") for key in keys}
 
     def make() -> dict[str, np.ndarray]:
-        count = sum(map(len, files.values()))
+        count = sum(part.images.count for part in parts.values())
         print(f"Reading {count:,} annotations, once.", file=sys.stderr, flush=True)
-        return _read_annotations(files, config.voc.classes, config.voc.max_side)
+        return _read_annotations(parts, config.voc.classes, config.voc.max_side)
 
     # Images are not cached: 16 GB for VOC, which load no faster than several cores decode.
-    paths = [path for pairs in files.values() for pair in pairs for path in pair]
-    described = [VERSION, config.voc.classes, config.voc.max_side, *map(len, files.values())]
-    fingerprint = "\n".join([*map(str, described), str(root.resolve()), *cache.stats(paths)])
+    counts = [part.images.count for part in parts.values()]
+    names = [config.voc[key] for key in keys]
+    described = [VERSION, config.voc.classes, config.voc.max_side, *counts, *names, root.resolve()]
+    stats = cache.stats(path for part in parts.values() for path in part.files)
+    fingerprint = "\n".join([*map(str, described), *stats])
     flat = cache.load_or_make(f"voc-{root.resolve().name}", fingerprint, make)
     splits = {
         key: {name: flat[f"{key}/{name}"] for name in ("size", "boxes", "label", "difficult")}
         for key in keys
     }
     canvas = np.concatenate([part["size"] for part in splits.values()]).max(0)
-
-    def read(key: str, index: np.ndarray) -> np.ndarray:
-        images = [files[key][i][1] for i in index]
-        return _decode(images, splits[key]["size"][index], canvas)
-
     return ObjectSet(
         class_names=tuple(flat["classes"].tolist()),
         shape=(*canvas.tolist(), 3),
         splits=splits,
-        read=read,
-        names={
-            key: [pathlib.Path(image).stem for _, image in pairs] for key, pairs in files.items()
-        },
+        images={key: part.images for key, part in parts.items()},
+        names={key: part.ids for key, part in parts.items()},
+    )
+
+
+def _list_tree(root: pathlib.Path, names: str, key: str) -> Annotated:
+    """The images of the splits `names`, joined by '+', in folders."""
+    annotations, images = zip(*_files(root, names, key), strict=True)
+    trees = {pathlib.Path(annotation).parents[1].resolve().name for annotation in annotations}
+    return Annotated(
+        images=Split(
+            count=len(images),
+            read=functools.partial(image_files.read_nth, images),
+            labels=None,
+            name=images.__getitem__,
+        ),
+        read=lambda i: _read_files(annotations[i], images[i]),
+        source=annotations.__getitem__,
+        ids=[pathlib.Path(image).stem for image in images],
+        files=[*annotations, *images],
+        official=all(re.fullmatch(r"VOC\d{4}", tree) for tree in trees),
     )
 
 
@@ -160,28 +176,8 @@ def _find_split(root: pathlib.Path, name: str, key: str) -> pathlib.Path:
     )
 
 
-def _read_annotations(files: dict, classes: Sequence[str] | None, max_side: int) -> dict:
-    """`{'SPLIT/size', 'SPLIT/boxes', 'SPLIT/label', 'SPLIT/difficult', 'classes'}`."""
-    parsed = {key: [_read_one(*pair, max_side) for pair in pairs] for key, pairs in files.items()}
-    if classes is None:
-        classes = _classes(files["train"], parsed["train"])
-    most = max(1, *(len(names) for part in parsed.values() for _, names, _, _ in part))
-    flat = {"classes": np.array(classes)}
-    for key, part in parsed.items():
-        sizes, names, found, difficult = zip(*part, strict=True)
-        labels = [
-            _labels(names_of, classes, annotation)
-            for names_of, (annotation, _) in zip(names, files[key], strict=True)
-        ]
-        flat[f"{key}/size"] = np.array(sizes, np.int32)
-        flat[f"{key}/boxes"] = batches.pad(found, most, 0)
-        flat[f"{key}/label"] = batches.pad(labels, most, -1)
-        flat[f"{key}/difficult"] = batches.pad(difficult, most, False)
-    return flat
-
-
-def _read_one(annotation: str, image: str, max_side: int):
-    """(size, names, boxes in pixels, difficult) of an image, with a longest side of max_side."""
+def _read_files(annotation: str, image: str) -> boxes.Annotation:
+    """The annotation of an image, with half-open corners."""
     found = boxes.read_xml(annotation)
     size = image_files.stored_size(image_files.read(image), image)
     if found.size != size:
@@ -189,23 +185,48 @@ def _read_one(annotation: str, image: str, max_side: int):
             f"{annotation} is for an image of height {found.size[0]:g} and width "
             f"{found.size[1]:g}, but {image} has {size[0]} and {size[1]}. Replace one of them."
         )
+    return dataclasses.replace(found, size=size, corners=found.corners - [1, 1, 0, 0])
+
+
+def _read_annotations(
+    parts: Mapping[str, Annotated], classes: Sequence[str] | None, max_side: int
+) -> dict:
+    """`{'SPLIT/size', 'SPLIT/boxes', 'SPLIT/label', 'SPLIT/difficult', 'classes'}`."""
+    found = {
+        key: [_shrink(part.read(i), part.source(i), max_side) for i in range(part.images.count)]
+        for key, part in parts.items()
+    }
+    if classes is None:
+        classes = _classes(parts["train"].official, found["train"])
+    most = max(1, *(len(one.names) for part in found.values() for one in part))
+    flat = {"classes": np.array(classes)}
+    for key, part in found.items():
+        labels = [_labels(one.names, classes, parts[key].source(i)) for i, one in enumerate(part)]
+        flat[f"{key}/size"] = np.array([one.size for one in part], np.int32)
+        flat[f"{key}/boxes"] = batches.pad([one.corners for one in part], most, 0)
+        flat[f"{key}/label"] = batches.pad(labels, most, -1)
+        flat[f"{key}/difficult"] = batches.pad([one.difficult for one in part], most, False)
+    return flat
+
+
+def _shrink(found: boxes.Annotation, source: str, max_side: int) -> boxes.Annotation:
+    """The annotation of the image with a longest side of max_side, with checked float32 boxes."""
     if len(found.names) > MOST_OBJECTS:
         raise UserError(
-            f"{annotation} has {len(found.names)} objects, but at most {MOST_OBJECTS} are "
+            f"{source} has {len(found.names)} objects, but at most {MOST_OBJECTS} are "
             "supported. Remove some, or the image from its split."
         )
-    corners = boxes.checked(found.corners - [1, 1, 0, 0], annotation, size, "in pixels")
-    shrunk = image_files.shrunk_shape(size, max_side)
-    ratio = np.divide(shrunk, size)
-    return shrunk, found.names, np.float32(corners * [*ratio, *ratio]), found.difficult
+    corners = boxes.checked(found.corners, source, found.size, "in pixels")
+    shrunk = image_files.shrunk_shape(found.size, max_side)
+    ratio = np.divide(shrunk, found.size)
+    corners = np.float32(corners * [*ratio, *ratio])
+    return dataclasses.replace(found, size=shrunk, corners=corners)
 
 
-def _classes(files: list, parsed: list) -> Sequence[str]:
+def _classes(official: bool, found: list[boxes.Annotation]) -> Sequence[str]:
     """VOC's classes for VOC's trees, and for others with no other class; else those found."""
-    found = {name for _, names, _, _ in parsed for name in names if name}
-    trees = {pathlib.Path(annotation).parents[1].resolve().name for annotation, _ in files}
-    official = all(re.fullmatch(r"VOC\d{4}", tree) for tree in trees)
-    return CLASS_NAMES if official or found <= set(CLASS_NAMES) else sorted(found)
+    names = {name for one in found for name in one.names if name}
+    return CLASS_NAMES if official or names <= set(CLASS_NAMES) else sorted(names)
 
 
 def _labels(names: list[str], classes: Sequence[str], annotation: str) -> np.ndarray:
@@ -217,20 +238,3 @@ def _labels(names: list[str], classes: Sequence[str], annotation: str) -> np.nda
                 f"({nearest(name, classes)}). Correct it, or set --config.voc.classes."
             )
     return np.array([classes.index(name) for name in names], np.int32)
-
-
-def _decode(paths: list[str], sizes: np.ndarray, canvas: np.ndarray) -> np.ndarray:
-    """uint8 [n, *canvas, 3]: each image in the top left corner, resized to its size."""
-    images = np.zeros((len(paths), *canvas, 3), np.uint8)
-
-    def fill(i: int) -> None:
-        height, width = shape = tuple(sizes[i].tolist())
-        image = image_files.decode(image_files.read(paths[i]), 3, paths[i])
-        if image.shape[:2] != shape:
-            image = image_files.resize(image, shape)
-        images[i, :height, :width] = image
-
-    with concurrent.futures.ThreadPoolExecutor(host.cores(), "images") as pool:
-        for _ in pool.map(fill, range(len(paths))):
-            pass
-    return images

@@ -24,7 +24,7 @@ def find_photographs(subject, options):
 def run(subject, options, paths=(), own=()):
     """mAP and the curve of each class; what is found in the split, and in other photographs."""
     task = subject.task
-    part = task.data.arrays[subject.split]
+    sizes = task.data.arrays[subject.split]["size"]
     outputs = measure(subject, subject.arrays, subject.batches(), subject.examples)
     found = task.detections(outputs)
     truths = Truths(outputs["boxes"], outputs["label"], outputs["difficult"])
@@ -45,25 +45,28 @@ def run(subject, options, paths=(), own=()):
     }
     ids = task.data.names[subject.split] if task.data.names else None
     ids = ids or [f"{i:06}" for i in range(subject.examples)]
-    pixels = in_pixels(found, part["size"])
+    pixels = in_pixels(found, sizes)
     texts = {
         f"comp4_det_{subject.split}_{name}.txt": result_file(pixels, ids, label)
         for label, name in enumerate(names)
     }
-    shown = range(min(options.shown, subject.examples))
+    shown = subject.images(range(min(options.shown, subject.examples)))["image"]
     drawn = {
         "detection.png": draw(
-            [cut(part["image"][i], part["size"][i]) for i in shown],
+            [cut(image, size) for image, size in zip(shown, sizes, strict=False)],
             pixels,
             names,
             options.min_score,
-            in_pixels(truths, part["size"]),
+            in_pixels(truths, sizes),
         ),
         "detection_curves.png": draw_curves(curves, names),
     }
     if own:
         drawn["detection_photographs.png"] = draw(
-            own, find_objects(subject, own), names, options.min_score
+            [image / 255 for image in own],
+            find_objects(subject, own),
+            names,
+            options.min_score,
         )
     return Report(values, rows, drawn, curve_tables(curves, names), texts=texts)
 
@@ -147,14 +150,14 @@ def cut(image, size):
 
 
 def draw(images, found, class_names, min_score, truths=None):
-    """Images uint8 with the objects that are found, and white boxes around the true ones."""
+    """Images in [0, 1] with the objects that are found, and white boxes around the true ones."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = figures.new_figure(2.8 * COLUMNS, 2.8 * rows, rows, COLUMNS, squeeze=False)
     colors = pictures.line_colors(len(class_names))
     for axis in axes.ravel():
         axis.set_axis_off()
     for i, (axis, image) in enumerate(zip(axes.ravel(), images, strict=False)):
-        figures.show(axis, image / 255)
+        figures.show(axis, image)
         if truths is not None:
             for box, label in zip(truths.boxes[i], truths.labels[i], strict=True):
                 if label >= 0:

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cutmix_jax.data import tfds_files, voc
+
+RED = (255, 0, 0)
+
 
 def encode(image, kind="png"):
     """An encoded image of uint8 [H, W, C]."""
@@ -180,4 +184,98 @@ def photo_folder(tmp_path_factory):
             image = photograph(i, *random.randint(40, 90, 2))
             suffix = {"png": "png", "jpeg": "JPEG"}[kind]
             (folder / f"{i:02d}.{suffix}").write_bytes(encode(image, kind))
+    return root
+
+
+def red_object(height, width, box, name="dog", **more):
+    """(gray image with a red rectangle, its object); box: (top, left, bottom, right), half-open."""
+    image = np.full((height, width, 3), 90, np.uint8)
+    top, left, bottom, right = box
+    image[top:bottom, left:right] = RED
+    return image, {"name": name, "corners": (left + 1, top + 1, right, bottom), **more}
+
+
+def write_xml(path, size, objects):
+    """An annotation; corners: (xmin, ymin, xmax, ymax), inclusive, from 1."""
+    text = f"<annotation><size><width>{size[1]}</width><height>{size[0]}</height></size>"
+    for one in objects:
+        text += f"<object><name>{one['name']}</name>"
+        if "difficult" in one:
+            text += f"<difficult>{one['difficult']}</difficult>"
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), one["corners"], strict=True)
+        box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+        # The head of a person is no object.
+        part = f"<part><name>head</name><bndbox>{box}</bndbox></part>"
+        text += f"{part}<bndbox>{box}</bndbox></object>"
+    path.write_text(f"{text}</annotation>")
+
+
+def write_tree(tree, splits):
+    """splits: name -> {ID: (image, objects)}. The pixels are stored exactly, as PNG."""
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+    for split, examples in splits.items():
+        (tree / f"ImageSets/Main/{split}.txt").write_text("\n".join([*examples, ""]))
+        for name, (image, objects) in examples.items():
+            (tree / f"JPEGImages/{name}.jpg").write_bytes(encode(image))
+            write_xml(tree / f"Annotations/{name}.xml", image.shape[:2], objects)
+    return tree
+
+
+def tree_examples(start=0, count=3, name="dog"):
+    """{ID: (image of 10 to 12 x 16 pixels, one object)}"""
+    return {
+        f"{i:06d}": (image, [one])
+        for i in range(start, start + count)
+        for image, one in [red_object(10 + i % 3, 16, (2, 3 + i % 3, 7, 12), name)]
+    }
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A small tree with the splits train and val."""
+    return write_tree(
+        tmp_path / "tree", {"train": tree_examples(), "val": tree_examples(3, 2, "cat")}
+    )
+
+
+def voc_config(data_dir, **changes):
+    sides = {"train": "train", "test": "val"} | changes.pop("voc", {})
+    return {"dataset": "voc", "data_dir": str(data_dir), "batch_size": 2, "voc": sides, **changes}
+
+
+def write_voc_records(root, year, splits):
+    """voc/YEAR as TFDS prepares it, from what `write_tree` takes; records are in another order."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    label = tfds.features.ClassLabel(names=voc.CLASS_NAMES)
+    one_object = {"bbox": tfds.features.BBoxFeature(), "label": label, "is_difficult": np.bool_}
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "image/filename": tfds.features.Text(),
+            "objects": tfds.features.Sequence(one_object),
+        }
+    )
+    folder = root / "voc" / year / "5.0.0"
+    folder.mkdir(parents=True)
+    for split, examples in splits.items():
+        stored = []
+        for name, (image, objects) in reversed(examples.items()):
+            example = tf_example_pb2.Example()
+            values = example.features.feature
+            values["image"].bytes_list.value.append(encode(image))
+            values["image/filename"].bytes_list.value.append(f"{name}.jpg".encode())
+            for one in objects:
+                left, top, right, bottom = one["corners"]
+                fractions = np.divide((top, left, bottom, right), [*image.shape[:2]] * 2)
+                values["objects/bbox"].float_list.value.extend(fractions)
+                values["objects/label"].int64_list.value.append(label.str2int(one["name"]))
+                difficult = one.get("difficult", 0)
+                values["objects/is_difficult"].int64_list.value.append(difficult)
+            stored.append(example.SerializeToString())
+        _write_array_record(folder / f"voc-{split}.array_record-00000-of-00001", stored)
+    counts = {split: [(len(examples), 1)] for split, examples in splits.items()}
+    tfds_files.write_info(folder, "voc", features, counts, "voc", [])
     return root

@@ -1,4 +1,4 @@
-"""Images with several objects: the arrays that a detector sees, their order, what is refused."""
+"""Images with several objects: what a detector sees, resident or streamed, and what is refused."""
 
 import doctest
 
@@ -10,6 +10,8 @@ from cutmix_jax import UserError
 from cutmix_jax.checkpoint import digest
 from cutmix_jax.data import Shards, cache, objects, open_data, shapes
 from cutmix_jax.data.objects import open_objects
+
+from .conftest import encode, photograph, red_object, voc_config, write_tree
 
 CONFIG = {
     "dataset": "shapes",
@@ -124,6 +126,113 @@ def test_a_moved_box_changes_the_digest_of_the_data():
     assert digest(dict(arrays)) != digest(dict(arrays) | {"train": moved})
 
 
+class TestStreaming:
+    """Photographs of VOC's form, decoded for each batch."""
+
+    @pytest.fixture
+    def photographs(self, tmp_path):
+        """Ten and five JPEG files of different sizes, some over max_side, with 0 to 2 objects."""
+        splits = {}
+        for split, start, count in (("train", 0, 10), ("val", 10, 5)):
+            splits[split] = {}
+            for i in range(start, start + count):
+                image = photograph(i, 20 + 3 * i, 40 - 2 * i)
+                _, one = red_object(*image.shape[:2], (2, 3 + i % 3, 7, 10 + i % 2))
+                splits[split][f"{i:06d}"] = (
+                    image,
+                    [one, one | {"name": "cat", "difficult": 1}][: i % 3],
+                )
+        tree = write_tree(tmp_path / "tree", splits)
+        for examples in splits.values():
+            for name, (image, _) in examples.items():
+                (tree / f"JPEGImages/{name}.jpg").write_bytes(encode(image, "jpeg"))
+        return voc_config(tree, batch_size=4, held_out=1, voc={"max_side": 36})
+
+    @staticmethod
+    def batches_of(config):
+        """An epoch, another one from its second step on, and the test images, on two devices."""
+        data = open_objects(config, Shards(local_devices=2))
+
+        def loaded(load, split, found, *epoch):
+            for xs in found:
+                for device in range(2):
+                    own = jax.tree.map(lambda x, device=device: x[device], xs)
+                    yield jax.device_get(load(data.arrays[split], own, *epoch)) | own
+
+        train = [
+            loaded(data.load_train, "train", data.train_batches(*at), at[0])
+            for at in ((2,), (3, 1))
+        ]
+        test = loaded(data.load_eval, "test", data.eval_batches("test"))
+        return data.kind, [batch for found in (*train, test) for batch in found]
+
+    @pytest.mark.parametrize("processes", [0, 2])
+    def test_batches_have_the_bits_of_resident_ones(self, photographs, processes):
+        kind, expected = self.batches_of(photographs)
+        assert kind == "resident"
+        streamed = photographs | {"source": "streaming", "reader_processes": processes}
+        kind, found = self.batches_of(streamed)
+        assert kind == "streaming"
+        assert len(found) == 2 * (2 + 1 + 2)
+        for batch, other in zip(found, expected, strict=True):
+            assert batch.keys() == other.keys()
+            for name, values in batch.items():
+                assert values.dtype == other[name].dtype
+                np.testing.assert_array_equal(values, other[name])
+        assert {tuple(size) for size in found[0]["size"]} <= {
+            tuple(size) for size in open_objects(photographs).arrays["train"]["size"]
+        }
+
+    def test_only_images_are_streamed(self, photographs):
+        resident, data = map(open_objects, (photographs, photographs | {"source": "streaming"}))
+        for split, part in data.arrays.items():
+            assert part.keys() == resident.arrays[split].keys() - {"image"}
+        assert data.examples == resident.examples == {"train": 9, "held_out": 1, "test": 5}
+        assert data.names == resident.names
+        xs = next(data.train_batches(0))
+        assert {name: (x[0].shape, x.dtype) for name, x in xs.items()} == {
+            name: (x.shape, x.dtype) for name, x in data.train_shapes.items()
+        }
+        assert "pillow" in data.reader
+
+    def test_images_from_elsewhere_are_loaded_like_resident_ones(self, photographs):
+        """As the evaluation of detectors loads photographs."""
+        load = open_objects(photographs | {"source": "streaming"}).load_eval
+        arrays = open_objects(photographs).arrays["test"]
+        xs = {"index": np.array([3, 1]), "mask": np.array([True, False])}
+        batch = load(arrays, xs)
+        np.testing.assert_array_equal(batch["image"], arrays["image"][xs["index"]])
+        np.testing.assert_array_equal(batch["size"], arrays["size"][xs["index"]])
+
+    def test_images_that_do_not_fit_are_streamed(self, photographs):
+        assert open_objects(photographs | {"resident_limit_mib": 0}).kind == "streaming"
+
+    @pytest.mark.parametrize("processes", [0, 1])
+    def test_a_damaged_image_is_named(self, photographs, processes):
+        config = photographs | {"source": "streaming", "reader_processes": processes}
+        data = open_objects(config)
+        path = f"{config['data_dir']}/JPEGImages/000012.jpg"
+        with open(path, "rb+") as file:
+            file.truncate(400)
+        with pytest.raises(UserError, match=r"000012\.jpg is not a readable image") as caught:
+            list(data.eval_batches("test"))
+        assert "\n" not in str(caught.value)
+        assert len(list(data.train_batches(0))) == 2, "other images are still read"
+        with pytest.raises(UserError, match=r"000012\.jpg is not a readable image"):
+            open_objects(photographs)
+
+    def test_the_digest_changes_with_an_image_or_a_box(self, photographs):
+        data = open_objects(photographs | {"source": "streaming"})
+        before = [data.digest(split) for split in ("train", "test")]
+        data.arrays["train"]["boxes"][0, 0, 0] += 1
+        path = f"{photographs['data_dir']}/JPEGImages/000012.jpg"
+        with open(path, "ab") as file:
+            file.write(b"more")
+        after = [data.digest(split) for split in ("train", "test")]
+        assert before[0] != after[0]
+        assert before[1] != after[1]
+
+
 def test_the_example_is_right():
     result = doctest.testmod(objects)
     assert (result.attempted, result.failed) == (3, 0)
@@ -135,7 +244,7 @@ def test_the_example_is_right():
         ({"dataset": "cifar10"}, "dataset=cifar10 is not for detectors"),
         ({"dataset": "voc"}, "max_objects is 3, but it is for shapes"),
         ({"dataset": "voc", "max_objects": 1}, "needs the folder that holds VOC2007"),
-        ({"source": "streaming"}, "always resident"),
+        ({"source": "streaming"}, "shapes is always resident, but .*streaming"),
         ({"test_split": "val"}, r"test_split is 'val', but .* --config\.voc\.test"),
         ({"augment": {"flip": True}}, r"config\.augment\.flip is True, but it is for classifiers"),
         ({"augment": {"min_area": 0.1}}, "Leave it at None"),

@@ -1,4 +1,4 @@
-"""PASCAL VOC's folder tree: what is read from it, and which mistakes are named."""
+"""PASCAL VOC's folder tree and TFDS's records: what is read, and which mistakes are named."""
 
 import re
 
@@ -7,20 +7,18 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import UserError
-from cutmix_jax.data import boxes, voc
+from cutmix_jax.data import boxes, records, voc, voc_records
 from cutmix_jax.data.objects import open_objects
 
-from .conftest import encode
-
-RED = (255, 0, 0)
-
-
-def red_object(height, width, box, name="dog", **more):
-    """(gray image with a red rectangle, its object); box: (top, left, bottom, right), half-open."""
-    image = np.full((height, width, 3), 90, np.uint8)
-    top, left, bottom, right = box
-    image[top:bottom, left:right] = RED
-    return image, {"name": name, "corners": (left + 1, top + 1, right, bottom), **more}
+from .conftest import (
+    encode,
+    red_object,
+    tree_examples,
+    voc_config,
+    write_tree,
+    write_voc_records,
+    write_xml,
+)
 
 
 def found(image):
@@ -30,55 +28,8 @@ def found(image):
     return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
 
 
-def write_xml(path, size, objects):
-    """An annotation; corners: (xmin, ymin, xmax, ymax), inclusive, from 1."""
-    text = f"<annotation><size><width>{size[1]}</width><height>{size[0]}</height></size>"
-    for one in objects:
-        text += f"<object><name>{one['name']}</name>"
-        if "difficult" in one:
-            text += f"<difficult>{one['difficult']}</difficult>"
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), one["corners"], strict=True)
-        box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
-        # The head of a person is no object.
-        part = f"<part><name>head</name><bndbox>{box}</bndbox></part>"
-        text += f"{part}<bndbox>{box}</bndbox></object>"
-    path.write_text(f"{text}</annotation>")
-
-
-def write_tree(tree, splits):
-    """splits: name -> {ID: (image, objects)}. The pixels are stored exactly, as PNG."""
-    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
-        (tree / folder).mkdir(parents=True, exist_ok=True)
-    for split, examples in splits.items():
-        (tree / f"ImageSets/Main/{split}.txt").write_text("\n".join([*examples, ""]))
-        for name, (image, objects) in examples.items():
-            (tree / f"JPEGImages/{name}.jpg").write_bytes(encode(image))
-            write_xml(tree / f"Annotations/{name}.xml", image.shape[:2], objects)
-    return tree
-
-
-def examples(start=0, count=3, name="dog"):
-    """{ID: (image of 10 to 12 x 16 pixels, one object)}"""
-    return {
-        f"{i:06d}": (image, [one])
-        for i in range(start, start + count)
-        for image, one in [red_object(10 + i % 3, 16, (2, 3 + i % 3, 7, 12), name)]
-    }
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """A small tree with the splits train and val."""
-    return write_tree(tmp_path / "tree", {"train": examples(), "val": examples(3, 2, "cat")})
-
-
-def config(data_dir, **changes):
-    sides = {"train": "train", "test": "val"} | changes.pop("voc", {})
-    return {"dataset": "voc", "data_dir": str(data_dir), "batch_size": 2, "voc": sides, **changes}
-
-
 def test_boxes_are_half_open_pixels_of_the_padded_images(tree):
-    data = open_objects(config(tree))
+    data = open_objects(voc_config(tree))
     assert data.image_shape == (12, 16, 3)
     assert data.examples == {"train": 3, "test": 2}
     assert data.class_names == voc.CLASS_NAMES
@@ -98,41 +49,41 @@ def test_boxes_are_half_open_pixels_of_the_padded_images(tree):
 @pytest.mark.parametrize("inside", ["", "VOCdevkit"])
 def test_years_are_joined(tmp_path, inside):
     devkit = tmp_path / inside
-    write_tree(devkit / "VOC2007", {"trainval": examples(), "test": examples(3)})
-    write_tree(devkit / "VOC2012", {"trainval": examples(0, 4, "cat")})
+    write_tree(devkit / "VOC2007", {"trainval": tree_examples(), "test": tree_examples(3)})
+    write_tree(devkit / "VOC2012", {"trainval": tree_examples(0, 4, "cat")})
     data = open_objects({"dataset": "voc", "data_dir": str(tmp_path), "batch_size": 7})
     assert data.examples == {"train": 7, "test": 3}
     dog, cat = map(voc.CLASS_NAMES.index, ("dog", "cat"))
     assert data.arrays["train"]["label"].ravel().tolist() == [dog] * 3 + [cat] * 4
     sides = {"train": "2007_trainval", "test": "test"}
-    alone = open_objects(config(devkit / "VOC2007", voc=sides))
+    alone = open_objects(voc_config(devkit / "VOC2007", voc=sides))
     assert alone.examples == {"train": 3, "test": 3}
 
 
 def test_a_class_that_voc_does_not_have_is_refused_in_its_own_trees(tmp_path):
-    write_tree(tmp_path / "VOC2007", {"train": examples(name="hound")})
+    write_tree(tmp_path / "VOC2007", {"train": tree_examples(name="hound")})
     with pytest.raises(UserError, match=r"000000\.xml has the class 'hound', which is unknown"):
-        open_objects(config(tmp_path, voc={"train": "2007_train", "test": "2007_train"}))
+        open_objects(voc_config(tmp_path, voc={"train": "2007_train", "test": "2007_train"}))
 
 
 def test_other_trees_have_their_own_classes(tmp_path):
-    zebra, apple = examples(0, 2, "zebra"), examples(2, 2, "apple")
+    zebra, apple = tree_examples(0, 2, "zebra"), tree_examples(2, 2, "apple")
     tree = write_tree(tmp_path / "fruit", {"train": zebra | apple, "val": zebra})
-    assert open_objects(config(tree)).class_names == ("apple", "zebra")
-    given = open_objects(config(tree, voc={"classes": ("zebra", "pear", "apple")}))
+    assert open_objects(voc_config(tree)).class_names == ("apple", "zebra")
+    given = open_objects(voc_config(tree, voc={"classes": ("zebra", "pear", "apple")}))
     assert given.class_names == ("zebra", "pear", "apple")
     assert given.arrays["train"]["label"].ravel().tolist() == [0, 0, 2, 2]
     with pytest.raises(UserError, match=r"the class 'apple', which is unknown .*voc\.classes"):
-        open_objects(config(tree, voc={"classes": ("zebra",)}))
+        open_objects(voc_config(tree, voc={"classes": ("zebra",)}))
     with pytest.raises(UserError, match=r"voc\.classes is .* none of them twice"):
-        open_objects(config(tree, voc={"classes": ("zebra", "zebra")}))
+        open_objects(voc_config(tree, voc={"classes": ("zebra", "zebra")}))
 
 
 def test_long_images_are_shrunk_with_their_boxes(tmp_path):
     tall, wide = (red_object(400, 240, (80, 60, 200, 180)), red_object(90, 120, (30, 30, 60, 90)))
     split = {name: (image, [one]) for name, (image, one) in zip("ab", (tall, wide), strict=True)}
     tree = write_tree(tmp_path / "tree", {"train": split})
-    part = open_objects(config(tree, voc={"test": "train", "max_side": 100})).arrays["train"]
+    part = open_objects(voc_config(tree, voc={"test": "train", "max_side": 100})).arrays["train"]
     assert part["size"].tolist() == [[100, 60], [75, 100]]
     np.testing.assert_allclose(part["boxes"][0, 0], [20, 15, 50, 45])
     np.testing.assert_allclose(part["boxes"][1, 0], [25, 25, 50, 75])
@@ -151,7 +102,7 @@ def test_objects_are_padded_and_images_may_have_none(tmp_path):
     hard = one | {"name": "cat", "difficult": 1, "corners": (1, 1, 12, 10)}
     split = {"a": (image, [one, hard]), "b": (image, []), "c": (image, [one | {"difficult": 0}])}
     tree = write_tree(tmp_path / "tree", {"train": split, "val": {"b": (image, [])}})
-    data = open_objects(config(tree))
+    data = open_objects(voc_config(tree))
     part = data.arrays["train"]
     dog, cat = map(voc.CLASS_NAMES.index, ("dog", "cat"))
     assert part["label"].tolist() == [[dog, cat], [-1, -1], [dog, -1]]
@@ -159,7 +110,7 @@ def test_objects_are_padded_and_images_may_have_none(tmp_path):
     assert part["boxes"][0].tolist() == [[1, 2, 5, 9], [0, 0, 10, 12]]
     assert not part["boxes"][1].any()
     assert data.arrays["test"]["label"].tolist() == [[-1, -1]]
-    nothing = open_objects(config(tree, batch_size=1, voc={"train": "val"}))
+    nothing = open_objects(voc_config(tree, batch_size=1, voc={"train": "val"}))
     assert nothing.arrays["train"]["label"].tolist() == [[-1]]
 
 
@@ -167,28 +118,28 @@ def test_a_box_that_reaches_over_the_edge_is_clipped(tree):
     write_xml(
         tree / "Annotations/000000.xml", (10, 16), [{"name": "dog", "corners": (0, -1, 17.5, 11)}]
     )
-    part = open_objects(config(tree)).arrays["train"]
+    part = open_objects(voc_config(tree)).arrays["train"]
     assert part["boxes"][0].tolist() == [[0, 0, 10, 16]]
 
 
 def test_training_images_are_held_out(tree):
     data = open_objects(
-        config(tree, held_out=1, test_split="held_out", voc={"train": "train", "test": "no"})
+        voc_config(tree, held_out=1, test_split="held_out", voc={"train": "train", "test": "no"})
     )
     assert data.examples == {"train": 2, "test": 1}
-    assert open_objects(config(tree, train_examples=2)).examples == {"train": 2, "test": 2}
+    assert open_objects(voc_config(tree, train_examples=2)).examples == {"train": 2, "test": 2}
 
 
 def test_annotations_are_read_once(tree, monkeypatch):
-    first = open_objects(config(tree))
+    first = open_objects(voc_config(tree))
     path = tree / "Annotations/000001.xml"
     with monkeypatch.context() as patch:
         patch.setattr(boxes, "read_xml", None)
-        second = open_objects(config(tree))
+        second = open_objects(voc_config(tree))
     for name, values in first.arrays["train"].items():
         np.testing.assert_array_equal(values, second.arrays["train"][name])
     path.write_text(path.read_text().replace("<xmax>13", "<xmax>9").replace("dog", "bird"))
-    changed = open_objects(config(tree)).arrays["train"]
+    changed = open_objects(voc_config(tree)).arrays["train"]
     assert changed["label"][1] == voc.CLASS_NAMES.index("bird")
 
 
@@ -288,22 +239,27 @@ def test_broken_trees_are_refused(tree, case):
     damage, match = BROKEN[case]
     damage(tree)
     with pytest.raises(UserError, match=match) as caught:
-        open_objects(config(tree))
+        open_objects(voc_config(tree))
     assert "\n" not in str(caught.value)
 
 
 def test_a_hundred_objects_are_read(tree):
     write_xml(tree / "Annotations/000001.xml", (11, 16), [OBJECT] * 100)
-    assert (open_objects(config(tree)).arrays["train"]["label"] >= 0).sum(1).tolist() == [1, 100, 1]
+    assert (open_objects(voc_config(tree)).arrays["train"]["label"] >= 0).sum(1).tolist() == [
+        1,
+        100,
+        1,
+    ]
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(tree):
-    with pytest.raises(UserError, match=r"voc takes .* MiB in device memory, .*resident_limit_mib"):
-        open_objects(config(tree, resident_limit_mib=0))
+    match = r"voc takes .* MiB in device memory, .*resident_limit_mib=0\. Use .*source=streaming"
+    with pytest.raises(UserError, match=match):
+        open_objects(voc_config(tree, source="resident", resident_limit_mib=0))
 
 
 def test_real_photographs_are_read_as_a_plain_loop_reads_them(voc_sample):
-    data = open_objects(config(voc_sample, voc={"max_side": 1000}))
+    data = open_objects(voc_config(voc_sample, voc={"max_side": 1000}))
     assert data.examples == {"train": 36, "test": 22}
     assert data.class_names == voc.CLASS_NAMES
     assert data.image_shape == (640, 640, 3)
@@ -334,3 +290,90 @@ def test_real_photographs_are_read_as_a_plain_loop_reads_them(voc_sample):
             assert part["difficult"][i, :n].tolist() == [d == 1 for d in numbers["difficult"]]
             total += n
     assert total == 245
+
+
+class TestRecords:
+    """voc/2007 and voc/2012 as TFDS prepares them."""
+
+    @pytest.fixture
+    def both(self, tmp_path):
+        """Configs of VOC's folders and of records with the same images and objects."""
+        image, one = red_object(10, 12, (1, 2, 5, 9))
+        fraction = one | {"corners": (1.25, 2, 7.5, 9), "name": "sofa", "difficult": 1}
+        train = tree_examples(0, 3) | {"000008": (image, []), "000009": (image, [one, fraction])}
+        val = tree_examples(4, 3, "cat")
+        trainval = dict(sorted((train | val).items()))
+        test, later = tree_examples(20, 4), tree_examples(30, 2, "bird")
+        devkit = tmp_path / "VOCdevkit"
+        write_tree(devkit / "VOC2007", {"trainval": trainval, "test": test})
+        write_tree(devkit / "VOC2012", {"trainval": later})
+        records = tmp_path / "records"
+        write_voc_records(records, "2007", {"train": train, "validation": val, "test": test})
+        write_voc_records(records, "2012", {"train": later, "validation": tree_examples(40, 1)})
+        voc_splits = {"train": "2012_train+2007_trainval", "test": "2007_test"}
+        (devkit / "VOC2012/ImageSets/Main/train.txt").write_text("\n".join(later))
+        return [voc_config(folder, voc=dict(voc_splits)) for folder in (devkit, records)]
+
+    def test_they_have_the_bits_and_the_order_of_folders(self, both):
+        folders, found = map(open_objects, both)
+        assert found.examples == folders.examples == {"train": 10, "test": 4}
+        assert found.class_names == folders.class_names
+        assert found.names == folders.names
+        for split, part in found.arrays.items():
+            for name, values in part.items():
+                assert values.dtype == folders.arrays[split][name].dtype
+                np.testing.assert_array_equal(values, folders.arrays[split][name])
+
+    @pytest.mark.parametrize("processes", [0, 1])
+    def test_they_are_streamed(self, both, processes):
+        config = both[1] | {"source": "streaming", "reader_processes": processes}
+        images = open_objects(both[0]).arrays["train"]["image"]
+        for xs in open_objects(config).train_batches(0):
+            np.testing.assert_array_equal(xs["image"], images[xs["index"]])
+
+    def test_annotations_are_read_once(self, both, monkeypatch):
+        expected = open_objects(both[1])
+        monkeypatch.setattr(voc_records, "_annotation", None)
+        monkeypatch.setattr(records, "file_name", None)
+        assert open_objects(both[1]).names == expected.names
+        other = both[1] | {"voc": {"train": "2007_val+2007_train", "test": "2007_test"}}
+        with pytest.raises(TypeError):  # other splits are other annotations
+            open_objects(other)
+
+    @pytest.mark.parametrize(
+        ("train", "match"),
+        [
+            ("train", r"voc\.train has the split 'train', but YEAR_SPLIT is expected"),
+            ("2007_all", "one of train, val, trainval, test"),
+            ("2010_train", r"has no 2010, only 2007, 2012\. Prepare voc/2010"),
+            ("2007_trainval+2007_val", r"has the records of 2007 validation twice"),
+            ("2012_test", r"voc/2012 in .* has no records of test"),
+        ],
+    )
+    def test_splits_that_do_not_exist_are_refused(self, both, train, match):
+        both[1]["voc"]["train"] = train
+        with pytest.raises(UserError, match=match) as caught:
+            open_objects(both[1])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"corners": (9, 9, 3, 12)}, r"record 0 of train .* has the box .* in pixels"),
+            ({"corners": (20, 1, 30, 5)}, "which covers none of it"),
+        ],
+    )
+    def test_a_bad_box_is_named(self, tmp_path, change, match):
+        image, one = red_object(10, 12, (1, 2, 5, 9))
+        bad = {"000001": (image, [one | change])}
+        root = write_voc_records(tmp_path, "2007", {"train": bad, "test": tree_examples()})
+        sides = {"train": "2007_train", "test": "2007_test"}
+        with pytest.raises(UserError, match=match):
+            open_objects(voc_config(root, batch_size=1, voc=sides))
+
+    def test_other_records_are_refused(self, tmp_path, write_tfds, toys):
+        images, labels = toys(4)
+        examples = [(encode(image), label) for image, label in zip(images, labels, strict=True)]
+        write_tfds(tmp_path, {"train": examples}, name="voc", config="2007")
+        with pytest.raises(UserError, match="does not have the boxes, labels and difficult"):
+            open_objects(voc_config(tmp_path, voc={"train": "2007_train", "test": "2007_train"}))

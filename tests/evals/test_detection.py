@@ -36,7 +36,12 @@ def subject_of(outputs, monkeypatch, **data):
     )
     vars(task.data).update(data)
     return types.SimpleNamespace(
-        task=task, split="test", arrays=part, examples=2, batches=lambda: None
+        task=task,
+        split="test",
+        arrays=part,
+        examples=2,
+        batches=lambda: None,
+        images=lambda order: {"image": part["image"][list(order)] / 255},
     )
 
 
