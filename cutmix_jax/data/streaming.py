@@ -89,9 +89,9 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
                 "index": positions[step].astype(np.int32),
             }
 
-    def train_batches(epoch: int, start_step: int = 0):
+    def train_batches(epoch: int, start_step: int = 0, order: np.ndarray | None = None):
         positions = batches.train_positions(
-            config.seed, epoch, counts["train"], size, shards, start_step
+            config.seed, epoch, counts["train"], size, shards, start_step, order
         )
         sample = functools.partial(crops.sample, config.seed, epoch)
         for xs in stream("train", positions, sample):
