@@ -52,7 +52,7 @@ def split_order(order: np.ndarray, buckets: np.ndarray, batch_size: int) -> np.n
         int `[steps * batch_size]`.
 
     Example:
-        >>> order, buckets = np.array([0, 2, 1, 5, 3, 4]), np.array([0, 0, 1, 1, 0, 0])
+        >>> order, buckets = np.array([2, 0, 1, 3, 5, 4]), np.array([0, 0, 1, 1, 0, 0])
         >>> split_order(order, buckets, 2).tolist()  # 0, 1, 4 and 5 are in bucket 0
         [0, 1, 2, 3, 5, 4]
     """
