@@ -22,6 +22,7 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, metrics
 from cutmix_jax.host import start_in_background
 from cutmix_jax.parallel import AXIS, LAG
+from cutmix_jax.tasks import in_order
 
 # Keeps the keys of dropping apart from those of augmentation, which are folded by epoch.
 DROPPING = 2**31 - 2
@@ -135,17 +136,24 @@ def map_steps(task):
 
 
 def compile_ahead(task):
-    """A future of ``{steps: program}``, compiled in the background."""
-    per_call, (mapped, _) = steps_per_call(task.config, task.data), map_steps(task)
-    xs = {
-        name: jax.ShapeDtypeStruct((task.mapping.local_devices, per_call, *x.shape), x.dtype)
-        for name, x in task.data.train_shapes.items()
-    }
-    state, arrays = abstract_state(task), task.data.arrays["train"]
-    lower = functools.partial(mapped.lower, state, arrays, xs)
+    """A future of ``{signature of xs: program}``, compiled in the background."""
+    leading = (task.mapping.local_devices, steps_per_call(task.config, task.data))
+    batches = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype), task.data.train_shapes
+    )
+    state, arrays, (mapped, _) = abstract_state(task), task.data.arrays["train"], map_steps(task)
+
+    def compile_each():
+        return {signature(xs): mapped.lower(state, arrays, xs).compile() for xs in batches}
+
     # Of several processes, only the mapped function takes what is local to each.
-    programs = dict if jax.process_count() > 1 else lambda: {per_call: lower().compile()}
-    return start_in_background(programs)
+    return start_in_background(dict if jax.process_count() > 1 else compile_each)
+
+
+def signature(xs):
+    """What decides which program takes `xs`: its structure and shapes."""
+    leaves, structure = jax.tree.flatten(xs)
+    return structure, *(x.shape for x in leaves)
 
 
 def evaluate(task, mapped_eval_step, weights, arrays):
@@ -160,7 +168,7 @@ def evaluate(task, mapped_eval_step, weights, arrays):
             totals.add(counters)
             mask = output.pop("mask", None)
             outputs.append(jax.tree.map(lambda x, mask=mask: x[mask], output))
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+        joined = in_order(jax.tree.map(lambda *parts: np.concatenate(parts), *outputs))
         measures = totals.means() | task.score(split, joined)
         result |= {f"{split}_{name}": float(value) for name, value in measures.items()}
     return result
@@ -170,16 +178,17 @@ def steps_per_call(config, data):
     """How many steps one call takes: a divisor of the epoch, so that one program serves."""
     if config.steps_per_call:
         return config.steps_per_call
-    if jax.default_backend() == "cpu" or data.kind != "resident":
+    several = len(data.train_shapes) > 1  # signatures, which cannot be in one call
+    if jax.default_backend() == "cpu" or data.kind != "resident" or several:
         return 1
     return max(n for n in range(1, 101) if data.steps_per_epoch % n == 0)
 
 
 def group(batches, size):
-    """Stacks `size` host batches behind the device axis; the last group may be smaller."""
-    batches = iter(batches)
-    while waiting := list(itertools.islice(batches, size)):
-        yield jax.tree.map(lambda *xs: np.stack(xs, 1), *waiting)
+    """Stacks up to `size` host batches of one signature behind the device axis."""
+    for _, alike in itertools.groupby(batches, signature):
+        while waiting := list(itertools.islice(alike, size)):
+            yield jax.tree.map(lambda *xs: np.stack(xs, 1), *waiting)
 
 
 @dataclasses.dataclass
@@ -285,7 +294,7 @@ def train_epoch(session, state, mapped_train_steps, compiled):
         session: a `Session`.
         state: replicated over the devices; it is donated.
         mapped_train_steps: from `map_steps`.
-        compiled: numbers of steps per call that have run; updated in place.
+        compiled: signatures of `xs` that have run; updated in place.
 
     Returns:
         ``(state, step, totals)``.
@@ -296,17 +305,17 @@ def train_epoch(session, state, mapped_train_steps, compiled):
     pending = Pending(task, totals)
     batches = data.train_batches(*divmod(step, data.steps_per_epoch))
     for xs in mapping.prefetch(group(batches, steps_per_call(config, data))):
-        taken = jax.tree.leaves(xs)[0].shape[1]
-        take_steps = session.programs.result().get(taken, mapped_train_steps)
+        taken, own = jax.tree.leaves(xs)[0].shape[1], signature(xs)
+        take_steps = session.programs.result().get(own, mapped_train_steps)
         state, counters = take_steps(state, session.arrays["train"], xs)
         step += taken
         pending.add(step, counters)
-        if taken in compiled:
+        if own in compiled:
             pending.absorb(0 if mapping.must_wait else LAG)
             rate.count(taken * config.batch_size)
         else:  # it was compiled just now, and so is not timed
             pending.absorb(0)
-            compiled.add(taken)
+            compiled.add(own)
             rate = Rate()
         session.reporter.step(step, rate.per_second())
         if session.interruption.at(step):

@@ -52,12 +52,13 @@ class Data:
             'label': int32 [b]}`, augmented.
         load_eval: `(arrays[split], xs) -> {'image': uint8 [b, H, W, C], 'label': int32 [b],
             'mask': bool [b]}`, not augmented.
-        train_batches: `(epoch, start_step=0) -> iterator of xs`, with this process's part of each
-            batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`. `seed`, int32
-            `[local_devices]`, is the run's seed for sampling on the device. So one compiled step
-            serves every seed.
-        train_shapes: shapes and dtypes of one device's part of such a batch, without the leading
-            axis. With them the step can be compiled before the first batch arrives.
+        train_batches: `(epoch, start_step=0, order=None) -> iterator of xs`, with this process's
+            part of each batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`.
+            `seed`, int32 `[local_devices]`, is the run's seed for sampling on the device. So one
+            compiled step serves every seed. `order`, int `[n]`, is used instead of the epoch's
+            permutation.
+        train_shapes: for each kind of such batches, shapes and dtypes of one device's part, without
+            the leading axis. With them the steps can be compiled before the first batch arrives.
         eval_batches: `(split, order=None) -> iterator of xs`. Every example occurs once over all
             devices and processes. `mask` is False for the padding of the last batch. All processes
             have the same number of batches. `order`, int `[n]`, selects other positions, in any
@@ -70,6 +71,7 @@ class Data:
             entry per example in the order of the split: (top, left, bottom, right), half-open, in
             pixels of the images of `load_eval`. Calling it reads the boxes.
         names: None, or a name for each example of each split, such as VOC's IDs.
+        epoch_steps: the number of batches in an epoch, by default all that are whole.
     """
 
     kind: str
@@ -82,16 +84,19 @@ class Data:
     load_train: Callable[..., dict]
     load_eval: Callable[..., dict]
     train_batches: Callable[..., Iterator[dict]]
-    train_shapes: Mapping[str, Any]
+    train_shapes: Sequence[Mapping[str, Any]]
     eval_batches: Callable[..., Iterator[dict]]
     digest: Callable[[str], str] | None = None
     reader: str | None = None
     boxes: Callable[[str], list[np.ndarray]] | None = None
     names: Mapping[str, list[str]] | None = None
+    epoch_steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.examples["train"] // self.batch_size
+        if self.epoch_steps is None:
+            return self.examples["train"] // self.batch_size
+        return self.epoch_steps
 
 
 def prepare(config, shards: Shards) -> ConfigDict:
@@ -156,12 +161,21 @@ def choose_examples(n: int, held_out: int = 0, train_examples: int | None = None
 
 
 def train_positions(
-    seed: int, epoch: int, n: int, batch_size: int, shards: Shards, start_step: int = 0
+    seed: int,
+    epoch: int,
+    n: int,
+    batch_size: int,
+    shards: Shards,
+    start_step: int = 0,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
-    """int64 [steps, local_devices, per_device]: this process's positions from start_step on."""
-    steps = n // batch_size
-    order = permutation(seed, epoch, n)[start_step * batch_size : steps * batch_size]
-    return _share(order, batch_size, shards)
+    """int64 [steps, local_devices, per_device]: this process's positions from start_step on.
+
+    They are a permutation of 0 to n - 1, or those in `order`.
+    """
+    order = permutation(seed, epoch, n) if order is None else np.asarray(order)
+    steps = len(order) // batch_size
+    return _share(order[start_step * batch_size : steps * batch_size], batch_size, shards)
 
 
 def eval_positions(
@@ -184,14 +198,14 @@ def with_mask(load: Callable[..., dict]) -> Callable[..., dict]:
     return lambda arrays, xs: load(arrays, xs) | {"mask": xs["mask"]}
 
 
-def train_shapes(batch_size: int, shards: Shards, **streamed) -> dict:
+def train_shapes(batch_size: int, shards: Shards, **streamed) -> tuple[dict]:
     """`Data.train_shapes`. `streamed`: shape and dtype per example of what is not resident."""
     import jax  # here, because reader processes do not need it
 
     part = (batch_size // shards.devices,)
     shapes = {"index": (part, np.int32), "seed": ((), np.int32)}
     shapes |= {name: ((*part, *shape), dtype) for name, (shape, dtype) in streamed.items()}
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    return ({name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},)
 
 
 def seeds(seed: int, shards: Shards) -> np.ndarray:

@@ -158,9 +158,9 @@ def open_arrays(
     size = config.batch_size
     counts = {split: len(part[counted]) for split, part in arrays.items()}
 
-    def train_batches(epoch: int, start_step: int = 0):
+    def train_batches(epoch: int, start_step: int = 0, order: np.ndarray | None = None):
         positions = batches.train_positions(
-            config.seed, epoch, counts["train"], size, shards, start_step
+            config.seed, epoch, counts["train"], size, shards, start_step, order
         )
         for index in positions.astype(np.int32):
             yield {"index": index, "seed": batches.seeds(config.seed, shards)}

@@ -131,9 +131,9 @@ def create_batches(
                 "index": positions[step].astype(np.int32),
             }
 
-    def train_batches(epoch: int, start_step: int = 0):
+    def train_batches(epoch: int, start_step: int = 0, order: np.ndarray | None = None):
         positions = batches.train_positions(
-            config.seed, epoch, counts["train"], size, shards, start_step
+            config.seed, epoch, counts["train"], size, shards, start_step, order
         )
         for xs in stream("train", positions, functools.partial(sample, epoch)):
             yield xs | {"seed": batches.seeds(config.seed, shards)}

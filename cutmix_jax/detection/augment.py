@@ -129,21 +129,22 @@ def resize_batch(batch, out_size):
     return {"image": image, "boxes": boxes, "label": labels, "difficult": batch["difficult"]}
 
 
-def fit_batch(batch, out_size, fill, *, shorter_side=None, mirror=False):
-    r"""Resizes images to a square canvas with their aspect ratio, as Faster R-CNN does.
+def fit_batch(batch, shape, fill, *, shorter_side=None, longer_side=None, mirror=False):
+    r"""Resizes images to a canvas with their aspect ratio, as Faster R-CNN does.
 
     An image of height h and width w is multiplied by
 
-    .. math:: \min\left(\frac{q}{\min(h, w)}, \frac{S}{\max(h, w)}\right)
+    .. math:: \min\left(\frac{q}{\min(h, w)}, \frac{p}{\max(h, w)}, \frac{H}{h}, \frac{W}{w}\right)
 
-    for the shorter side q, and sides are rounded to whole pixels. The image lies in the top left
-    corner. It is interpolated as by `resample`.
+    for the shorter side q, the longest longer side p and a canvas of H by W. Sides are rounded to
+    whole pixels. The image lies in the top left corner. It is interpolated as by `resample`.
 
     Args:
         batch: as for `augment_ssd`.
-        out_size: S, height and width of the canvas in pixels; static.
+        shape: (H, W), height and width of the canvas in pixels; static.
         fill: float, or float `[3]`, the color outside the image.
-        shorter_side: q in pixels; by default the longer side becomes S.
+        shorter_side: q in pixels; by default the canvas is the only limit.
+        longer_side: p in pixels; by default the canvas is the only limit.
         mirror: bool, or bool `[b]`, whether to mirror an image horizontally.
 
     Returns:
@@ -161,25 +162,27 @@ def fit_batch(batch, out_size, fill, *, shorter_side=None, mirror=False):
         ...     "label": jnp.array([[7, -1]]),
         ...     "difficult": jnp.array([[True, False]]),
         ... }
-        >>> found = jax.jit(fit_batch, static_argnums=1)(batch, 80, 0.0, shorter_side=30)
+        >>> found = jax.jit(fit_batch, static_argnums=1)(batch, (80, 40), 0.0, shorter_side=30)
         >>> found["size"].tolist(), found["boxes"][0, 0].tolist()
-        ([[60, 30]], [0.1875, 0.1875, 0.375, 0.375])
+        ([[60, 30]], [0.1875, 0.375, 0.375, 0.75])
     """
     _check(batch)
-    shorter = out_size if shorter_side is None else shorter_side
+    canvas = jnp.array(shape, jnp.float32)
+    shorter, longer = (jnp.inf if s is None else s for s in (shorter_side, longer_side))
 
     def fit(image, size, boxes, labels, mirror):
         sides = _whole(size)[2:]
-        factor = jnp.minimum(shorter / sides.min(), out_size / sides.max())
-        inner = jnp.clip(jnp.round(sides * factor), 1, out_size)
+        factor = jnp.minimum(shorter / sides.min(), longer / sides.max())
+        factor = jnp.minimum(factor, (canvas / sides).min())
+        inner = jnp.clip(jnp.round(sides * factor), 1, canvas)
         rows, columns = (
-            _fitted_weights(sides[i], inner[i], image.shape[i], out_size, mirror & (i == 1))
+            _fitted_weights(sides[i], inner[i], image.shape[i], shape[i], mirror & (i == 1))
             for i in range(2)
         )
-        canvas = _product(rows, columns, image.astype(jnp.float32) / 255, fill)
-        boxes = _in_window(boxes, _whole(size), mirror) * jnp.tile(inner / out_size, 2)
+        pixels = _product(rows, columns, image.astype(jnp.float32) / 255, fill)
+        boxes = _in_window(boxes, _whole(size), mirror) * jnp.tile(inner / canvas, 2)
         boxes = jnp.where((labels >= 0)[:, None], boxes, 0)
-        return canvas, inner.astype(jnp.int32), boxes
+        return pixels, inner.astype(jnp.int32), boxes
 
     mirrored = jnp.broadcast_to(jnp.asarray(mirror, bool), batch["label"].shape[:1])
     image, size, boxes = jax.vmap(fit)(

@@ -98,7 +98,7 @@ class FasterRCNN(nn.Module):
     @property
     def stride(self):
         """Distance of neighboring cells of the map, in pixels."""
-        return 2 ** (self.region_stage + 1)
+        return stride_of(self.region_stage)
 
     def anchors(self, height, width):
         """The anchors of an image size.
@@ -162,6 +162,11 @@ class FasterRCNN(nn.Module):
         maps = jax.vmap(cut)(features, regions)
         found = self.heads(self.region_part(maps.reshape(-1, *maps.shape[2:])))
         return tuple(x.reshape(*regions.shape[:2], *x.shape[1:]) for x in found)
+
+
+def stride_of(region_stage):
+    """The stride of the map from which regions are cut, in pixels, for `region_stage`."""
+    return 2 ** (region_stage + 1)
 
 
 class _Proposer(nn.Module):

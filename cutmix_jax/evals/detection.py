@@ -11,6 +11,7 @@ from cutmix_jax.detection.average_precision import (
 )
 from cutmix_jax.evals import figures, photographs
 from cutmix_jax.evals.evaluation import Evaluation, Report
+from cutmix_jax.tasks import in_order
 from cutmix_jax.tasks.detector import Detector
 
 COLUMNS = 4  # of the pictures
@@ -74,9 +75,10 @@ def run(subject, options, paths=(), own=()):
 def measure(subject, arrays, host_batches, count):
     """The outputs of the task's `measure` for `count` images of some arrays; on the host."""
     call = subject.gathered(lambda *inputs: subject.task.measure(*inputs)[1])
-    return subject.collect(
+    outputs = subject.collect(
         lambda xs: call(subject.weights, arrays, xs), host_batches, count, "detection"
     )
+    return in_order(outputs)
 
 
 def find_objects(subject, own):

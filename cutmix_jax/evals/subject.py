@@ -101,8 +101,7 @@ class Subject:
 
         def measure(state, arrays, xs):
             weights, extras = state
-            scaled = {name: scale(value) for name, value in load(arrays, xs).items()}
-            return f(weights, scaled, *extras)
+            return f(weights, jax.tree.map(scale, load(arrays, xs)), *extras)
 
         call = self.gathered(measure)
         return lambda xs, *extras: call((self.weights, extras), self.arrays, xs)

@@ -10,6 +10,7 @@ import importlib
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 
 from cutmix_jax import UserError, first_line, nearest, optimizer
@@ -132,7 +133,8 @@ class Task:
 
         Returns:
             ``(counters, outputs)``: a dictionary of `clu.metrics.Average`; and what `score` needs
-            of every example, a dictionary of arrays ``[b, ...]`` with a 'mask', or ``{}``.
+            of every example, a dictionary of arrays ``[b, ...]`` with a 'mask', or ``{}``. It has
+            an 'index' as well, the position in the split, if batches come in another order.
         """
         raise NotImplementedError
 
@@ -222,6 +224,19 @@ class Task:
     def _signed(self, record, split):
         value = record[f"{split}_{self.ranked_by}"]
         return -value if self.higher_is_better else value
+
+
+def in_order(outputs):
+    """The outputs of `Task.measure` for a whole split, in its order, which 'index' restores.
+
+    Example:
+        >>> in_order({"scores": np.array([0.5, 0.7, 0.6]), "index": np.array([0, 2, 1])})
+        {'scores': array([0.5, 0.6, 0.7])}
+    """
+    if "index" not in outputs:
+        return outputs
+    order = np.argsort(outputs["index"])
+    return {name: values[order] for name, values in outputs.items() if name != "index"}
 
 
 def check_channels(config, image_shape):

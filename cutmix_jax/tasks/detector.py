@@ -81,8 +81,8 @@ class Detector(Task):
         """One device's training images in [0, 1], with their objects; traced.
 
         Returns:
-            `{'image': float32 [b, S, S, 3], 'boxes': float32 [b, G, 4], 'label': int32 [b, G],
-            'difficult': bool [b, G]}` at least, boxes as fractions of the image.
+            `{'image': float32 [b, H, W, 3], 'boxes': float32 [b, G, 4], 'label': int32 [b, G],
+            'difficult': bool [b, G]}` at least, boxes as fractions of these images.
         """
         raise NotImplementedError
 

@@ -9,6 +9,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from cutmix_jax import UserError, optimizer
+from cutmix_jax.data import buckets
 from cutmix_jax.data.augment import example_keys
 from cutmix_jax.detection import augment, faster_rcnn, rcnn
 from cutmix_jax.detection.average_precision import Detections
@@ -23,7 +24,8 @@ FROZEN = ("conv1", "bn1", "layer1_", "*/bn", "*/downsample_bn")
 class FasterRCNN(Detector):
     """Faster R-CNN with the backbone `config.model`.
 
-    Images keep their aspect ratio, in the corner of a square of `config.image_size` pixels.
+    Images keep their aspect ratio, in the corner of a canvas. Landscapes and portraits have
+    canvases and batches of their own if `config.detection.shorter_side` makes them differ.
     """
 
     heads = ("rpn", "heads")
@@ -51,6 +53,24 @@ class FasterRCNN(Detector):
                     "runs as in evaluation. Leave it at 0."
                 )
 
+    @staticmethod
+    def canvases(config):
+        """The canvas of landscapes and that of portraits, or the only one, a square."""
+        side, shorter = config.image_size, config.detection.shorter_side
+        if shorter is None or shorter >= side:
+            return (buckets.Canvas(side, side),)
+        stride = faster_rcnn.stride_of(config.detection.region_stage)
+        low, high = (-(-pixels // stride) * stride for pixels in (shorter, side))
+        return buckets.Canvas(low, high), buckets.Canvas(high, low)
+
+    @classmethod
+    def open_data(cls, config, shards):
+        data, canvases = super().open_data(config, shards), cls.canvases(config)
+        if len(canvases) == 1:
+            return data
+        found = {split: buckets.by_orientation(part["size"]) for split, part in data.arrays.items()}
+        return buckets.in_buckets(data, config.seed, canvases, found)
+
     @classmethod
     def create_model(cls, config, data):
         options = config.detection
@@ -71,18 +91,18 @@ class FasterRCNN(Detector):
         blocks = [f"layer{i}_{j}" for i in stages for j in range(backbone.stage_sizes[i - 1])]
         return ("fc", *blocks)
 
-    @functools.cached_property
-    def anchors(self):
-        """float32 `[A, 4]`, in pixels."""
-        return self.model.anchors(self.config.image_size, self.config.image_size)
+    def fitted(self, batch, xs, mirror=False):
+        """The images in the corner of the canvas of `xs`, from `augment.fit_batch`; traced.
 
-    def fitted(self, batch, mirror=False):
-        """The images in the corner of their squares, from `augment.fit_batch`; traced."""
+        If it has none, as batches of other photographs, the canvas is a square.
+        """
+        side = self.config.image_size
         return augment.fit_batch(
             batch,
-            self.config.image_size,
+            xs["canvas"].shape if "canvas" in xs else (side, side),
             self.fill,
             shorter_side=self.config.detection.shorter_side,
+            longer_side=side,
             mirror=mirror,
         )
 
@@ -90,7 +110,7 @@ class FasterRCNN(Detector):
         epoch = step // self.data.steps_per_epoch
         batch = self.data.load_train(arrays, xs, epoch)
         mirror = jax.vmap(jax.random.bernoulli)(self._keys(xs, step)[0])
-        return self.fitted(batch | {"label": self.learned(batch)}, mirror)
+        return self.fitted(batch | {"label": self.learned(batch)}, xs, mirror)
 
     def _keys(self, xs, step):
         """Keys `[3, b]`, for the mirror, the sampled anchors and the sampled regions."""
@@ -99,10 +119,13 @@ class FasterRCNN(Detector):
 
     def load(self, arrays, xs, step):
         batch = self.augmented(arrays, xs, step)
-        boxes = batch["boxes"] * self.config.image_size
+        shape = batch["image"].shape[1:3]
+        boxes = batch["boxes"] * jnp.array(2 * shape)
         _, anchor_keys, region_keys = self._keys(xs, step)
         targets = jax.vmap(rpn_targets, (0, None, 0, 0, 0))
-        kinds, offsets = targets(anchor_keys, self.anchors, boxes, batch["label"], batch["size"])
+        kinds, offsets = targets(
+            anchor_keys, self.model.anchors(*shape), boxes, batch["label"], batch["size"]
+        )
         # The loss of the RPN is a mean over the sampled anchors of all devices and parts.
         sampled = lax.pmean((kinds >= 0).sum(1).mean(), AXIS)
         return {
@@ -116,7 +139,7 @@ class FasterRCNN(Detector):
             "sampled": jnp.full(len(kinds), sampled),
         }
 
-    def proposals(self, rpn, sizes, numbers):
+    def proposals(self, rpn, batch, numbers):
         """The regions of a batch and which of them are valid, from `rcnn.rpn_proposals`; traced."""
         logits, deltas = rpn
         candidates, max_outputs = numbers
@@ -124,7 +147,8 @@ class FasterRCNN(Detector):
             rcnn.rpn_proposals, candidates=candidates, max_outputs=max_outputs
         )
         scores = logits[..., 1] - logits[..., 0]
-        return jax.vmap(propose, (0, 0, None, 0))(scores, deltas, self.anchors, sizes)
+        anchors = self.model.anchors(*batch["image"].shape[1:3])
+        return jax.vmap(propose, (0, 0, None, 0))(scores, deltas, anchors, batch["size"])
 
     def loss(self, weights, batch, step, key):
         options = self.config.detection
@@ -138,7 +162,7 @@ class FasterRCNN(Detector):
             mutable=["batch_stats"],
         )
         rpn = run(features, method="propose")
-        proposals, valid = self.proposals(rpn, batch["size"], options.train_proposals)
+        proposals, valid = self.proposals(rpn, batch, options.train_proposals)
         sample = jax.vmap(functools.partial(sample_rois, count=options.regions))
         regions, classes, offsets = sample(
             batch["keys"], proposals, valid, batch["boxes"], batch["label"]
@@ -159,11 +183,11 @@ class FasterRCNN(Detector):
     def measure(self, weights, arrays, xs):
         options = self.config.detection
         batch = self.data.load_eval(arrays, xs)
-        batch = self.fitted(batch) | {"mask": batch["mask"]}
+        batch = self.fitted(batch, xs) | {"mask": batch["mask"], "index": xs["index"]}
         run = functools.partial(self.model.apply, weights)
         features = run(self.normalize(batch["image"]), method="features")
         rpn = run(features, method="propose")
-        regions, valid = self.proposals(rpn, batch["size"], options.test_proposals)
+        regions, valid = self.proposals(rpn, batch, options.test_proposals)
         detect = functools.partial(
             rcnn.rcnn_detections,
             threshold=options.nms_threshold,
@@ -172,29 +196,33 @@ class FasterRCNN(Detector):
         )
         head = run(features, regions, method="classify")
         boxes, scores, labels = jax.vmap(detect)(*head, regions, valid, batch["size"])
-        sides = jnp.tile(batch["size"], 2)[:, None]
+        sides, canvas = jnp.tile(batch["size"], 2)[:, None], 2 * batch["image"].shape[1:3]
         outputs = {
             "found_boxes": boxes / sides,
             "scores": scores,
             "found_labels": labels,
-            "boxes": batch["boxes"] * self.config.image_size / sides,
+            "boxes": batch["boxes"] * jnp.array(canvas) / sides,
         }
         # No loss: it would be that of sampled regions, not of those that are measured.
-        return {}, outputs | {name: batch[name] for name in ("label", "difficult", "mask")}
+        return {}, outputs | {name: batch[name] for name in ("label", "difficult", "mask", "index")}
 
     def detections(self, outputs):
         return Detections(outputs["found_boxes"], outputs["scores"], outputs["found_labels"])
 
     def describe(self):
         options, side = self.config.detection, self.config.image_size
+        canvases = self.canvases(self.config)
+        anchors = len(self.model.anchors(*canvases[0].shape))
         resized = f"a longer side of {side}"
         if options.shorter_side:
             resized = f"a shorter side of {options.shorter_side}, a longer one of at most {side}"
+        if len(canvases) > 1:
+            resized += f", in {' or '.join(f'{c.height}x{c.width}' for c in canvases)}"
         frozen = "; BatchNorm, stem and layer1 frozen" * options.freeze
         return {
             "model": f"Faster R-CNN on {self.config.model}, {self.data.num_classes} classes"
             + frozen,
             "maps": f"layer{options.region_stage}, stride {self.model.stride}, for the RPN; "
-            f"{len(self.anchors):,} anchors",
+            f"{anchors:,} anchors",
             "data": self.describe_data(resized),
         }

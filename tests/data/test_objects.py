@@ -98,7 +98,7 @@ def test_batches_are_gathered_in_the_order_of_classification():
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     one_device = jax.tree.map(lambda x: x[1], ours[0])
     assert jax.tree.map(lambda x: (x.shape, x.dtype), one_device) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), dict(data.train_shapes)
+        lambda x: (x.shape, x.dtype), data.train_shapes[0]
     )
     batch = jax.jit(data.load_train)(data.arrays["train"], one_device, 3)
     assert batch.keys() == data.arrays["train"].keys()

@@ -493,7 +493,8 @@ def batch_of_sizes(sizes, side=40):
 def test_fitted_images_are_pillows_in_the_corner(mirror):
     batch = batch_of_sizes([(20, 30), (40, 15)])
     fit = jax.jit(augment.fit_batch, static_argnums=1)
-    found = fit(batch, 64, jnp.array(FILL), shorter_side=35, mirror=np.array([mirror, mirror]))
+    mirrored = np.array([mirror, mirror])
+    found = fit(batch, (64, 64), jnp.array(FILL), shorter_side=35, mirror=mirrored)
     # 35 / 20 = 1.75 for the first; of the second, 64 / 40 < 35 / 15.
     assert found["size"].tolist() == [[35, 52], [64, 24]]
     for i, ((h, w), (height, width)) in enumerate(zip(batch["size"], found["size"], strict=True)):
@@ -515,8 +516,30 @@ def test_fitted_images_are_pillows_in_the_corner(mirror):
 
 
 def test_without_a_shorter_side_the_longer_one_fills_the_canvas():
-    found = augment.fit_batch(batch_of_sizes([(40, 40), (1, 40), (40, 20)]), 40, 0.0)
+    found = augment.fit_batch(batch_of_sizes([(40, 40), (1, 40), (40, 20)]), (40, 40), 0.0)
     assert found["size"].tolist() == [[40, 40], [1, 40], [40, 20]]
     np.testing.assert_allclose(
         found["image"][0], np.float32(batch_of_sizes([(40, 40)])["image"][0]) / 255, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+def test_a_narrower_canvas_has_less_padding_and_nothing_else_changes(portrait):
+    sizes = [(15, 40), (20, 30), (18, 18)]
+    sizes, shape = ([s[::-1] for s in sizes], (66, 38)) if portrait else (sizes, (38, 66))
+    fit = functools.partial(augment.fit_batch, shorter_side=35, longer_side=64)
+    batch, fit = batch_of_sizes(sizes), jax.jit(fit, static_argnums=1)
+    narrow, square = (fit(batch, canvas, jnp.array(FILL)) for canvas in (shape, (66, 66)))
+    # 64 / 40 < 35 / 15 for the first; 35 / 20 and 35 / 18 for the others.
+    expected = [[24, 64], [35, 52], [35, 35]]
+    assert narrow["size"].tolist() == [own[::-1] if portrait else own for own in expected]
+    np.testing.assert_array_equal(narrow["size"], square["size"])
+    cut = square["image"][:, : shape[0], : shape[1]]
+    np.testing.assert_allclose(narrow["image"], cut, atol=1e-6)
+    in_pixels = [f["boxes"] * np.tile(f["image"].shape[1:3], 2) for f in (narrow, square)]
+    np.testing.assert_allclose(*in_pixels, atol=1e-4)
+
+
+def test_an_image_never_reaches_over_its_canvas():
+    found = augment.fit_batch(batch_of_sizes([(40, 20)]), (16, 32), 0.0, shorter_side=16)
+    assert found["size"].tolist() == [[16, 8]]

@@ -130,7 +130,7 @@ def test_losses_and_weights_stay_finite(task, compiled, what):
         part["label"] = np.zeros_like(part["label"])
         part["boxes"] = np.zeros_like(part["boxes"]) + np.float32([3, 4, 9, 4 + width])
     xs = next(train.group(task.data.train_batches(0), 1))
-    step = programs.result().get(1, steps)
+    step = programs.result().get(train.signature(xs), steps)
     moved, counters = jax.device_get(
         step(task.mapping.replicate(state), task.mapping.replicate(part), task.mapping.shard(xs))
     )
@@ -145,10 +145,13 @@ class Colors(faster_rcnn.FasterRCNN):
     """A network that is compiled at once: mean colors decide all."""
 
     def setup(self):
-        self.image_part, self.rpn, self.region_part = nn.Dense(4), nn.Dense(36), nn.Dense(55)
+        self.image_part, self.rpn = nn.Dense(4), nn.Dense(6 * 3 * len(self.scales))
+        self.region_part = nn.Dense(5 * (self.num_classes + 1))
 
     def features(self, images, train=False, progress=1.0):
-        return self.image_part(images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)))
+        count, height, width, _ = images.shape
+        cells = images.reshape(count, height // 8, 8, width // 8, 8, 3)
+        return self.image_part(cells.mean((2, 4)))
 
     def propose(self, features):
         found = self.rpn(features).reshape(len(features), -1, 6)
@@ -156,7 +159,7 @@ class Colors(faster_rcnn.FasterRCNN):
 
     def classify(self, features, regions):
         means = features.mean((1, 2))[:, None] + regions / 32
-        found = self.region_part(means).reshape(*regions.shape[:2], 11, 5)
+        found = self.region_part(means).reshape(*regions.shape[:2], -1, 5)
         return found[..., 0], found[..., 1:]
 
 
@@ -202,7 +205,7 @@ def test_frozen_batch_norm_uses_and_keeps_the_statistics(frozen):
         return frozen.loss(weights, batch, 0, jax.random.key(0))[1][0]
 
     traced = jax.make_jaxpr(statistics, axis_env=[("batch", 1)])(
-        variables, frozen.data.arrays["train"], dict(frozen.data.train_shapes)
+        variables, frozen.data.arrays["train"], frozen.data.train_shapes[0]
     )
     assert set(traced.jaxpr.outvars) <= set(traced.jaxpr.invars)
 
