@@ -88,7 +88,7 @@ MEASURED = {
 TRAINED_FOR = {"11": "3", "12": "5"}
 NOT_RUN = "not run"
 SMALL = "scaled down"
-SCORES_NOTE = "Scores times 100, ours after the last epoch. METEOR needs Java."
+SCORES_NOTE = "Scores of captions: times 100, ours after the last epoch. METEOR needs Java."
 
 
 @dataclasses.dataclass
@@ -193,6 +193,7 @@ def compare(methods, rows, number):
             row.append("–" if known is None else f"{known:.2f}")
         section.texts[0] += " Compare only the order of the methods with the last column."
     if is_captioner(task):
+        section.texts.append(f"{SCORES_NOTE} Those of the paper are for COCO.")
         section.tables.append(all_scores(methods, rows["A1"]))
     if not task.uses_mix:
         section.tables.append(backbones(methods))
@@ -254,6 +255,8 @@ def paper_table(name, rows, runs):
         section.tables += measured(*MEASURED[name], runs, rows[TRAINED_FOR.get(name, name)])
     elif name == "1":
         section.texts.append("Classification and localization, ours: see Tables 3 and 9.")
+    elif name in ("10", "A1"):
+        section.texts.append(SCORES_NOTE)
     elif name == "A2":
         section.texts.append("Ours: see the datasets of each run below.")
     return section
@@ -353,7 +356,7 @@ def captioned(rows, keys, captioner, runs):
             words = words if found is full else f"{SMALL}: {words}"
             cells.append([label(row), "ours", *scored(found, names), words])
     head = ["row", "source", *(SCORES[name] for name in names), "run"]
-    return Table(head, cells, f"{captioner['name']}. {SCORES_NOTE}")
+    return Table(head, cells, captioner["name"])
 
 
 def all_scores(methods, rows):
@@ -365,7 +368,7 @@ def all_scores(methods, rows):
         cells.append([name, "ours", *scored(runs, SCORES)])
         if row := known.get(runs[0].method):
             cells.append([name, "paper", *(text(row[key]) for key in SCORES)])
-    return Table(["method", "source", *SCORES.values()], cells, SCORES_NOTE)
+    return Table(["method", "source", *SCORES.values()], cells)
 
 
 def scored(runs, names):
