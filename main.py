@@ -15,7 +15,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from cutmix_jax import UserError  # noqa: E402
 from cutmix_jax.command_line import explain, fail, guard, run_name  # noqa: E402
-from cutmix_jax.config import FREE_KEYS  # noqa: E402
+from cutmix_jax.config import is_free  # noqa: E402
 from cutmix_jax.paths import local_path  # noqa: E402
 
 GIVEN = []  # the command line as it was typed
@@ -103,9 +103,7 @@ def default_workdir():
     """runs/NAME, after the config, its argument, the overrides that matter, and the seed."""
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     named = {
-        key: value
-        for key, value in sorted(overrides.items())
-        if key.split(".")[0] not in FREE_KEYS and key != "seed"
+        key: value for key, value in sorted(overrides.items()) if not is_free(key) and key != "seed"
     }
     if CONFIG.value.dataset == "folder":
         named["data_dir"] = CONFIG.value.data_dir

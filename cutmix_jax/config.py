@@ -21,6 +21,7 @@ FREE_KEYS = (
     "steps_per_call",
     "checkpoint_every",
     "checkpoint_epochs",
+    "captions.meteor",
     "evals",
 )
 
@@ -613,6 +614,11 @@ def given_paths(config):
             yield "A folder of config.evals.ood.sets", path
 
 
+def is_free(key):
+    """Whether a flat key may change when a run is resumed."""
+    return key in FREE_KEYS or key.split(".")[0] in FREE_KEYS
+
+
 def differences(ours, theirs):
     """The keys that matter and differ between two configs, as ``(key, ours, theirs)``.
 
@@ -626,7 +632,7 @@ def differences(ours, theirs):
     return [
         (key, value(ours, key), value(theirs, key))
         for key in sorted(ours.keys() | theirs.keys())
-        if key.split(".")[0] not in FREE_KEYS and value(ours, key) != value(theirs, key)
+        if not is_free(key) and value(ours, key) != value(theirs, key)
     ]
 
 

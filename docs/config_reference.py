@@ -6,7 +6,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cutmix_jax.config import FREE_KEYS, SCHEMA  # noqa: E402
+from cutmix_jax.config import SCHEMA, is_free  # noqa: E402
 
 PAGE = ROOT / "docs/config.md"
 
@@ -45,7 +45,7 @@ def table(section):
     for where, name, key in rows():
         if where == section:
             rule = f" *{accepted(key.rule)}*" if key.rule else ""
-            free = " †" if name.split(".")[0] in FREE_KEYS else ""
+            free = " †" if is_free(name) else ""
             lines.append(
                 f"| `{name}`{free} | {key.type.__name__} | `{key.default}` | {key.meaning}{rule} |"
             )

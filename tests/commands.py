@@ -13,6 +13,7 @@ from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+COMPILED_QUICKLY = "--xla_backend_optimization_level=0"  # as in conftest.py
 # Processes of later tests reuse the steps that earlier ones compiled. The bits stay the same.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 
@@ -58,7 +59,7 @@ def environment(devices=1):
     """The environment of a process with so many fake devices and the shared compilation cache."""
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {COMPILED_QUICKLY}",
         "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "PYTHONUNBUFFERED": "1",

@@ -10,7 +10,7 @@ from numbers import Real
 
 from cutmix_jax import UserError
 from cutmix_jax.checkpoint import Checkpoints
-from cutmix_jax.config import FREE_KEYS, base_config, flatten, to_plain
+from cutmix_jax.config import base_config, flatten, is_free, to_plain
 from cutmix_jax.paths import local_path
 from cutmix_jax.tasks import find_task
 from cutmix_jax.tasks.captioning import SCORES, Captioning
@@ -326,11 +326,11 @@ def regime(config):
     """
     task = find_task(config.get("task", "classification"))
     own = METHOD_SECTIONS if task.uses_mix else ("init_from",)
-    left_out = (*own, *FREE_KEYS, "seed", "evals")
+    left_out = (*own, "seed")
     return tuple(
         (key, str(value))
         for key, value in sorted(config.items())
-        if key.split(".")[0] not in left_out
+        if not is_free(key) and key.split(".")[0] not in left_out
     )
 
 
