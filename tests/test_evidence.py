@@ -85,9 +85,44 @@ def maps_of(name):
         yield [str(results["config"]["seed"]), *cells, f"{results['seconds'] / 60:.1f}"]
 
 
+PAPER_SSD = {"baseline": "76.7", "mixup": "76.6", "cutout": "76.8", "cutmix": "77.6"}
+
+
+def shapes_transfer():
+    """The error of the classifiers and the mAP of the detectors, and the paper's, in percent."""
+    folder = DOCS / "evidence/shapes_transfer"
+
+    def of_seeds(kind, start, key):
+        found = [
+            json.loads((folder / f"{kind}-{start}-seed{seed}/results.json").read_text())
+            for seed in (0, 1)
+        ]
+        for seed, result in enumerate(found):
+            assert result["config"]["seed"] == seed
+            if kind == "ssd":
+                classifier = None if start == "nothing" else f"classifier-{start}-seed{seed}"
+                assert result["config"]["init_from"] == classifier
+        return ", ".join(f"{100 * result[key]:.1f}" for result in found)
+
+    yield ["from nothing", "–", of_seeds("ssd", "nothing", "map_last"), "–"]
+    for method, paper in PAPER_SSD.items():
+        yield [
+            method,
+            of_seeds("classifier", method, "top1_error_last"),
+            of_seeds("ssd", method, "map_last"),
+            paper,
+        ]
+
+
+def voc_overfit():
+    lines = (DOCS / "evidence/voc_overfit/metrics.jsonl").read_text().splitlines()
+    maps = [json.loads(line).get("test_map") for line in lines]
+    yield ["mAP", *(f"{value:.3f}" for value in maps if value is not None)]
+
+
 @pytest.mark.parametrize(
     "table",
-    [errors, evaluations, shapes_ssd, shapes_faster_rcnn],
+    [errors, evaluations, shapes_ssd, shapes_faster_rcnn, shapes_transfer, voc_overfit],
     ids=lambda table: table.__name__,
 )
 def test_the_table_is_that_of_the_records(table):
