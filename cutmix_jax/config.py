@@ -101,7 +101,7 @@ SCHEMA = {
         int,
         0,
         _NOT_NEGATIVE,
-        "Steps per dispatch; 0 is 1 on CPU, many on GPU and TPU with resident data.",
+        "Steps per call; 0: many on GPU and TPU with resident data of one shape, else 1.",
     ),
     # Network
     "model": Key(str, "resnet20", None, "Name of the network."),
@@ -343,7 +343,7 @@ SCHEMA = {
         str,
         "original",
         _one_of("original", "cited", "none"),
-        "SSD's expansion and crop: 'original', 'cited' (by the paper), or 'none'.",
+        "SSD's expansion and crop: 'original', 'cited' (as in the cited code), or 'none'.",
     ),
     "detection.min_score": Key(float, 0.01, _RATE, "Scores of detections have to be above it."),
     "detection.nms_threshold": Key(

@@ -62,7 +62,7 @@ class Data:
         eval_batches: `(split, order=None) -> iterator of xs`. Every example occurs once over all
             devices and processes. `mask` is False for the padding of the last batch. All processes
             have the same number of batches. `order`, int `[n]`, selects other positions, in any
-            order.
+            order. Data in `buckets` come bucket by bucket, so `xs['index']` has another order.
         digest: None if the images are in `arrays`. Else `(split) -> text`, which changes with any
             image or label of the split. Calling it reads the records.
         reader: names and versions of the libraries that decode each batch, because other versions

@@ -56,10 +56,10 @@ def split_order(order: np.ndarray, buckets: np.ndarray, batch_size: int) -> np.n
         >>> split_order(order, buckets, 2).tolist()  # 0, 1, 4 and 5 are in bucket 0
         [0, 1, 2, 3, 5, 4]
     """
-    own = np.asarray(buckets)[order]
-    places = [np.flatnonzero(own == bucket) for bucket in np.unique(own)]
-    whole = [place[: len(place) // batch_size * batch_size] for place in places]
-    rows = np.concatenate([place.reshape(-1, batch_size) for place in whole])
+    bucket_of = np.asarray(buckets)[order]
+    positions = [np.flatnonzero(bucket_of == bucket) for bucket in np.unique(bucket_of)]
+    whole = [part[: len(part) // batch_size * batch_size] for part in positions]
+    rows = np.concatenate([part.reshape(-1, batch_size) for part in whole])
     return np.asarray(order)[rows[rows[:, -1].argsort()].ravel()]
 
 
@@ -81,11 +81,12 @@ def in_buckets(
     Raises:
         UserError: no bucket fills a batch for training.
     """
-    size, own = data.batch_size, buckets["train"]
-    steps = np.bincount(own, minlength=len(canvases)) // size
+    size, bucket_of = data.batch_size, buckets["train"]
+    counts = np.bincount(bucket_of, minlength=len(canvases))
+    steps = counts // size
     if not steps.any():
         raise UserError(
-            f"config.batch_size is {size}, but neither {' nor '.join(map(str, np.bincount(own)))} "
+            f"config.batch_size is {size}, but neither {' nor '.join(map(str, counts))} "
             "training images of similar shape fill a batch. Use a smaller --config.batch_size."
         )
     (shapes,) = data.train_shapes
@@ -94,17 +95,18 @@ def in_buckets(
         epoch: int, start_step: int = 0, order: np.ndarray | None = None
     ) -> Iterator[dict]:
         if order is None:
-            order = batches.permutation(seed, epoch, len(own))
-        order = split_order(order, own, size)
+            order = batches.permutation(seed, epoch, len(bucket_of))
+        order = split_order(order, bucket_of, size)
         first = order[start_step * size :: size]
         for xs, position in zip(data.train_batches(epoch, start_step, order), first, strict=True):
-            yield xs | {"canvas": canvases[own[position]]}
+            yield xs | {"canvas": canvases[bucket_of[position]]}
 
     def eval_batches(split: str, order: np.ndarray | None = None) -> Iterator[dict]:
         order = np.arange(data.examples[split]) if order is None else np.asarray(order)
-        for bucket, canvas in enumerate(canvases):
-            for xs in data.eval_batches(split, order[buckets[split][order] == bucket]):
-                yield xs | {"canvas": canvas}
+        bucket_of = buckets[split][order]
+        for bucket in np.unique(bucket_of):  # a split may have none of the others
+            for xs in data.eval_batches(split, order[bucket_of == bucket]):
+                yield xs | {"canvas": canvases[bucket]}
 
     return dataclasses.replace(
         data,

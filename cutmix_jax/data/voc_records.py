@@ -71,7 +71,7 @@ def list_records(root: pathlib.Path, names: str, key: str) -> Annotated:
     classes = [opened[year][1] for year, _ in parts]
     return Annotated(
         images=Split(count=len(rows), read=ordered.image, labels=None, name=ordered.name),
-        read=lambda i: _annotation(ordered, i, classes[ordered.places[i, 0]]),
+        read=lambda i: _annotation(ordered, i, classes[ordered.positions[i, 0]]),
         source=ordered.name,
         ids=[one for _, one, _, _ in rows],
         files=files,
@@ -85,18 +85,18 @@ class _Ordered:
 
     Attributes:
         splits: the splits as they are stored.
-        places: int [n, 2], (split, index in the split) of each record.
+        positions: int [n, 2], (split, index in the split) of each record.
     """
 
     splits: tuple[Split, ...]
-    places: np.ndarray
+    positions: np.ndarray
 
     def name(self, i: int) -> str:
-        split, index = self.places[i].tolist()
+        split, index = self.positions[i].tolist()
         return self.splits[split].name(index)
 
     def features(self, i: int):
-        split, index = self.places[i].tolist()
+        split, index = self.positions[i].tolist()
         return records.parse_example(self.splits[split].read(index))
 
     def image(self, i: int) -> bytes:

@@ -22,7 +22,7 @@ def find_photographs(subject, options):
     return photographs.find("detection", options, subject.task.config.voc.max_side)
 
 
-def run(subject, options, paths=(), own=()):
+def run(subject, options, paths=(), photos=()):
     """mAP and the curve of each class; what is found in the split, and in other photographs."""
     task = subject.task
     sizes = task.data.arrays[subject.split]["size"]
@@ -62,10 +62,10 @@ def run(subject, options, paths=(), own=()):
         ),
         "detection_curves.png": draw_curves(curves, names),
     }
-    if own:
+    if photos:
         drawn["detection_photographs.png"] = draw(
-            [image / 255 for image in own],
-            find_objects(subject, own),
+            [image / 255 for image in photos],
+            find_objects(subject, photos),
             names,
             options.min_score,
         )
@@ -81,12 +81,12 @@ def measure(subject, arrays, host_batches, count):
     return in_order(outputs)
 
 
-def find_objects(subject, own):
+def find_objects(subject, photos):
     """The `Detections` in images uint8 `[h, w, 3]` of any size, in their pixels."""
-    count = len(own)
-    size = np.array([image.shape[:2] for image in own], np.int32)
+    count = len(photos)
+    size = np.array([image.shape[:2] for image in photos], np.int32)
     images = np.zeros((count, *size.max(0), 3), np.uint8)
-    for row, image in zip(images, own, strict=True):
+    for row, image in zip(images, photos, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     arrays = {
         "image": images,
@@ -111,8 +111,8 @@ def ap(curve, rule):
 def in_pixels(group, sizes):
     """`Detections` or `Truths` with boxes in pixels, from fractions of images `[n, 2]`."""
     boxes = [
-        np.asarray(own).reshape(-1, 4) * np.tile(size, 2)
-        for own, size in zip(group.boxes, np.asarray(sizes, np.float64), strict=True)
+        np.asarray(fractions).reshape(-1, 4) * np.tile(size, 2)
+        for fractions, size in zip(group.boxes, np.asarray(sizes, np.float64), strict=True)
     ]
     return group._replace(boxes=boxes)
 
@@ -126,8 +126,8 @@ def result_file(found, ids, label):
     for name, boxes, scores, labels in zip(
         ids, found.boxes, found.scores, found.labels, strict=True
     ):
-        own = np.asarray(labels) == label
-        chosen = zip(boxes[own].tolist(), np.asarray(scores)[own].tolist(), strict=True)
+        of_class = np.asarray(labels) == label
+        chosen = zip(boxes[of_class].tolist(), np.asarray(scores)[of_class].tolist(), strict=True)
         for (top, left, bottom, right), score in chosen:
             corners = f"{left + 1:.6f} {top + 1:.6f} {right:.6f} {bottom:.6f}"
             lines.append(f"{name} {score:.6f} {corners}\n")

@@ -119,9 +119,10 @@ class Subject:
         return call
 
     def each_batch(self, measure, host_batches, count, words=""):
-        """Yields ``(index [n], result of measure(xs), as NumPy)`` for every batch, in order.
+        """Yields ``(index [n], result of measure(xs), as NumPy)`` for every batch, in turn.
 
-        Padding is removed from the leading axis of every array.
+        Padding is removed from the leading axis of every array. If the data come in buckets
+        (`data.buckets`), `index` has the order of the batches, not that of the split.
 
         Args:
             measure: maps a sharded batch to a pytree of results of compiled functions.
@@ -142,7 +143,10 @@ class Subject:
                 yield index[mask], jax.tree.map(operator.itemgetter(mask), result)
 
     def collect(self, measure, host_batches, count, words=""):
-        """The results of `measure` for all examples: a pytree of NumPy arrays ``[count, ...]``."""
+        """The results of `measure` for all examples: a pytree of NumPy arrays ``[count, ...]``.
+
+        They have the order of the batches; see `each_batch`.
+        """
         parts = [part for _, part in self.each_batch(measure, host_batches, count, words)]
         joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
         sizes = {len(leaf) for leaf in jax.tree.leaves(joined)}
@@ -151,7 +155,10 @@ class Subject:
         return joined
 
     def map_examples(self, f, settings=None, order=None, words=""):
-        """``f(weights, batch)`` for every example of the split, exactly once, in order.
+        """``f(weights, batch)`` for every example of the split, exactly once.
+
+        They are in order. Only if the data come in buckets, they have the order of the batches,
+        and ``batch["index"]`` says which example each one is.
 
         Args:
             f: a function as described in the class.
@@ -177,11 +184,19 @@ class Subject:
         return [self.task.mapping.replicate(jax.tree.map(np.asarray, s)) for s in settings]
 
     def images(self, order):
-        """``{'image', 'label'}`` at some indices: float32 images in [0, 1], on the host."""
-        return self.map_examples(
-            lambda weights, batch: {key: batch[key] for key in ("image", "label")},
-            order=np.asarray(order),
+        """``{'image', 'label'}`` at the indices `order`, in this order, on the host.
+
+        Images are float32 in [0, 1].
+        """
+        order = np.asarray(order)
+        found = self.map_examples(
+            lambda weights, batch: {key: batch[key] for key in ("image", "label", "index")},
+            order=order,
         )
+        index = found.pop("index")
+        ranks = index.argsort()
+        rows = ranks[np.searchsorted(index, order, sorter=ranks)]
+        return {key: values[rows] for key, values in found.items()}
 
     def progress_bar(self, count, words):
         """A progress bar on a terminal."""

@@ -10,6 +10,8 @@ from cutmix_jax import UserError
 from cutmix_jax.data import Shards, buckets, objects, shapes
 from cutmix_jax.data.buckets import Canvas
 
+from .conftest import voc_config
+
 CONFIG = {
     "dataset": "shapes",
     "image_size": 24,
@@ -109,6 +111,17 @@ def test_evaluation_has_each_image_once_with_its_canvas(open_buckets, portrait, 
         assert {xs["canvas"]} == {CANVASES[kind] for kind in portrait[split][own]}
         seen += own.tolist()
     assert sorted(seen) == sorted(range(len(portrait[split])) if order is None else order)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_streamed_split_may_have_one_kind_only(tree, kind):
+    data = objects.open_objects(voc_config(tree, source="streaming"))
+    kinds = {split: np.full(count, kind) for split, count in data.examples.items()}
+    data = buckets.in_buckets(data, 0, CANVASES, kinds)
+    for batches in (data.eval_batches("test"), data.train_batches(0)):
+        (xs,) = batches
+        assert xs["canvas"] == CANVASES[kind]
+        assert len(np.unique(xs["index"])) == 2
 
 
 def test_the_steps_of_both_canvases_can_be_compiled_ahead(open_buckets, portrait):

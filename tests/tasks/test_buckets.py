@@ -12,6 +12,8 @@ from PIL import Image
 from cutmix_jax import UserError, run, signals, tasks, train
 from cutmix_jax.command_line import read_config
 from cutmix_jax.data.buckets import Canvas
+from cutmix_jax.evals import detection
+from cutmix_jax.evals.subject import create_subject
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks.faster_rcnn import FasterRCNN
 from tests.commands import checkpoint_digest
@@ -198,14 +200,29 @@ def test_evaluated_in_buckets_each_image_is_measured_as_alone(task, compiled, mo
             np.testing.assert_allclose(values[i], found[name][5], atol=1e-5, err_msg=name)
 
 
+def test_images_come_in_the_order_asked_for(task):
+    subject, part = create_subject(task, {}, quiet=True), task.data.arrays["test"]
+    order = [6, 0, 5, 3, 3, 1]
+    found = subject.images(order)
+    np.testing.assert_allclose(found["image"], part["image"][order] / 255, rtol=2e-7)
+    np.testing.assert_array_equal(found["label"], part["label"][order])
+
+
 def test_evaluations_restore_the_order(task, finished, tmp_path, monkeypatch):
     folder, results, _ = finished
+    shown, draw = [], detection.draw
     monkeypatch.setattr(run, "create_task", lambda config: task)
+    monkeypatch.setattr(
+        detection, "draw", lambda images, *given: shown.append(images) or draw(images, *given)
+    )
     for i, size in enumerate([(40, 30), (30, 50)]):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
     overrides = {"evals.detection.images": str(tmp_path)}
     found = run.evaluate(None, folder, overrides=overrides, evals="detection", stream=io.StringIO())
     assert found["detection"]["map_11_point"] == pytest.approx(results["map_last"])
+    stored = task.data.arrays["test"]["image"]
+    for image, whole, (height, width) in zip(shown[0], stored, TEST, strict=True):
+        np.testing.assert_allclose(image, whole[:height, :width] / 255, rtol=2e-7)
 
 
 def test_steps_of_one_call_have_one_canvas():
