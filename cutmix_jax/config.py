@@ -420,7 +420,9 @@ SCHEMA = {
     "captions.dropout": Key(float, 0.1, _RATE, "Dropout rate of the LSTM's output."),
     "captions.finetune": Key(bool, False, None, "Train the encoder, too."),
     "captions.beam": Key(int, 20, _COUNT, "Width of the beam search; 1 is greedy."),
-    "captions.meteor": Key(bool, False, None, "Compute METEOR after each epoch, if Java is there."),
+    "captions.meteor": Key(
+        bool, False, None, "Compute METEOR in each evaluation, if Java is there."
+    ),
     "captions.length_power": Key(
         float, 0.0, _NOT_NEGATIVE, "Beam search divides log probabilities by length to this power."
     ),

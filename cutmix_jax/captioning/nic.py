@@ -37,7 +37,9 @@ class NIC(nn.Module):
 
     where :math:`w_0` is the start token, and :math:`\mathrm{logits}_t` are those of
     :math:`w_{t+1}`. W starts as N(0, 0.02²), E and V as U(-0.1, 0.1), and b as 0. The BatchNorm has
-    a momentum of 0.99 in Flax's sense. W has no bias, which the BatchNorm would cancel.
+    a momentum of 0.99 in Flax's sense. W has no bias, which the BatchNorm would cancel. In training
+    it needs two images at least: a single one is normalized to zero. With several devices, each
+    normalizes its own part of the batch, unless the backbone has a `norm_axis`.
 
     The LSTM starts like PyTorch's: its weights are U(-s, s) with :math:`s = 1/\sqrt{hidden}`.
     PyTorch has two biases of this distribution per gate. Flax has one, which starts as the sum of

@@ -72,8 +72,8 @@ def java_available() -> bool:
 
 def score(
     references: Sequence[Sequence[str]], candidates: Sequence[str], meteor: bool = False
-) -> dict[str, float]:
-    r"""COCO's scores of one caption for each image.
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    r"""COCO's scores of one caption for each image: of all images together, and of each.
 
     BLEU-n is of the corpus. With the clipped precision :math:`p_k` of the k-grams of all captions,
     their number of words c, and r the sum of the reference lengths that are closest:
@@ -82,43 +82,7 @@ def score(
 
         \mathrm{BLEU}_n = \min(1, e^{1 - r / c}) \prod_{k=1}^{n} p_k^{1/n}
 
-    It is 0 if there is no common n-gram. ROUGE-L and CIDEr are means over the images, as in
-    `score_images`. METEOR is version 1.5, of the corpus.
-
-    Args:
-        references: for each of N images a list of one caption or more. Those without a word are
-            left out.
-        candidates: N captions to score; they may be empty.
-        meteor: whether to compute METEOR, which runs Java; see `java_available`.
-
-    Returns:
-        dict of float with the keys 'bleu1', 'bleu2', 'bleu3', 'bleu4', 'rouge_l', 'cider' and, if
-        asked for, 'meteor'; all in percent.
-
-    Raises:
-        ValueError: there are no images, the numbers differ, an image has no reference with a word,
-            a package is not installed, or METEOR fails, as without Java.
-
-    Example:
-        >>> references = [['A cat on a red mat.', 'A cat sits on a mat.'], ['Two dogs play.']]
-        >>> scores = score(references, ['a cat on a mat', 'two dogs play'])
-        >>> {key: round(value) for key, value in scores.items()}
-        {'bleu1': 88, 'bleu2': 88, 'bleu3': 88, 'bleu4': 74, 'rouge_l': 95, 'cider': 652}
-
-    Reference:
-        Papineni et al. BLEU: a Method for Automatic Evaluation of Machine Translation. ACL 2002.
-        Denkowski, Lavie. Meteor Universal. WMT 2014. `score_images` has those of the others.
-    """
-    texts = _tokens(references, candidates)
-    last = {"meteor": _meteor(*texts)} if meteor else {}  # first: it fails without Java
-    means = {key: float(each.mean()) for key, each in _each(*texts).items()}
-    return _bleu(*texts) | means | last
-
-
-def score_images(
-    references: Sequence[Sequence[str]], candidates: Sequence[str]
-) -> dict[str, np.ndarray]:
-    r"""ROUGE-L and CIDEr of each image. BLEU and METEOR are of a corpus: see `score`.
+    It is 0 if there is no common n-gram. METEOR is version 1.5, of the corpus, too.
 
     ROUGE-L compares longest common subsequences. With the largest precision P and the largest
     recall R over the references of an image, and :math:`\beta = 1.2`:
@@ -140,26 +104,41 @@ def score_images(
     log 1, and CIDEr is 0.
 
     Args:
-        references: as for `score`.
-        candidates: as for `score`.
+        references: for each of N images a list of one caption or more. Those without a word are
+            left out.
+        candidates: N captions to score; they may be empty.
+        meteor: whether to compute METEOR, which runs Java; see `java_available`. It comes first,
+            so that nothing is lost if it fails.
 
     Returns:
-        dict with the keys 'rouge_l' and 'cider', each float64 `[N]`, in percent. An empty candidate
-        has 0.
+        `(corpus, images)`, all in percent. `corpus` is a dict of float with the keys 'bleu1',
+        'bleu2', 'bleu3', 'bleu4', 'rouge_l', 'cider' and, if asked for, 'meteor'. ROUGE-L and CIDEr
+        are means over the images. `images` has 'rouge_l' and 'cider' of each image, float64 `[N]`;
+        an empty candidate has 0.
 
     Raises:
-        ValueError: as for `score`.
+        ValueError: there are no images, the numbers differ, an image has no reference with a word,
+            a package is not installed, or METEOR fails, as without Java.
 
     Example:
-        >>> each = score_images([['A cat.'], ['Two dogs play.']], ['a cat', 'two dogs'])
-        >>> {key: value.round(1).tolist() for key, value in each.items()}
-        {'rouge_l': [100.0, 77.2], 'cider': [500.0, 375.6]}
+        >>> references = [['A cat on a red mat.', 'A cat sits on a mat.'], ['Two dogs play.']]
+        >>> corpus, images = score(references, ['a cat on a mat', 'two dogs play'])
+        >>> {key: round(value) for key, value in corpus.items()}
+        {'bleu1': 88, 'bleu2': 88, 'bleu3': 88, 'bleu4': 74, 'rouge_l': 95, 'cider': 652}
+        >>> images['rouge_l'].round(1).tolist()
+        [89.4, 100.0]
 
     Reference:
+        Papineni et al. BLEU: a Method for Automatic Evaluation of Machine Translation. ACL 2002.
+        Denkowski, Lavie. Meteor Universal. WMT 2014.
         Lin. ROUGE: A Package for Automatic Evaluation of Summaries. ACL 2004 workshop.
         Vedantam et al. CIDEr: Consensus-based Image Description Evaluation. CVPR 2015.
     """
-    return _each(*_tokens(references, candidates))
+    texts = _tokens(references, candidates)
+    last = {"meteor": _meteor(*texts)} if meteor else {}
+    images = _each(*texts)
+    means = {key: float(each.mean()) for key, each in images.items()}
+    return _bleu(*texts) | means | last, images
 
 
 def _tokens(references, candidates):

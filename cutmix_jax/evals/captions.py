@@ -1,11 +1,14 @@
-"""Captions that NIC writes: COCO's scores, its result file, a page to look at, own photographs."""
+"""Captions that NIC writes: COCO's scores, its result file, a page to look at, your photographs."""
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
+import sys
 
+import jax
 import jinja2
 import numpy as np
 from PIL import Image
@@ -14,27 +17,45 @@ from cutmix_jax.captioning import scores
 from cutmix_jax.data.captions import fit
 from cutmix_jax.evals import photographs
 from cutmix_jax.evals.evaluation import Evaluation, Report
-from cutmix_jax.tasks.captioning import SCORES, Captioning
+from cutmix_jax.tasks.captioning import SCORES, Captioning, score_captions
 
 LONGEST = 512  # side of a photograph on the page, in pixels
 
 
 def find_photographs(subject, options):
-    """The images of `evals.captions.images`, as `(names, images)`."""
-    return photographs.find("captions", options, LONGEST)
+    """The images of `evals.captions.images`, as `(paths, [(for the network, for the page), ...])`.
+
+    The digest has the references and names of the split, too, which the tokens do not determine.
+    """
+    task = subject.task
+
+    def prepare(image):
+        fitted = fit(image, task.config, task.data.image_shape)
+        return fitted, photographs.shrink(image, LONGEST)
+
+    found, digest = photographs.find("captions", options, prepare)
+    texts = [digest, task.data.captions[subject.split], names(subject)]
+    return found, hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def run(subject, options, paths=(), own=()):
+def names(subject):
+    """The names of the images of the split; numbers if the data have none."""
+    given = subject.task.data.names
+    return given[subject.split] if given else [str(i) for i in range(subject.examples)]
+
+
+def run(subject, options, paths=(), photos=()):
     """The scores of the split, with a page of its best and worst captions."""
     subject = dataclasses.replace(subject, task=searching(subject.task, options))
     task, split = subject.task, subject.split
     references = [list(texts) for texts in task.data.captions[split]]
     written = write(subject, subject.arrays, subject.batches(), subject.examples)
-    meteor = scores.java_available()
-    values = scores.score(references, written, meteor=meteor)
-    each = scores.score_images(references, written)
-    ids = task.data.names[split] if task.data.names else None
-    ids = ids or [str(i) for i in range(subject.examples)]
+    if jax.process_index() == 0 and not subject.quiet and sys.stderr.isatty():
+        print(f"scoring {len(written):,} captions ...", file=sys.stderr, flush=True)
+    java = scores.java_available()
+    values, each, failure = score_captions(references, written, java)
+    missing = failure if java else "there is no Java here."
+    ids = names(subject)
     rows = [
         {
             "image": name,
@@ -57,8 +78,8 @@ def run(subject, options, paths=(), own=()):
             "Worst by CIDEr": order[:shown],
         }.items()
     }
-    if own:
-        parts["Photographs"] = describe_photographs(subject, paths, own)
+    if photos:
+        parts["Photographs"] = describe_photographs(subject, paths, photos)
     table = {SCORES[name]: f"{values[name]:.1f}" if name in values else "-" for name in SCORES}
     results = [
         {"image_id": int(name) if name.isdecimal() else name, "caption": caption}
@@ -67,8 +88,8 @@ def run(subject, options, paths=(), own=()):
     return Report(
         values,
         rows,
-        left_out=() if meteor else ("METEOR, because there is no Java here.",),
-        again=not meteor,
+        left_out=(f"METEOR: {missing}",) if missing else (),
+        again=bool(missing),
         texts={
             "captions.html": page(parts, table, task, split),
             f"captions_{split}_results.json": json.dumps(results, indent=1) + "\n",
@@ -94,18 +115,18 @@ def write(subject, arrays, host_batches, count):
     return [subject.task.data.vocabulary.decode(row) for row in tokens]
 
 
-def describe_photographs(subject, paths, own):
-    """A card for each of some photographs uint8 `[h, w, 3]`."""
-    task = subject.task
+def describe_photographs(subject, paths, photos):
+    """A card for each photograph of `find_photographs`."""
+    task, count = subject.task, len(photos)
     arrays = {
-        "image": np.stack([fit(image, task.config, task.data.image_shape) for image in own]),
-        "tokens": np.zeros((len(own), 1, 2), np.int32),
+        "image": np.stack([fitted for fitted, _ in photos]),
+        "tokens": np.zeros((count, 1, 2), np.int32),
     }
-    batches = subject.foreign_batches(len(own))
-    written = write(subject, task.mapping.replicate(arrays), batches, len(own))
+    batches = subject.foreign_batches(count)
+    written = write(subject, task.mapping.replicate(arrays), batches, count)
     return [
-        {"source": data_url(image), "name": pathlib.Path(path).name, "caption": caption}
-        for path, image, caption in zip(paths, own, written, strict=True)
+        {"source": data_url(shown), "name": pathlib.Path(path).name, "caption": caption}
+        for path, (_, shown), caption in zip(paths, photos, written, strict=True)
     ]
 
 

@@ -19,7 +19,8 @@ COLUMNS = 4  # of the pictures
 
 def find_photographs(subject, options):
     """The images of `evals.detection.images`, as `(names, images)`."""
-    return photographs.find("detection", options, subject.task.config.voc.max_side)
+    most = subject.task.config.voc.max_side
+    return photographs.find("detection", options, lambda image: photographs.shrink(image, most))
 
 
 def run(subject, options, paths=(), photos=()):

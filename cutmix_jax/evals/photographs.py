@@ -5,16 +5,16 @@ from cutmix_jax.data import image_files, records
 from cutmix_jax.paths import existing_folder
 
 
-def find(name, options, most_side):
+def find(name, options, prepare):
     """The images of `evals.NAME.images`, none by default.
 
     Args:
         name: of the evaluation.
         options: its section, with `images` and `most_images`.
-        most_side: longer images are shrunk to this side, in pixels.
+        prepare: makes what is kept of an image uint8 `[h, w, 3]`.
 
     Returns:
-        ``((paths, images), digest)``: images are uint8 `[h, w, 3]`. For `Evaluation.find`.
+        ``((paths, images), digest)``, images as `prepare` makes them. For `Evaluation.find`.
 
     Raises:
         UserError: the folder has no images, or too many.
@@ -39,8 +39,7 @@ def find(name, options, most_side):
         )
     stored = [image_files.read(path) for path in paths]
     images = [
-        shrink(image_files.decode(data, 3, path), most_side)
-        for data, path in zip(stored, paths, strict=True)
+        prepare(image_files.decode(data, 3, path)) for data, path in zip(stored, paths, strict=True)
     ]
     return (tuple(paths), images), records.digest(iter(stored))
 

@@ -1,5 +1,7 @@
 """Captioning: a sentence about an image, by an LSTM on an encoder that a classifier trained."""
 
+import sys
+
 import jax
 import numpy as np
 from clu.metrics import Average
@@ -8,6 +10,7 @@ from jax import numpy as jnp
 
 from cutmix_jax import UserError, models, optimizer
 from cutmix_jax.captioning import nic, scores, search
+from cutmix_jax.config import DEFAULTS, flatten
 from cutmix_jax.data import captions
 from cutmix_jax.data.records import require
 from cutmix_jax.parallel import AXIS
@@ -23,6 +26,8 @@ SCORES = {
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
 }
+# Keys that a frozen encoder does not use.
+UNUSED = ("stochastic_depth", "shake_drop", "drop_block.rate", "norm.groups")
 
 
 class Captioning(Task):
@@ -46,20 +51,17 @@ class Captioning(Task):
                 "The encoder would stay random, because config.captions.finetune is False. Give "
                 "the workdir of a classifier as --config.init_from, or train the encoder, too."
             )
-        dropped = {
-            "stochastic_depth": config.stochastic_depth,
-            "shake_drop": config.shake_drop,
-            "drop_block.rate": config.drop_block.rate,
-        }
-        for key, value in dropped.items():
-            if value and not config.captions.finetune:
+        values = flatten(config.to_dict())
+        for key in () if config.captions.finetune else UNUSED:
+            if values[key] != DEFAULTS[key]:
                 raise UserError(
-                    f"config.{key} is {value!r}, but without config.captions.finetune the encoder "
-                    "runs as in evaluation. Leave it at 0."
+                    f"config.{key} is {values[key]!r}, but without config.captions.finetune the "
+                    f"encoder runs as in evaluation. Leave it at {DEFAULTS[key]!r}."
                 )
 
     @classmethod
     def open_data(cls, config, shards):
+        check_parts(config, shards.devices)
         data = captions.open_captions(config, shards)
         check_channels(config, data.image_shape)
         models.check_image_size(config.model, data.image_shape, config.last_stride)
@@ -137,13 +139,18 @@ class Captioning(Task):
         return counters, {"tokens": found[:, 0], "mask": batch["mask"]}
 
     def score(self, split, outputs):
-        """The scores of `captioning.scores`, times 100; METEOR if asked for and Java is there."""
+        """The scores of `captioning.scores`, times 100; METEOR if asked for and if it runs."""
         written = [self.data.vocabulary.decode(row) for row in outputs["tokens"]]
-        return scores.score(
-            [list(texts) for texts in self.data.captions[split]],
-            written,
-            meteor=self.config.captions.meteor and scores.java_available(),
-        )
+        references = [list(texts) for texts in self.data.captions[split]]
+        meteor = self.config.captions.meteor and scores.java_available()
+        found, _, failure = score_captions(references, written, meteor)
+        if failure:
+            print(
+                f"METEOR is not measured: {failure} --config.captions.meteor=False leaves it out.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return found
 
     def describe(self):
         options, data = self.config.captions, self.data
@@ -216,3 +223,40 @@ class Captioning(Task):
         from cutmix_jax import pictures
 
         pictures.draw_measure(history, "cider", "CIDEr", folder / "cider.png", top=None)
+
+
+def check_parts(config, devices):
+    """Refuses batches whose parts are too small for BatchNorm.
+
+    Raises:
+        UserError: it would see fewer than two captions at a time.
+    """
+    parts = config.accumulate * (1 if config.sync_batch_norm else devices)
+    if config.batch_size < 2 * parts:
+        synced = ", or set --config.sync_batch_norm=True" * (parts > config.accumulate)
+        raise UserError(
+            f"config.batch_size={config.batch_size} on {devices} devices with config.accumulate="
+            f"{config.accumulate} gives BatchNorm fewer than two captions at a time. Alone, each "
+            "one is normalized to zero, and the LSTM would not see its image. Use "
+            f"--config.batch_size={2 * config.accumulate * devices} or more{synced}."
+        )
+
+
+def score_captions(references, written, meteor):
+    """The scores of captions, without METEOR if that fails.
+
+    Args:
+        references: as for `scores.score`.
+        written: a caption per image.
+        meteor: whether to compute METEOR. Only the first process does, which writes the results.
+
+    Returns:
+        `(corpus, images, failure)`: those of `scores.score`, and why METEOR failed, or ''.
+    """
+    failure = ""
+    if meteor and jax.process_index() == 0:
+        try:
+            return *scores.score(references, written, meteor=True), ""
+        except UserError as error:
+            failure = str(error)
+    return *scores.score(references, written), failure

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax.captioning import scores
-from cutmix_jax.captioning.scores import ptb_tokens, score, score_images
+from cutmix_jax.captioning.scores import ptb_tokens, score
 
 LONG = "a man on a horse in front of a house near a tree with a dog and a cat and a bird on a wall"
 HAND = [  # references, candidate
@@ -47,7 +47,7 @@ def pairs(request):
 
 @pytest.fixture(scope="module")
 def scored(pairs):
-    return score(*pairs)
+    return score(*pairs)[0]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_bleu_is_that_of_nltk(pairs):
 
     kept = [pair for pair in zip(*pairs, strict=True) if len(ptb_tokens(pair[1])) >= 4]
     references, candidates = zip(*kept, strict=True)
-    got = score(references, candidates)
+    got, _ = score(references, candidates)
     expected = corpus_bleu(
         [[ptb_tokens(r) for r in own] for own in references],
         [ptb_tokens(c) for c in candidates],
@@ -155,11 +155,12 @@ def plain_cider(references, candidates):
     return total
 
 
-def test_rouge_and_cider_are_those_of_plain_versions(pairs, tokens, scored):
-    each = score_images(*pairs)
+def test_rouge_and_cider_are_those_of_plain_versions(pairs, tokens):
+    scored, each = score(*pairs)
     rouge = [plain_rouge(*pair) for pair in zip(*tokens, strict=True)]
     np.testing.assert_allclose(each["rouge_l"], 100 * np.array(rouge), rtol=1e-12)
     np.testing.assert_allclose(each["cider"], 100 * plain_cider(*tokens), rtol=1e-9, atol=1e-9)
+    assert each.keys() == {"rouge_l", "cider"}
     for key, values in each.items():
         assert values.dtype == np.float64
         assert scored[key] == values.mean()
@@ -167,7 +168,7 @@ def test_rouge_and_cider_are_those_of_plain_versions(pairs, tokens, scored):
 
 def test_the_candidate_itself_is_perfect():
     captions = ["a dog runs on grass", "two cats sleep on a sofa"]
-    scored = score([[caption] for caption in captions], captions)
+    scored, _ = score([[caption] for caption in captions], captions)
     assert [scored[key] for key in KEYS] == pytest.approx([100] * 5 + [1000], rel=1e-6)
 
 
@@ -184,7 +185,7 @@ def test_the_candidate_itself_is_perfect():
 def test_one_image_of_few_words(references, candidate, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scored = score([references], [candidate])
+        scored, _ = score([references], [candidate])
     assert [scored[key] for key in KEYS] == pytest.approx(expected, rel=1e-6)
 
 
@@ -250,7 +251,7 @@ def test_meteor_is_that_of_pycocoevalcap(java, monkeypatch):
     """Its Python class gave the number, with UTF-8; here Java is set to ASCII and German."""
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Dfile.encoding=US-ASCII")
     references, candidates = zip(*HAND, (["Un café noir"], "un café ☕"), strict=True)
-    got = score(references, candidates, meteor=True)
+    got, _ = score(references, candidates, meteor=True)
     assert list(got) == [*KEYS, "meteor"]
     assert got["meteor"] == pytest.approx(METEOR, rel=1e-9)
 
@@ -261,7 +262,7 @@ def test_meteor_of_real_captions_is_that_of_pycocoevalcap(java, caption_sample):
 
     references = {i: own[1:] for i, own in enumerate(caption_sample.values())}
     candidates = {i: [own[0]] for i, own in enumerate(caption_sample.values())}
-    got = score([*references.values()], [text for (text,) in candidates.values()], meteor=True)
+    got, _ = score([*references.values()], [text for (text,) in candidates.values()], meteor=True)
     theirs = [
         {i: [" ".join(ptb_tokens(text)) for text in own] for i, own in group.items()}
         for group in (references, candidates)

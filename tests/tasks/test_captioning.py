@@ -17,7 +17,7 @@ from cutmix_jax.captioning import nic, scores
 from cutmix_jax.command_line import read_config
 from cutmix_jax.data import shapes
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.tasks.captioning import SCORES, Captioning
+from cutmix_jax.tasks.captioning import SCORES, Captioning, check_parts
 from tests.commands import checkpoint_digest
 
 pytest.importorskip("nltk", reason="needs requirements-captions.txt")
@@ -136,7 +136,7 @@ def test_what_it_writes_is_evaluated(finished, tmp_path):
         stream=io.StringIO(),
     )
     assert found["captions"]["cider"] == pytest.approx(results["cider_last"])
-    assert found["captions"]["left_out"] == "METEOR, because there is no Java here."
+    assert found["captions"]["left_out"] == "METEOR: there is no Java here."
     page = (folder / "evals" / "captions.html").read_text()
     assert page.count("<figure>") == 2 * 20 + 1
     assert "red.png" in page
@@ -197,6 +197,45 @@ def test_the_scores_are_those_of_the_captions(task):
     assert nothing["cider"] == nothing["bleu1"] == 0
 
 
+@pytest.fixture
+def broken_meteor(monkeypatch):
+    """Java that is there, and METEOR that fails."""
+
+    def fail(references, candidates):
+        raise UserError("METEOR failed.")
+
+    monkeypatch.setattr(scores, "java_available", lambda: True)
+    monkeypatch.setattr(scores, "_meteor", fail)
+
+
+@pytest.fixture
+def asked(task):
+    """The task, with METEOR asked for."""
+    config = task.config.copy_and_resolve_references()
+    config.captions.meteor = True
+    return dataclasses.replace(task, config=config)
+
+
+def test_meteor_that_fails_is_missing(asked, broken_meteor, capsys):
+    rows = asked.data.arrays["test"]["tokens"][:, 0]
+    found = asked.score("test", {"tokens": rows[:, 1:]})
+    assert found.keys() == SCORES.keys() - {"meteor"}
+    assert capsys.readouterr().err == (
+        "METEOR is not measured: METEOR failed. --config.captions.meteor=False leaves it out.\n"
+    )
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_only_the_first_process_starts_meteor(process, asked, monkeypatch):
+    """It takes 2 GB of memory, and the first process writes the results."""
+    monkeypatch.setattr(scores, "java_available", lambda: True)
+    monkeypatch.setattr(scores, "_meteor", lambda references, candidates: 20.0)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    rows = asked.data.arrays["test"]["tokens"][:, 0]
+    found = asked.score("test", {"tokens": rows[:, 1:]})
+    assert found.get("meteor") == (20.0 if process == 0 else None)
+
+
 def weights_of(model, *inputs):
     """Weights as of another run: all 0.5."""
     found = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -232,6 +271,9 @@ def test_the_rate_of_the_encoder_is_one_of_its_own():
     [
         ("init_from", None, "would stay random"),
         ("stochastic_depth", 0.5, "runs as in evaluation"),
+        ("norm.groups", 2, "runs as in evaluation. Leave it at 1"),
+        ("batch_size", 1, "fewer than two captions at a time.*batch_size=2 "),
+        ("accumulate", 16, "fewer than two captions at a time.*batch_size=32 "),
         ("mix.name", "cutmix", "does not use it"),
         ("dataset", "digits", "has no captions"),
         ("model", "resnet50", "too small for resnet50"),
@@ -246,6 +288,16 @@ def test_what_it_cannot_use_is_refused(key, value, message):
         config.normalize.std = value
     with pytest.raises(UserError, match=message):
         tasks.create_task(config, create_mapping("pmap", 1))
+
+
+def test_batch_norm_sees_two_captions_at_a_time():
+    """One alone is normalized to zero: the LSTM would not see the image."""
+    check_parts(config_of(batch_size=40), devices=20)
+    check_parts(config_of(batch_size=20, sync_batch_norm=True), devices=20)
+    with pytest.raises(UserError, match=r"batch_size=40 .*or set --config.sync_batch_norm=True"):
+        check_parts(config_of(batch_size=20), devices=20)
+    with pytest.raises(UserError, match="fewer than two"):
+        check_parts(config_of(batch_size=20, accumulate=20, sync_batch_norm=True), devices=1)
 
 
 def test_bfloat16_gives_logits_and_losses_in_float32(task):
