@@ -242,7 +242,7 @@ SCHEMA = {
         str,
         "digits",
         None,
-        "'digits', 'shapes', 'folder', 'voc', 'coco_captions', or a name of TFDS.",
+        "'digits', 'shapes', 'folder', 'voc', 'coco_captions', or a TFDS dataset's name.",
     ),
     "data_dir": Key(str, None, None, "Folder of the data."),
     "max_objects": Key(
@@ -405,14 +405,12 @@ SCHEMA = {
         "Training splits of 'coco_captions', joined by '+', or a JSON file.",
     ),
     "captions.test": Key(str, "val2014", None, "Test splits, like `captions.train`."),
-    "captions.splits": Key(
-        str, None, None, "Karpathy's JSON file, if the splits above are those that it has."
-    ),
+    "captions.splits": Key(str, None, None, "Karpathy's JSON file, which then defines the splits."),
     "captions.resize": Key(
         int, 256, _COUNT, "Height and width of stored images, before a crop to `image_size`."
     ),
     "captions.min_count": Key(
-        int, 4, _COUNT, "Words that training captions have less often are unknown."
+        int, 4, _COUNT, "Words that occur less often in training captions are unknown."
     ),
     "captions.max_words": Key(int, 20, _COUNT, "Longer captions are cut."),
     "captions.embed": Key(int, 100, _COUNT, "Size of the embeddings of words and images."),

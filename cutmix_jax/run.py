@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import platform
 import sys
@@ -27,7 +28,8 @@ def train(config, workdir, stream=None):
     """Trains what `config` describes in `workdir`, or resumes where it was interrupted.
 
     Writes checkpoints, `metrics.jsonl`, TensorBoard event files, `parameters.txt`, the plots of the
-    task (`mixed.png` and `error.png` of a classifier) and, at the end, `results.json`.
+    task (`mixed.png` and `error.png` of a classifier), `vocabulary.json` of a captioner and, at the
+    end, `results.json`.
 
     Args:
         config: from a file in `configs/`.
@@ -75,6 +77,8 @@ def train(config, workdir, stream=None):
                 if results:
                     reporter.say(describe_results(task, results, folder))
                     return results
+            if task.word_heads and primary:
+                write_json(folder / "vocabulary.json", task.data.class_names)
             arrays = task.mapping.replicate(task.data.arrays)
             if step < task.total_steps:
                 reporter.say(describe(task, state))
@@ -243,12 +247,13 @@ def find_unfit(given, wanted):
 
 
 def describe_run(task):
-    """The config, data and reader of a run, which every checkpoint keeps to compare on resume."""
+    """Config, data, class names and reader of a run, which every checkpoint keeps to compare."""
     # Reading all that is streamed would take as long as training on it.
     images = None if task.data.digest else digest(dict(task.data.arrays))
     return {
         "config": config_lib.to_plain(task.config),
         "data": describe_data(task) | {"images": images},
+        "class_names": list(task.data.class_names),
         "reader": task.data.reader,
     }
 
@@ -276,6 +281,13 @@ def check_same_run(task, meta, workdir, data=None):
         *config_lib.differences(config_lib.to_plain(task.config), meta["config"]),
         *config_lib.differences({"data": describe_data(task)}, {"data": known}),
     ]:
+        if key == "data.class_names":
+            raise UserError(
+                f"The workdir {str(workdir)!r} contains a run with other "
+                f"{'words' if task.word_heads else 'classes'}"
+                f"{_describe_other(meta.get('class_names'), task.data.class_names)}. Give this one "
+                "another --workdir, or delete that one."
+            )
         remedy = "or set the key as it was" if key in config_lib.SCHEMA else "or delete that one"
         raise UserError(
             f"The workdir {str(workdir)!r} contains a run with config.{key}={there!r}, but this "
@@ -289,19 +301,32 @@ def check_same_run(task, meta, workdir, data=None):
         )
 
 
+def _describe_other(there, here):
+    """How two lists of names differ, in words; nothing for a checkpoint that lacks them."""
+    if there is None:
+        return ""
+    pairs = itertools.zip_longest(map(repr, there), map(repr, here), fillvalue="none")
+    a, b = next((a, b) for a, b in pairs if a != b)
+    return f" ({len(there)}, and {len(here)} here; the first that differs is {a}, and {b} here)"
+
+
 def initialize_from(task, state, path):
     """Copies the weights of another run, except for a head that does not fit.
 
     The modules of `task.heads` may differ there, or be missing. Those of `task.left_out`, such as
-    the head of the classifier that a detector starts from, may be superfluous. With
-    `config.new_head`, the head stays as initialized even if it fits.
+    the head of the classifier that a detector starts from, may be superfluous. Those of
+    `task.word_heads` do not fit weights for other words. With `config.new_head`, the head stays as
+    initialized even if it fits.
     """
-    found, _, notes = read_weights(path, name="config.init_from")
+    found, meta, notes = read_weights(path, name="config.init_from")
     start = {"params": state.params, "batch_stats": state.batch_stats}
     unfit = find_unfit(found["weights"], start)
     given, wanted = flatten(jax.device_get(found["weights"])), flatten(start)
     heads = [name for name in wanted if name.split("/")[1] in task.heads]
-    head = [name for name in unfit if name in heads]
+    known = meta.get("data", {}).get("class_names")
+    same_words = known in (None, describe_data(task)["class_names"])
+    strange = () if same_words else task.word_heads
+    head = [name for name in heads if name in unfit or name.split("/")[1] in strange]
     gone = [name for name in unfit if name.split("/")[1] in task.left_out and name not in wanted]
     if other := sorted(set(unfit) - {*head, *gone}):
         raise UserError(

@@ -14,6 +14,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from cutmix_jax import UserError, run, tasks, train
+from cutmix_jax import config as config_lib
 from cutmix_jax.data import resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
@@ -174,6 +175,27 @@ def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "heads", "told"),
+    [
+        ("acb", ("output",), r"other words \(3, and 3 here; the first .* is 'c', and 'b' here\)"),
+        ("abc", (), r"other classes \(3, and 2 here; the first that differs is 'c', and none here"),
+        (None, (), r"other classes\. Give this one"),  # a run from before they were kept
+    ],
+)
+def test_a_run_on_other_classes_is_refused_with_the_first_that_differs(names, heads, told):
+    def task(names):
+        data = types.SimpleNamespace(class_names=tuple(names), examples={"train": 9})
+        return types.SimpleNamespace(config=small_config(), data=data, word_heads=heads)
+
+    meta = {"config": config_lib.to_plain(small_config()), "data": run.describe_data(task("abc"))}
+    run.check_same_run(task("abc"), meta, "there")
+    meta["data"] = run.describe_data(task(names or "abc"))
+    meta |= {"class_names": list(names)} if names else {}
+    with pytest.raises(UserError, match=rf"'there' contains a run with {told}"):
+        run.check_same_run(task("abc" if heads else "ab"), meta, "there")
+
+
 def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
     config = small_config(**write_photographs(tmp_path / "photographs"))
     task = tasks.create_task(config, create_mapping("pmap", 1))
@@ -286,6 +308,34 @@ def test_a_run_starts_from_the_weights_of_another(finished):
     wider = dataclasses.replace(task, model=create_model("resnet8x2", 10))
     with pytest.raises(UserError, match=r"init_from=.* does not fit .*bn1"):
         run.initialize_from(wider, train.create_state(wider), config.init_from)
+
+
+def test_heads_of_words_are_only_for_the_same_words(monkeypatch):
+    names = ("layer", "lstm", "words")
+
+    def weights(value):
+        return {name: {"kernel": np.full(3, value)} for name in names}
+
+    def start(there, word_heads):
+        data = types.SimpleNamespace(class_names=there, examples={})
+        meta = {"data": run.describe_data(types.SimpleNamespace(data=data))}
+        found = {"weights": {"params": weights(1), "batch_stats": {}}}
+        monkeypatch.setattr(run, "read_weights", lambda path, name: (found, meta, []))
+        task = types.SimpleNamespace(
+            config=small_config(),
+            data=types.SimpleNamespace(class_names="abc", examples={}),
+            heads=("lstm", "words"),
+            word_heads=word_heads,
+            left_out=(),
+        )
+        state = train.State(0, weights(0), {}, (), None)
+        state, notes = run.initialize_from(task, state, "there")
+        return [int(state.params[name]["kernel"][0]) for name in names], notes[1:]
+
+    assert start("abc", ("words",)) == ([1, 1, 1], [])
+    told = ["Its head does not fit and starts from new weights: words."]
+    assert start("acb", ("words",)) == ([1, 1, 0], told)
+    assert start("acb", ()) == ([1, 1, 1], [])  # of a classifier, other classes fit, too
 
 
 def test_weights_of_nowhere_are_refused(tmp_path):

@@ -110,7 +110,8 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
         len(index) * (found.side if split == "train" else size) ** 2
         for split, (_, index) in indices.items()
     )
-    batches.check_fits(config, pixels, (3,))
+    # Splits have images of two sizes. So their pixels are counted, each as an image.
+    batches.check_fits(config, pixels, (1, 1, 3))
     captions = {
         split: tuple(found.captions[origin][i] for i in index)
         for split, (origin, index) in indices.items()

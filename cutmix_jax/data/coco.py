@@ -45,26 +45,29 @@ class Captioned(NamedTuple):
 def read_splits(config: ConfigDict) -> dict[str, list[Captioned]]:
     """The images of `config.captions.train` and, unless images are held out, `.test`.
 
-    Images without a caption, and empty captions, are left out. A line on stderr says so.
+    Images without a caption, and captions without a letter or digit, are left out. A line on stderr
+    says so, and another one if images are in both splits.
 
     Raises:
         UserError: a file is missing or has another form, or a split does not exist; the message
             names it.
     """
     keys = ("train",) if config.test_split == "held_out" else ("train", "test")
-    in_lists = {key: config.captions[key].endswith(".json") for key in keys}
+    in_lists = {key: _in_lists(config, key) for key in keys}
     if all(in_lists.values()) and config.captions.splits:
         raise UserError(
             f"config.captions.splits is {config.captions.splits!r}, but captions.train and "
             "captions.test are JSON files instead of its splits. Set only one of them."
         )
-    find = None if all(in_lists.values()) else _finder(config)
+    named = [key for key in keys if not in_lists[key]]
+    find = _finder(config, named[0]) if named else None
     splits = {}
     for key in keys:
         if in_lists[key]:
-            splits[key] = _read_names(config, key, r"(?<=\.json)\+", _from_list)
+            splits[key] = _read_names(config, key, r"(?i)(?<=\.json)\+", _from_list)
         else:
             splits[key] = _read_names(config, key, r"\+", find)
+    _say_common(splits)
     return splits
 
 
@@ -89,6 +92,30 @@ def decode(images: Sequence[Captioned], side: int) -> np.ndarray:
     return cache.load_or_make(NAME, "\n".join(described), make)["image"]
 
 
+def _in_lists(config: ConfigDict, key: str) -> bool:
+    """Whether `config.captions[key]` names JSON files instead of splits."""
+    names = config.captions[key].lower()
+    if not names.endswith(".json") and ".json+" in names:
+        raise UserError(
+            f"config.captions.{key}={config.captions[key]} joins JSON files and splits. Give only "
+            "files, or only splits."
+        )
+    return names.endswith(".json")
+
+
+def _say_common(splits: dict[str, list[Captioned]]) -> None:
+    """Prints a line to stderr if images of the training split are in the test split, too."""
+    train = {image.name for image in splits["train"]}
+    test = [image.name for image in splits.get("test", ())]
+    if common := [name for name in test if name in train]:
+        print(
+            f"{len(common)} of the {len(test)} images of config.captions.test are in "
+            f"config.captions.train, too ({_some(common)}).",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _read_names(config: ConfigDict, key: str, separator: str, find: Callable) -> list[Captioned]:
     """The images of all splits that `config.captions[key]` names."""
     found, seen = [], set()
@@ -110,8 +137,11 @@ def _read_names(config: ConfigDict, key: str, separator: str, find: Callable) ->
     return found
 
 
-def _finder(config: ConfigDict) -> Callable[[str, str], list[Captioned]]:
-    """A function from the name of a split, and the key with that name, to the images."""
+def _finder(config: ConfigDict, named: str) -> Callable[[str, str], list[Captioned]]:
+    """A function from the name of a split, and the key with that name, to the images.
+
+    `named` is a key that names splits.
+    """
     if config.data_dir is None:
         root = tfds_sets.default_root()
     else:
@@ -124,9 +154,9 @@ def _finder(config: ConfigDict) -> Callable[[str, str], list[Captioned]]:
     folder = tfds_sets.find_prepared(NAME, root)
     if folder is None:
         raise UserError(
-            f"{root} has neither the folder annotations of COCO nor a prepared {NAME}. Set "
-            "--config.data_dir to the folder that holds annotations, or --config.captions.train "
-            "and --config.captions.test to JSON files."
+            f"{root} has neither the folder annotations of COCO nor a prepared {NAME}, for "
+            f"config.captions.{named}={config.captions[named]}. Set --config.data_dir to the "
+            f"folder that holds annotations, or --config.captions.{named} to a JSON file."
         )
     return functools.partial(_from_prepared, folder)
 
@@ -185,7 +215,7 @@ def _from_list(name: str, key: str) -> list[Captioned]:
         found = []
         for image in content:
             if not isinstance(image["captions"], list):
-                raise TypeError(f"captions of {image['image']} are no list")
+                raise TypeError(f"'captions' of {image['image']} is not a list")
             captions = [_text(caption) for caption in image["captions"]]
             found.append(_of_file(file.parent / image["image"], captions, image["image"]))
     return _checked(found, file)
@@ -236,13 +266,16 @@ def _of_file(path: pathlib.Path, captions: list[str], number) -> Captioned:
 
 def _text(caption) -> str:
     if not isinstance(caption, str):
-        raise TypeError(f"the caption {caption!r} is no text")
+        raise TypeError(f"the caption {caption!r} is not a string")
+    if re.search(r"[\ud800-\udfff]", caption):
+        raise ValueError(f"the caption {caption!r} has half of a surrogate pair")
     return caption
 
 
 def _load(file: pathlib.Path):
+    content = image_files.read(file)
     try:
-        return json.loads(image_files.read(file))
+        return json.loads(content)
     except ValueError as error:
         raise UserError(f"{file} is not a JSON file ({error}). Replace it.") from error
 
@@ -281,10 +314,13 @@ def _checked(images: list[Captioned], file: pathlib.Path) -> list[Captioned]:
 
 
 def _with_captions(images: list[Captioned], where: str) -> list[Captioned]:
-    """The images that have a caption, without their empty captions; says what is left out."""
+    """The images that have a caption, without their empty captions; says what is left out.
+
+    A caption without a letter or digit is empty, because no score can compare it.
+    """
     kept, without, empty = [], [], []
     for image in images:
-        captions = tuple(caption for caption in image.captions if caption.strip())
+        captions = tuple(caption for caption in image.captions if any(map(str.isalnum, caption)))
         if len(captions) < len(image.captions):
             empty.append(image.name)
         if captions:

@@ -52,6 +52,7 @@ class Task:
     measure_name: ClassVar[str] = ""  # `ranked_by` in words, for tables; by default the same
     in_percent: ClassVar[bool] = False  # whether it is a fraction that tables show in percent
     heads: ClassVar[tuple[str, ...]] = ()  # modules that need not fit the weights of another run
+    word_heads: ClassVar[tuple[str, ...]] = ()  # heads for certain words, the class names
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths, * is any
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths

@@ -39,6 +39,7 @@ class Captioning(Task):
     ranked_by, higher_is_better = "cider", True
     measure_name = SCORES["cider"]
     heads = ("project", "project_norm", "words", "lstm", "output")
+    word_heads = ("words", "output")
     left_out = ("fc",)  # of a classifier
     pictures = ("captions.png", "cider.png")
 

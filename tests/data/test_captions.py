@@ -3,6 +3,7 @@
 import doctest
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -400,6 +401,48 @@ def test_what_is_empty_is_left_out_and_said(tree, capsys):
     said = capsys.readouterr().err
     assert "train2014: left out the empty captions of 2 (" in said
     assert "train2014: left out images without a caption: 2 (" in said
+    assert "too" not in said
+
+
+def test_captions_of_punctuation_are_empty(tree, capsys):
+    """They have no word that scores could compare."""
+    write_coco(tree, "val2014", {5: ["A cat", " . "], 6: ["..."], 2: ["é"]})
+    data = open_captions(config(tree))
+    assert data.captions["test"] == (("A cat",), ("é",))
+    said = capsys.readouterr().err
+    assert "val2014: left out the empty captions of 2 (" in said
+    assert "val2014: left out images without a caption: 1 (" in said
+
+
+def test_images_in_both_splits_are_said(tree, capsys):
+    write_coco(tree, "other", {9: ["A cat"]})
+    open_captions(config(tree, captions={"test": "other+train2014"}))
+    assert re.search(
+        r"^3 of the 4 images of config\.captions\.test are in config\.captions\.train, too "
+        r"\(.*007\.png, .*003\.png, .*012\.png\)\.$",
+        capsys.readouterr().err,
+        re.MULTILINE,
+    )
+
+
+def test_lists_may_have_capital_endings(tmp_path):
+    one, two, three = (
+        write_list(tmp_path, name, {number: TRAIN[number]})
+        for name, number in (("one.JSON", 7), ("two.json", 3), ("three.JSON", 12))
+    )
+    data = open_captions(config(None, captions={"train": f"{one}+{two}", "test": three}))
+    assert [len(several) for several in data.captions["train"]] == [2, 1]
+
+
+def test_lists_and_splits_are_not_joined(tree):
+    file = write_list(tree, "own.json", TRAIN)
+    with pytest.raises(UserError, match=r"captions\.train=.*own\.json\+train2014 joins JSON files"):
+        open_captions(config(tree, captions={"train": f"{file}+train2014"}))
+    (tree / "annotations").rename(tree / "notes")
+    with pytest.raises(
+        UserError, match=r"for config\.captions\.test=val2014\. .*captions\.test to"
+    ):
+        open_captions(config(tree, captions={"train": file}))
 
 
 def test_training_captions_of_rare_words_are_counted(tree, capsys):
@@ -442,7 +485,11 @@ BROKEN = {
     ),
     "a number for a caption": (
         lambda tree: rewrite(tree / VAL, lambda c: c["annotations"][0].update(caption=3)),
-        r"\(the caption 3 is no text\)",
+        r"\(the caption 3 is not a string\)",
+    ),
+    "half a character": (
+        lambda tree: rewrite(tree / VAL, lambda c: c["annotations"][0].update(caption="a \ud83d")),
+        r"captions_val2014\.json is .*\(the caption 'a \\ud83d' has half of a surrogate pair\)",
     ),
     "a caption of no image": (
         lambda tree: rewrite(tree / VAL, lambda c: c["images"].pop(0)),
@@ -493,7 +540,10 @@ def test_broken_splits_of_karpathy_are_refused(tmp_path):
     named = {"splits": str(file), "train": "train", "test": "test"}
     with pytest.raises(UserError, match=r"no split 'val', only test, train\. .*captions\.test"):
         open_captions(config(tmp_path, captions=named | {"test": "val"}))
-    with pytest.raises(UserError, match=r"nowhere\.json cannot be read"):
+    missing = (
+        r"^\S*nowhere\.json cannot be read \(No such file or directory\)\. Replace or remove it\.$"
+    )
+    with pytest.raises(UserError, match=missing):
         open_captions(config(tmp_path, captions=named | {"splits": "nowhere.json"}))
     with pytest.raises(UserError, match=r"config\.captions\.splits is 's3://a', but a local path"):
         open_captions(config(tmp_path, captions=named | {"splits": "s3://a"}))
@@ -510,8 +560,8 @@ def test_broken_splits_of_karpathy_are_refused(tmp_path):
         ({"images": []}, r'is not a list of {"image": path, .* \(it is a dict\)'),
         ([], r"split '.*list\.json' of config\.captions\.train has no image"),
         ([{"captions": ["a"]}], r"\('image' is missing\)"),
-        ([{"image": "a.png", "captions": "a dog"}], r"\(captions of a\.png are no list\)"),
-        ([{"image": "a.png", "captions": [1]}], r"\(the caption 1 is no text\)"),
+        ([{"image": "a.png", "captions": "a dog"}], r"\('captions' of a\.png is not a list\)"),
+        ([{"image": "a.png", "captions": [1]}], r"\(the caption 1 is not a string\)"),
         ([{"image": "a.png", "captions": ["a"]}], r"1 of the 1 images in .* have no file"),
         ([{"image": 3, "captions": ["a"]}], r"is not a list of"),
         (["a.png"], r"is not a list of"),

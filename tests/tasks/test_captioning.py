@@ -111,6 +111,13 @@ def test_it_is_trained_and_reported(finished):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_keeps_its_words(finished, task):
+    words = list(task.data.vocabulary.words)
+    assert json.loads((finished[0] / "vocabulary.json").read_text()) == words
+    _, meta, _ = run.read_weights(finished[0], name="workdir")
+    assert meta["class_names"] == words
+
+
 def test_the_encoder_stays_as_it_was(finished, task):
     """Its parameters and the statistics of its BatchNorm; those of the decoder move."""
     weights, _, _ = run.read_weights(finished[0], name="workdir")
@@ -247,6 +254,7 @@ def test_it_starts_from_the_encoder_of_a_classifier(task, small, monkeypatch):
     found = {"weights": weights, "averaged": False, "step": 1}
     small.undo()
     monkeypatch.setattr(run, "read_weights", lambda path, name: (found, {}, []))
+    assert {*Captioning.word_heads} < {*Captioning.heads}
     state, notes = run.initialize_from(task, train.create_state(task), "there")
     assert notes[1] == (
         "Its head does not fit and starts from new weights: lstm, output, project, project_norm, "
