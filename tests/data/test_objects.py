@@ -191,7 +191,7 @@ class TestStreaming:
         assert data.names == resident.names
         xs = next(data.train_batches(0))
         assert {name: (x[0].shape, x.dtype) for name, x in xs.items()} == {
-            name: (x.shape, x.dtype) for name, x in data.train_shapes.items()
+            name: (x.shape, x.dtype) for name, x in data.train_shapes[0].items()
         }
         assert "pillow" in data.reader
 
