@@ -165,7 +165,18 @@ class FasterRCNN(nn.Module):
 
 
 def stride_of(region_stage):
-    """The stride of the map from which regions are cut, in pixels, for `region_stage`."""
+    """The stride of the map from which regions are cut.
+
+    Args:
+        region_stage: as of `FasterRCNN`, 1 to 3.
+
+    Returns:
+        int, in pixels of the image.
+
+    Example:
+        >>> stride_of(3)
+        16
+    """
     return 2 ** (region_stage + 1)
 
 

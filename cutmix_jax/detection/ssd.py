@@ -117,7 +117,7 @@ def fits(backbone):
 
     Example:
         >>> from cutmix_jax.models import create_model
-        >>> fits(create_model('resnet50')), fits(create_model('resnet20'))
+        >>> fits(create_model('resnet50', None)), fits(create_model('resnet20', None))
         (True, False)
     """
     return (
