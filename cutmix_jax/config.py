@@ -564,6 +564,25 @@ def check_config(config):
         )
 
 
+def check_unused(config, keys, reason):
+    """Refuses a key that has no effect, unless it is at its default.
+
+    Args:
+        config: with all keys of `SCHEMA`.
+        keys: flat keys without effect.
+        reason: why, after "but": 'the task does not use it'.
+
+    Raises:
+        UserError: one of them was changed.
+    """
+    values = flatten(config.to_dict())
+    for key in keys:
+        if values[key] != DEFAULTS[key]:
+            raise UserError(
+                f"config.{key} is {values[key]!r}, but {reason}. Leave it at {DEFAULTS[key]!r}."
+            )
+
+
 def _check_crop(config):
     """Rejects more than one way to crop, and crops that the source cannot make."""
     augment = config.augment

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
 from cutmix_jax.captioning.words import UNKNOWN, Vocabulary
-from cutmix_jax.config import DEFAULTS, flatten
+from cutmix_jax.config import check_unused
 from cutmix_jax.data import augment, batches, coco, crops, image_files, resident, shapes
 from cutmix_jax.data.batches import Data, Shards
 
@@ -170,14 +170,8 @@ def _check(config: ConfigDict) -> None:
             f"config.test_split is {config.test_split!r}, but captioning has only test and "
             "held_out. Name the split in --config.captions.test."
         )
-    made = config.dataset == "shapes"
-    values = flatten(config.to_dict())
-    for key in (*UNUSED, *(FILES if made else ("max_objects",))):
-        if values[key] != DEFAULTS[key]:
-            raise UserError(
-                f"config.{key} is {values[key]!r}, but captions of {config.dataset} do not use it. "
-                f"Leave it at {DEFAULTS[key]!r}."
-            )
+    others = FILES if config.dataset == "shapes" else ("max_objects",)
+    check_unused(config, (*UNUSED, *others), f"captions of {config.dataset} do not use it")
 
 
 def _check_sizes(config: ConfigDict, size: int, side: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cutmix_jax import UserError, host
-from cutmix_jax.config import DEFAULTS, flatten
+from cutmix_jax.config import DEFAULTS, check_unused
 from cutmix_jax.data import batches, image_files, resident, shapes, streaming, voc
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.loading import PaddedLoader
@@ -172,12 +172,8 @@ def _check(config: ConfigDict) -> None:
             f"config.test_split is {config.test_split!r}, but a detector has only test and "
             "held_out. Name the split of VOC in --config.voc.test."
         )
-    for key, value in flatten(config.to_dict()).items():
-        if key.startswith(UNUSED) and value != DEFAULTS[key]:
-            raise UserError(
-                f"config.{key} is {value!r}, but it is for classifiers, and a detector does not "
-                f"use it. Leave it at {DEFAULTS[key]!r}."
-            )
+    unused = [key for key in DEFAULTS if key.startswith(UNUSED)]
+    check_unused(config, unused, "it is for classifiers, and a detector does not use it")
 
 
 def _shapes(config: ConfigDict) -> ObjectSet:

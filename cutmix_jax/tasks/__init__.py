@@ -289,16 +289,9 @@ def create_task(config, mapping=None):
     """
     config_lib.check_config(config)
     found = find_task(config.task)
-    options = {
-        "mix.name": (config.mix.name, "none", found.uses_mix),
-        "label_smoothing": (config.label_smoothing, 0.0, found.uses_mix),
-        "head_lr_factor": (config.head_lr_factor, 1.0, found.heads),
-        "new_head": (config.new_head, False, found.heads),
-    }
-    for key, (value, unused, used) in options.items():
-        if not used and value != unused:
-            raise UserError(
-                f"config.{key} is {value!r}, but the task {config.task!r} does not use it. Leave "
-                f"it at {unused!r}."
-            )
+    unused = [
+        *(() if found.uses_mix else ("mix.name", "label_smoothing")),
+        *(() if found.heads else ("head_lr_factor", "new_head")),
+    ]
+    config_lib.check_unused(config, unused, f"the task {config.task!r} does not use it")
     return found.create(config, mapping or create_mapping(config.mapping))

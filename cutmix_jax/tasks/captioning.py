@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from cutmix_jax import UserError, models, optimizer
 from cutmix_jax.captioning import nic, scores, search
-from cutmix_jax.config import DEFAULTS, flatten
+from cutmix_jax.config import check_unused
 from cutmix_jax.data import captions
 from cutmix_jax.data.records import require
 from cutmix_jax.parallel import AXIS
@@ -52,13 +52,9 @@ class Captioning(Task):
                 "The encoder would stay random, because config.captions.finetune is False. Give "
                 "the workdir of a classifier as --config.init_from, or train the encoder, too."
             )
-        values = flatten(config.to_dict())
-        for key in () if config.captions.finetune else UNUSED:
-            if values[key] != DEFAULTS[key]:
-                raise UserError(
-                    f"config.{key} is {values[key]!r}, but without config.captions.finetune the "
-                    f"encoder runs as in evaluation. Leave it at {DEFAULTS[key]!r}."
-                )
+        if not config.captions.finetune:
+            reason = "without config.captions.finetune the encoder runs as in evaluation"
+            check_unused(config, UNUSED, reason)
 
     @classmethod
     def open_data(cls, config, shards):

@@ -7,7 +7,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from cutmix_jax import UserError, models
-from cutmix_jax.config import DEFAULTS
+from cutmix_jax.config import check_unused
 from cutmix_jax.data import objects
 from cutmix_jax.detection import ssd
 from cutmix_jax.detection.average_precision import Truths, mean_average_precision
@@ -43,13 +43,8 @@ class Detector(Task):
                 "network for ImageNet such as resnet50 or resnet18x0.25, with config.last_stride=2."
             )
         models.check_image_size(config.model, (config.image_size,) * 2 + (3,))
-        for key in cls.unused:
-            value, default = config.detection[key], DEFAULTS[f"detection.{key}"]
-            if value != default:
-                raise UserError(
-                    f"config.detection.{key} is {value!r}, but the task {config.task!r} does not "
-                    f"use it. Leave it at {default!r}."
-                )
+        unused = [f"detection.{key}" for key in cls.unused]
+        check_unused(config, unused, f"the task {config.task!r} does not use it")
 
     @classmethod
     def open_data(cls, config, shards):
