@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix_jax import UserError, run, signals, tasks, train
+from cutmix_jax import UserError, run, tasks, train
 from cutmix_jax.command_line import read_config
 from cutmix_jax.data.buckets import Canvas
 from cutmix_jax.evals import detection
@@ -17,8 +17,10 @@ from cutmix_jax.evals.subject import create_subject
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks.faster_rcnn import FasterRCNN
 from tests.commands import checkpoint_digest
-from tests.data.test_voc import red_object, write_tree
-from tests.tasks.test_faster_rcnn import SMALL, Colors
+from tests.data.conftest import red_object, write_tree
+from tests.tasks.runs import SMALL_FASTER_RCNN, Colors, compile_once
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 LANDSCAPE, PORTRAIT = CANVASES = Canvas(24, 32), Canvas(32, 24)
 TRAIN = [(26, 40)] * 17 + [(40, 26)] * 9  # height and width of the photographs
@@ -58,15 +60,8 @@ def config(tmp_path_factory):
         "detection.shorter_side": 20,
         "detection.anchor_scales": (1,),
     }
-    config.update_from_flattened_dict(SMALL | {"model": "resnet18x0.25"} | own)
+    config.update_from_flattened_dict(SMALL_FASTER_RCNN | {"model": "resnet18x0.25"} | own)
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimized():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def create_task(config, kind, devices):
@@ -75,39 +70,8 @@ def create_task(config, kind, devices):
 
 
 @pytest.fixture(scope="module")
-def task(config):
-    return create_task(config, "pmap", 8)
-
-
-@pytest.fixture(scope="module")
-def compiled(task):
-    """The first state, and what `train` compiles for the task, once for all runs of it."""
-    state = jax.device_get(train.create_state(task))
-    return state, train.map_steps(task), train.compile_ahead(task)
-
-
-@pytest.fixture(scope="module")
-def start(task, compiled):
-    """Runs the task in a workdir; returns the results and what was printed."""
-    state, steps, programs = compiled
-
-    def start(workdir, stop_at=None):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "create_task", lambda config: task)
-            patch.setattr(train, "create_state", lambda task: state)
-            patch.setattr(train, "map_steps", lambda task: steps)
-            patch.setattr(train, "compile_ahead", lambda task: programs)
-            patch.setattr(signals.Interruption, "at", lambda self, step: step == stop_at)
-            results = run.train(task.config, workdir, stream := io.StringIO())
-        return results, stream.getvalue()
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def finished(start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("buckets")
-    return folder, *start(folder)
+def task(config, unoptimized, module_patch):
+    return compile_once(module_patch, create_task(config, "pmap", 8))
 
 
 def test_canvases_are_multiples_of_the_stride():
@@ -119,12 +83,12 @@ def test_canvases_are_multiples_of_the_stride():
     assert FasterRCNN.canvases(shapes) == (Canvas(128, 128),)
 
 
-def test_a_run_takes_turns_between_them(task, compiled, finished):
+def test_a_run_takes_turns_between_them(task, finished):
     _, results, printed = finished
     batches = [xs for epoch in (0, 1) for xs in train.group(task.data.train_batches(epoch), 1)]
     assert [xs["canvas"] for xs in batches].count(LANDSCAPE) == 2 * 2  # of 17 images
     assert [xs["canvas"] for xs in batches].count(PORTRAIT) == 2 * 1  # of 9
-    assert {train.signature(xs) for xs in batches} == set(compiled[2].result())
+    assert {train.signature(xs) for xs in batches} == set(train.compile_ahead(task).result())
     assert "training  2 epochs of 3 steps" in printed
     assert "a shorter side of 20, a longer one of at most 32, in 24x32 or 32x24" in printed
     assert np.isfinite(results["map_last"])
@@ -144,7 +108,7 @@ def batch_of(task, canvas):
     return jax.tree.map(lambda x: x[:, 0], xs)
 
 
-def test_a_landscape_has_the_loss_that_it_has_in_a_square(task, compiled):
+def test_a_landscape_has_the_loss_that_it_has_in_a_square(task):
     """Anchors of the padding learn nothing, and are too small to propose a part of the image."""
     xs = batch_of(task, LANDSCAPE)
     square = {name: value for name, value in xs.items() if name != "canvas"}
@@ -154,7 +118,10 @@ def test_a_landscape_has_the_loss_that_it_has_in_a_square(task, compiled):
         counters = task.loss(weights, batch, 0, jax.random.key(0))[1][1]
         return counters, batch["image"].shape, batch["offsets"].sum()
 
-    weights = {"params": jax.tree.map(lambda x: 0.01 * x, compiled[0].params), "batch_stats": {}}
+    weights = {
+        "params": jax.tree.map(lambda x: 0.01 * x, train.create_state(task).params),
+        "batch_stats": {},
+    }
     measured = task.mapping.map(loss)
     narrow, wide = (
         jax.device_get(measured(weights, task.data.arrays["train"], own)) for own in (xs, square)
@@ -166,21 +133,23 @@ def test_a_landscape_has_the_loss_that_it_has_in_a_square(task, compiled):
         np.testing.assert_allclose(counter.total, wide[0][name].total, rtol=1e-5, atol=1e-7)
 
 
-def test_eight_devices_take_the_step_of_one(config, task, compiled):
-    def one_step(task, steps):
-        state = task.mapping.replicate(compiled[0])
+def test_eight_devices_take_the_step_of_one(config, task):
+    first = train.create_state(task)
+
+    def one_step(task):
+        state = task.mapping.replicate(first)
         arrays = task.mapping.replicate(task.data.arrays["train"])
         xs = jax.tree.map(lambda x: x[:, None], batch_of(task, PORTRAIT))
-        state, counters = jax.device_get(steps(state, arrays, task.mapping.shard(xs)))
+        step, _ = train.map_steps(task)
+        state, counters = jax.device_get(step(state, arrays, task.mapping.shard(xs)))
         return state.params, {name: own.total / own.count for name, own in counters.items()}
 
-    one = create_task(config, "shard_map", 1)
-    expected = one_step(one, train.map_steps(one)[0])
-    chex.assert_trees_all_close(one_step(task, compiled[1][0]), expected, atol=1e-5, rtol=1e-5)
+    expected = one_step(create_task(config, "shard_map", 1))
+    chex.assert_trees_all_close(one_step(task), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_evaluated_in_buckets_each_image_is_measured_as_alone(task, compiled, monkeypatch):
-    state, (_, measure), _ = compiled
+def test_evaluated_in_buckets_each_image_is_measured_as_alone(task, monkeypatch):
+    state, (_, measure) = train.create_state(task), train.map_steps(task)
     weights, outputs = task.mapping.replicate(state).evaluated(), {}
     score = lambda self, split, found: outputs.update(found) or {}  # noqa: E731
     monkeypatch.setattr(FasterRCNN, "score", score)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix_jax import UserError, models, run, signals, tasks, train
+from cutmix_jax import UserError, models, run, tasks, train
 from cutmix_jax.captioning import nic, scores
 from cutmix_jax.command_line import read_config
 from cutmix_jax.data import shapes
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks.captioning import SCORES, Captioning, check_parts
 from tests.commands import checkpoint_digest
+from tests.tasks.runs import compile_once, one_step, records, start_from, weights_of
 
 pytest.importorskip("nltk", reason="needs requirements-captions.txt")
 pytest.importorskip("pycocoevalcap", reason="needs requirements-captions.txt")
@@ -46,56 +47,21 @@ def config_of(**overrides):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small():
+def small(module_patch):
     """20 test images, and an encoder that is new."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "TEST_EXAMPLES", 20)
-        patch.setattr(run, "initialize_from", lambda task, state, path: (state, []))
-        patch.setattr(scores, "java_available", lambda: False)
-        yield patch
+    module_patch.setattr(shapes, "TEST_EXAMPLES", 20)
+    module_patch.setattr(run, "initialize_from", lambda task, state, path: (state, []))
+    module_patch.setattr(scores, "java_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
-def task(small):
-    """A task that is compiled once for all runs of it."""
-    task = tasks.create_task(config_of())
-    made = {
-        "map_steps": train.map_steps(task),
-        "compile_ahead": train.compile_ahead(task),
-        "create_state": jax.device_get(train.create_state(task)),
-    }
-    for name, value in made.items():
-        original = getattr(train, name)
-        small.setattr(
-            train, name, lambda asked, v=value, f=original: v if asked is task else f(asked)
-        )
-    return task
-
-
-@pytest.fixture(scope="module")
-def start(small, task):
-    """Runs the task in a workdir; returns the results and what was printed."""
-
-    def start(workdir, stop_at=None):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "create_task", lambda config: task)
-            patch.setattr(signals.Interruption, "at", lambda self, step: step == stop_at)
-            results = run.train(task.config, workdir, stream := io.StringIO())
-        return results, stream.getvalue()
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def finished(start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("captions")
-    return folder, *start(folder)
+def task(module_patch, small):
+    return compile_once(module_patch, tasks.create_task(config_of()))
 
 
 def test_it_is_trained_and_reported(finished):
     folder, results, printed = finished
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    first, last = map(json.loads, lines)
+    first, last = records(folder)
     assert last["train_loss"] < first["train_loss"]
     assert last["test_loss"] < first["test_loss"]
     assert results == json.loads((folder / "results.json").read_text())
@@ -188,13 +154,6 @@ def test_eight_devices_take_the_step_of_one():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def one_step(task):
-    state = task.mapping.replicate(train.create_state(task))
-    arrays = task.mapping.replicate(task.data.arrays["train"])
-    xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
-    return jax.device_get(train.map_steps(task)[0](state, arrays, xs))
-
-
 def test_the_scores_are_those_of_the_captions(task):
     """The references themselves score as well as possible."""
     rows = task.data.arrays["test"]["tokens"][:, 0]
@@ -243,19 +202,10 @@ def test_only_the_first_process_starts_meteor(process, asked, monkeypatch):
     assert found.get("meteor") == (20.0 if process == 0 else None)
 
 
-def weights_of(model, *inputs):
-    """Weights as of another run: all 0.5."""
-    found = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), dict(found))
-
-
-def test_it_starts_from_the_encoder_of_a_classifier(task, small, monkeypatch):
-    weights = weights_of(models.create_model("resnet8", 7), jnp.zeros((1, 16, 16, 3)))
-    found = {"weights": weights, "averaged": False, "step": 1}
-    small.undo()
-    monkeypatch.setattr(run, "read_weights", lambda path, name: (found, {}, []))
+def test_it_starts_from_the_encoder_of_a_classifier(task, monkeypatch):
+    weights = weights_of(models.create_model("resnet8", 7), side=16)
     assert {*Captioning.word_heads} < {*Captioning.heads}
-    state, notes = run.initialize_from(task, train.create_state(task), "there")
+    state, notes = start_from(task, weights, monkeypatch)
     assert notes[1] == (
         "Its head does not fit and starts from new weights: lstm, output, project, project_norm, "
         "words."

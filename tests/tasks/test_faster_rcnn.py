@@ -2,95 +2,44 @@
 
 import dataclasses
 import functools
-import io
 
 import chex
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutmix_jax import UserError, models, run, signals, tasks, train
+from cutmix_jax import UserError, models, tasks, train
 from cutmix_jax.command_line import read_config
-from cutmix_jax.data import shapes
-from cutmix_jax.detection import faster_rcnn
-from cutmix_jax.models.resnet import BasicBlock, imagenet
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks import faster_rcnn as faster_rcnn_task
 from cutmix_jax.tasks.faster_rcnn import FasterRCNN
 from tests.commands import checkpoint_digest
-from tests.tasks.test_ssd import one_step, records, start_from, weights_of
+from tests.tasks.runs import (
+    SMALL_FASTER_RCNN,
+    Colors,
+    compile_once,
+    one_step,
+    records,
+    start_from,
+    weights_of,
+)
 
-SMALL = {
-    "model": "resnet10x0.0625",
-    "image_size": 32,
-    "train_examples": 32,
-    "max_objects": 2,
-    "epochs": 2,
-    "eval_every": 1,
-    "checkpoint_every": 3,
-    "detection.anchor_scales": (1, 2),
-    "detection.train_proposals": (40, 10),
-    "detection.test_proposals": (40, 10),
-    "detection.regions": 8,
-    "detection.max_per_image": 12,
-}
+pytestmark = pytest.mark.usefixtures("small_network")
+
 FLAT = functools.partial(flax.traverse_util.flatten_dict, sep="/")
 
 
 def config_of(**overrides):
     config = read_config("configs/shapes_detection.py:resnet18x0.25,faster_rcnn")
-    config.update_from_flattened_dict(SMALL | overrides)
+    config.update_from_flattened_dict(SMALL_FASTER_RCNN | overrides)
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """A network of four blocks and 20 test images; compiling takes longer than running."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.NETS, "resnet10", imagenet((1, 1, 1, 1), BasicBlock))
-        patch.setattr(shapes, "TEST_EXAMPLES", 20)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def task(small):
-    return tasks.create_task(config_of())
-
-
-@pytest.fixture(scope="module")
-def compiled(task):
-    """The first state, and what `train` compiles for the task, once for all runs of it."""
-    state = jax.device_get(train.create_state(task))
-    return state, train.map_steps(task), train.compile_ahead(task)
-
-
-@pytest.fixture(scope="module")
-def start(task, compiled):
-    """Runs the task in a workdir; returns the results and what was printed."""
-    state, steps, programs = compiled
-
-    def start(workdir, stop_at=None):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "create_task", lambda config: task)
-            patch.setattr(train, "create_state", lambda task: state)
-            patch.setattr(train, "map_steps", lambda task: steps)
-            patch.setattr(train, "compile_ahead", lambda task: programs)
-            patch.setattr(signals.Interruption, "at", lambda self, step: step == stop_at)
-            results = run.train(task.config, workdir, stream := io.StringIO())
-        return results, stream.getvalue()
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def finished(start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faster_rcnn")
-    return folder, *start(folder)
+def task(small_network, module_patch):
+    return compile_once(module_patch, tasks.create_task(config_of()))
 
 
 def test_it_is_trained_and_reported(finished):
@@ -117,9 +66,9 @@ def test_stopped_within_an_epoch_it_ends_with_the_same_bits(finished, start, tmp
 
 
 @pytest.mark.parametrize("what", ["nothing", "difficult", "empty", "everything"])
-def test_losses_and_weights_stay_finite(task, compiled, what):
+def test_losses_and_weights_stay_finite(task, what):
     """Without objects, with boxes of no width, and with as many objects as fit."""
-    state, (steps, _), programs = compiled
+    state, (steps, _) = train.create_state(task), train.map_steps(task)
     part = dict(task.data.arrays["train"])
     if what == "nothing":
         part["label"] = np.full_like(part["label"], -1)
@@ -130,7 +79,7 @@ def test_losses_and_weights_stay_finite(task, compiled, what):
         part["label"] = np.zeros_like(part["label"])
         part["boxes"] = np.zeros_like(part["boxes"]) + np.float32([3, 4, 9, 4 + width])
     xs = next(train.group(task.data.train_batches(0), 1))
-    step = programs.result().get(train.signature(xs), steps)
+    step = train.compile_ahead(task).result().get(train.signature(xs), steps)
     moved, counters = jax.device_get(
         step(task.mapping.replicate(state), task.mapping.replicate(part), task.mapping.shard(xs))
     )
@@ -139,28 +88,6 @@ def test_losses_and_weights_stay_finite(task, compiled, what):
     objects = what == "everything"
     assert (counters["rpn_box_loss"].total[0] > 0) == objects
     assert (counters["box_loss"].total[0] > 0) == objects
-
-
-class Colors(faster_rcnn.FasterRCNN):
-    """A network that is compiled at once: mean colors decide all."""
-
-    def setup(self):
-        self.image_part, self.rpn = nn.Dense(4), nn.Dense(6 * 3 * len(self.scales))
-        self.region_part = nn.Dense(5 * (self.num_classes + 1))
-
-    def features(self, images, train=False, progress=1.0):
-        count, height, width, _ = images.shape
-        cells = images.reshape(count, height // 8, 8, width // 8, 8, 3)
-        return self.image_part(cells.mean((2, 4)))
-
-    def propose(self, features):
-        found = self.rpn(features).reshape(len(features), -1, 6)
-        return found[..., :2], found[..., 2:]
-
-    def classify(self, features, regions):
-        means = features.mean((1, 2))[:, None] + regions / 32
-        found = self.region_part(means).reshape(*regions.shape[:2], -1, 5)
-        return found[..., 0], found[..., 1:]
 
 
 def test_eight_devices_take_the_step_of_one(task):
@@ -179,7 +106,7 @@ def test_eight_devices_take_the_step_of_one(task):
 
 
 @pytest.fixture(scope="module")
-def frozen(small):
+def frozen():
     return tasks.create_task(config_of(**{"detection.freeze": True}), create_mapping("pmap", 1))
 
 

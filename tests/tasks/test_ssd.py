@@ -6,21 +6,27 @@ import io
 import json
 
 import chex
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from cutmix_jax import UserError, models, run, signals, tasks, train
+from cutmix_jax import UserError, models, run, tasks, train
 from cutmix_jax.command_line import read_config
-from cutmix_jax.data import shapes
 from cutmix_jax.detection import augment
-from cutmix_jax.models.resnet import BasicBlock, imagenet
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks.ssd import SSD, detections
 from tests.commands import checkpoint_digest
+from tests.tasks.runs import (
+    Linear,
+    compile_once,
+    one_step,
+    records,
+    start_from,
+    weights_of,
+)
+
+pytestmark = pytest.mark.usefixtures("small_network")
 
 SMALL = {
     "model": "resnet10x0.0625",
@@ -40,61 +46,9 @@ def config_of(**overrides):
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """A network of four blocks and 20 test images; compiling takes longer than running."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.NETS, "resnet10", imagenet((1, 1, 1, 1), BasicBlock))
-        patch.setattr(shapes, "TEST_EXAMPLES", 20)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield patch
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
-def task(small):
-    """A task that is compiled once for all runs of it."""
-    task = tasks.create_task(config_of())
-    steps, state = train.map_steps(task), jax.device_get(train.create_state(task))
-    programs = train.compile_ahead(task)
-    for name, value in {
-        "map_steps": steps,
-        "compile_ahead": programs,
-        "create_state": state,
-    }.items():
-        original = getattr(train, name)
-        small.setattr(
-            train,
-            name,
-            lambda asked, value=value, original=original: (
-                value if asked is task else original(asked)
-            ),
-        )
-    return task
-
-
-@pytest.fixture(scope="module")
-def start(small, task):
-    """Runs the task in a workdir; returns the results and what was printed."""
-
-    def start(workdir, stop_at=None):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "create_task", lambda config: task)
-            patch.setattr(signals.Interruption, "at", lambda self, step: step == stop_at)
-            results = run.train(task.config, workdir, stream := io.StringIO())
-        return results, stream.getvalue()
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def finished(start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ssd")
-    return folder, *start(folder)
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def task(small_network, module_patch):
+    return compile_once(module_patch, tasks.create_task(config_of()))
 
 
 def test_it_is_trained_and_reported(finished):
@@ -139,21 +93,12 @@ def test_stopped_within_an_epoch_it_ends_with_the_same_bits(finished, start, tmp
     assert checkpoint_digest(tmp_path) == checkpoint_digest(finished[0])
 
 
-class Linear(nn.Module):
-    """A network that is compiled at once: the mean color decides all."""
-
-    @nn.compact
-    def __call__(self, images, train=False, progress=1.0):
-        found = nn.Dense(84 * 15)(images.mean((1, 2))).reshape(len(images), 84, 15)
-        return found[..., :11], found[..., 11:]
-
-
 def test_eight_devices_take_the_step_of_one(monkeypatch):
     """The loss is divided by the positive priors of the whole batch, not by those of a device."""
     monkeypatch.setattr(augment, "augment_ssd", lambda _, *given: augment.resize_batch(*given[:2]))
     many, one = (
         dataclasses.replace(
-            tasks.create_task(config_of(), create_mapping("pmap", devices)), model=Linear()
+            tasks.create_task(config_of(), create_mapping("pmap", devices)), model=Linear(10)
         )
         for devices in (8, 1)
     )
@@ -161,13 +106,6 @@ def test_eight_devices_take_the_step_of_one(monkeypatch):
     losses = [float(c["loss"].total[0]) / c["loss"].count[0] for c in (counters, expected_counters)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     chex.assert_trees_all_close(state.params, expected.params, atol=1e-5)
-
-
-def one_step(task):
-    state = task.mapping.replicate(train.create_state(task))
-    arrays = task.mapping.replicate(task.data.arrays["train"])
-    xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
-    return jax.device_get(train.map_steps(task)[0](state, arrays, xs))
 
 
 def test_difficult_objects_are_learned_only_if_asked(task):
@@ -209,18 +147,6 @@ def test_detections_are_without_padding():
     assert [labels.tolist() for labels in given.labels] == [[0], [0, 0, 1]]
     np.testing.assert_array_equal(given.boxes[1][2], boxes[1, 1, 0])
     np.testing.assert_array_equal(given.scores[1], scores[1, (0, 0, 1), (0, 1, 0), 0])
-
-
-def weights_of(model, side=32):
-    """Weights as of another run: all 0.5."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    return jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), dict(shapes))
-
-
-def start_from(task, weights, monkeypatch):
-    found = {"weights": weights, "averaged": False, "step": 1}
-    monkeypatch.setattr(run, "read_weights", lambda path, name: (found, {}, []))
-    return run.initialize_from(task, train.create_state(task), "there")
 
 
 def test_it_starts_from_the_backbone_of_a_classifier(task, monkeypatch):

@@ -4,8 +4,6 @@ import dataclasses
 import io
 import json
 
-import flax.linen as nn
-import jax
 import pytest
 from PIL import Image
 
@@ -14,15 +12,7 @@ from cutmix_jax.command_line import read_config
 from cutmix_jax.detection import augment
 from tests.commands import checkpoint_digest
 from tests.data.conftest import tree_examples, write_tree
-
-
-class Linear(nn.Module):
-    """A network that is compiled at once: the mean color decides all."""
-
-    @nn.compact
-    def __call__(self, images, train=False, progress=1.0):
-        found = nn.Dense(84 * 25)(images.mean((1, 2))).reshape(len(images), 84, 25)
-        return found[..., :21], found[..., 21:]
+from tests.tasks.runs import Linear
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +37,16 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def cheap(config, monkeypatch):
+def cheap(config, unoptimized, monkeypatch):
     """Everything that takes long to compile is replaced."""
     create = tasks.create_task
     monkeypatch.setattr(
-        run, "create_task", lambda config: dataclasses.replace(create(config), model=Linear())
+        run, "create_task", lambda config: dataclasses.replace(create(config), model=Linear(20))
     )
     monkeypatch.setattr(
         augment, "augment_ssd", lambda _, *given, **__: augment.resize_batch(*given[:2])
     )
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield config
-    jax.config.update("jax_disable_most_optimizations", False)
+    return config
 
 
 def train(config, workdir, monkeypatch, stop_at=None):
