@@ -15,8 +15,14 @@ from scipy import stats
 from cutmix_jax.captioning import nic, search
 from cutmix_jax.models import create_model
 from cutmix_jax.models.resnet import BasicBlock, ResNet
-from tests.models.reference import count, images_of, random_variables, shapes_of, torch_state
-from tests.models.test_resnet import torch_resnet
+from tests.models.reference import (
+    count,
+    images_of,
+    random_variables,
+    shapes_of,
+    torch_resnet,
+    torch_state,
+)
 
 TINY = {"stage_sizes": (1, 1), "block": BasicBlock, "width": 4, "large_stem": False}
 SIDE, V, L, EMBED, HIDDEN = (9, 8), 11, 7, 6, 5

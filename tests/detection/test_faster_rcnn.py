@@ -15,8 +15,14 @@ from cutmix_jax.detection import faster_rcnn, rcnn
 from cutmix_jax.detection.roi_align import roi_align
 from cutmix_jax.models import create_model
 from cutmix_jax.models.resnet import BasicBlock, ResNet
-from tests.models.reference import count, images_of, random_variables, shapes_of, torch_state
-from tests.models.test_resnet import torch_resnet
+from tests.models.reference import (
+    count,
+    images_of,
+    random_variables,
+    shapes_of,
+    torch_resnet,
+    torch_state,
+)
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_stem": True}
 

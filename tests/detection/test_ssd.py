@@ -18,8 +18,7 @@ from cutmix_jax.detection.matching import ssd_targets
 from cutmix_jax.detection.ssd_loss import ssd_loss
 from cutmix_jax.models import create_model
 from cutmix_jax.models.resnet import BasicBlock, ResNet
-from tests.models.reference import count, images_of, random_variables, shapes_of
-from tests.models.test_resnet import torch_resnet
+from tests.models.reference import count, images_of, random_variables, shapes_of, torch_resnet
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_stem": True}
 SIDE, CLASSES = 48, 3

@@ -19,6 +19,7 @@ from tests.models.reference import (
     images_of,
     random_variables,
     shapes_of,
+    torch_resnet,
 )
 
 PARAMETERS = [
@@ -438,99 +439,6 @@ class TestNormAxis:
         model = ResNet((1,), BasicBlock, 4, large_stem=False, num_classes=5, norm_axis="batch")
         variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
         assert model.apply(variables, jnp.zeros((2, 8, 8, 3))).shape == (2, 5)
-
-
-def torch_resnet(
-    torch,
-    side,
-    stage_sizes,
-    block,
-    width,
-    large_stem,
-    num_classes,
-    groups=1,
-    base_width=64,
-    attention=None,
-):
-    """The same network in PyTorch, with torchvision's names."""
-    nn = torch.nn
-    expansion = block.expansion
-
-    class Attention(nn.Module):
-        """SE, or GE (theta plus) for maps of size `side`."""
-
-        def __init__(self, features, side):
-            super().__init__()
-            self.gather = attention.func is GatherExcite
-            if self.gather:
-                self.conv1 = nn.Conv2d(features, features, side, groups=features, bias=False)
-                self.bn1 = nn.BatchNorm2d(features)
-            self.fc1 = nn.Conv2d(features, features // 16, 1)
-            self.fc2 = nn.Conv2d(features // 16, features, 1)
-
-        def forward(self, x):
-            y = self.bn1(self.conv1(x)) if self.gather else x.mean((2, 3), keepdim=True)
-            return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(y))))
-
-    class Block(nn.Module):
-        def __init__(self, channels, planes, stride, side):
-            super().__init__()
-            features = planes * expansion
-            if expansion == 1:
-                layers = [(channels, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
-            else:
-                inner = groups * (planes * base_width // 64)
-                layers = [
-                    (channels, inner, 1, 1, 1),
-                    (inner, inner, 3, stride, groups),
-                    (inner, features, 1, 1, 1),
-                ]
-            self.depth = len(layers)
-            for i, (inputs, outputs, k, step, parts) in enumerate(layers, 1):
-                convolution = nn.Conv2d(inputs, outputs, k, step, k // 2, groups=parts, bias=False)
-                self.add_module(f"conv{i}", convolution)
-                self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
-            if attention:
-                self.add_module(attention.keywords["name"], Attention(features, side))
-            self.downsample = None
-            if stride != 1 or channels != features:
-                projection = nn.Conv2d(channels, features, 1, stride, bias=False)
-                self.downsample = nn.Sequential(projection, nn.BatchNorm2d(features))
-
-        def forward(self, x):
-            y = x
-            for i in range(1, self.depth + 1):
-                y = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(y))
-                y = torch.relu(y) if i < self.depth else y
-            if attention:
-                y = self.get_submodule(attention.keywords["name"])(y)
-            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            stem = (7, 2, 3) if large_stem else (3, 1, 1)
-            self.conv1 = nn.Conv2d(3, width, *stem, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.pool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
-            channels, self.stages, sides = width, [], side
-            for stage, blocks in enumerate(stage_sizes, 1):
-                planes, layers = width * 2 ** (stage - 1), []
-                for index in range(blocks):
-                    stride = 2 if stage > 1 and index == 0 else 1
-                    sides = tuple(-(-n // stride) for n in sides)
-                    layers.append(Block(channels, planes, stride, sides))
-                    channels = planes * expansion
-                self.add_module(f"layer{stage}", nn.Sequential(*layers))
-            self.fc = nn.Linear(channels, num_classes)
-
-        def forward(self, x):
-            x = self.pool(torch.relu(self.bn1(self.conv1(x))))
-            for stage in range(1, len(stage_sizes) + 1):
-                x = self.get_submodule(f"layer{stage}")(x)
-            return self.fc(x.mean((2, 3)))
-
-    return Net()
 
 
 @pytest.mark.parametrize("net", SMALL)
