@@ -108,11 +108,8 @@ def searching(task, options):
 
 def write(subject, arrays, host_batches, count):
     """The captions of `count` images of some arrays."""
-    call = subject.gathered(lambda *inputs: subject.task.measure(*inputs)[1]["tokens"])
-    tokens = subject.collect(
-        lambda xs: call(subject.weights, arrays, xs), host_batches, count, "captions"
-    )
-    return [subject.task.data.vocabulary.decode(row) for row in tokens]
+    found = subject.outputs(arrays, host_batches, count, "captions")
+    return [subject.task.data.vocabulary.decode(row) for row in found["tokens"]]
 
 
 def describe_photographs(subject, paths, photos):

@@ -75,11 +75,7 @@ def run(subject, options, paths=(), photos=()):
 
 def measure(subject, arrays, host_batches, count):
     """The outputs of the task's `measure` for `count` images of some arrays; on the host."""
-    call = subject.gathered(lambda *inputs: subject.task.measure(*inputs)[1])
-    outputs = subject.collect(
-        lambda xs: call(subject.weights, arrays, xs), host_batches, count, "detection"
-    )
-    return in_order(outputs)
+    return in_order(subject.outputs(arrays, host_batches, count, "detection"))
 
 
 def find_objects(subject, photos):

@@ -154,6 +154,18 @@ class Subject:
             raise RuntimeError(f"{sizes} examples came back, but {count} were sent")
         return joined
 
+    def outputs(self, arrays, host_batches, count, words):
+        """What the task's `measure` gives for `count` examples of some arrays, on the host.
+
+        Args:
+            arrays: as of a split, replicated over the devices.
+            host_batches: from `batches` or `foreign_batches`.
+            count: the number of examples in them.
+            words: for the progress bar.
+        """
+        call = self.gathered(lambda *inputs: self.task.measure(*inputs)[1])
+        return self.collect(lambda xs: call(self.weights, arrays, xs), host_batches, count, words)
+
     def map_examples(self, f, settings=None, order=None, words=""):
         """``f(weights, batch)`` for every example of the split, exactly once.
 

@@ -222,6 +222,22 @@ class Task:
         measured = [record for record in history if f"{split}_{self.ranked_by}" in record]
         return min(reversed(measured), key=functools.partial(self._signed, split=split))
 
+    def held_out_choice(self, history, *names):
+        """Test measures of the epoch that the held-out images choose, `{}` if there are none.
+
+        Args:
+            history: one record per epoch.
+            names: of the measures, without the split.
+
+        Returns:
+            ``{'NAME_held_out': number, ..., 'held_out_epoch': epoch}``.
+        """
+        if "held_out" not in self.data.examples:
+            return {}
+        chosen = self.best(history, "held_out")
+        measures = {f"{name}_held_out": chosen[f"test_{name}"] for name in names}
+        return measures | {"held_out_epoch": chosen["epoch"]}
+
     def _signed(self, record, split):
         value = record[f"{split}_{self.ranked_by}"]
         return -value if self.higher_is_better else value

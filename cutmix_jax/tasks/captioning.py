@@ -180,10 +180,7 @@ class Captioning(Task):
         results["scores_last"] = {
             name: last[f"test_{name}"] for name in SCORES if f"test_{name}" in last
         }
-        if "held_out" in self.data.examples:
-            chosen = self.best(history, "held_out")
-            results |= {"cider_held_out": chosen["test_cider"], "held_out_epoch": chosen["epoch"]}
-        return results
+        return results | self.held_out_choice(history, "cider")
 
     def describe_results(self, results):
         chosen = []

@@ -177,7 +177,7 @@ class Classification(Task):
     def summarize(self, history):
         last, best = history[-1], self.best(history, "test")
         measured = [record for record in history if "test_top1_error" in record]
-        results = {
+        return {
             "top1_error_last": last["test_top1_error"],
             "top5_error_last": last["test_top5_error"],
             "loss_last": last["test_loss"],
@@ -187,15 +187,8 @@ class Classification(Task):
             "top1_error_median_10": statistics.median(
                 record["test_top1_error"] for record in measured[-10:]
             ),
+            **self.held_out_choice(history, "top1_error", "top5_error"),
         }
-        if "held_out" in self.data.examples:
-            chosen = self.best(history, "held_out")
-            results |= {
-                "top1_error_held_out": chosen["test_top1_error"],
-                "top5_error_held_out": chosen["test_top5_error"],
-                "held_out_epoch": chosen["epoch"],
-            }
-        return results
 
     def describe_results(self, results):
         lines = [

@@ -140,10 +140,7 @@ class Detector(Task):
                 if f"test_ap_{name}" in last
             }
         }
-        if "held_out" in self.data.examples:
-            chosen = self.best(history, "held_out")
-            results |= {"map_held_out": chosen["test_map"], "held_out_epoch": chosen["epoch"]}
-        return results
+        return results | self.held_out_choice(history, "map")
 
     def describe_results(self, results):
         lines = [f"mAP, last epoch       {results['map_last']:.3f}"]

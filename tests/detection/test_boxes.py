@@ -1,55 +1,17 @@
 """Boxes against torchvision's stored results, closed forms, and NumPy."""
 
-import doctest
-import importlib
-import inspect
-import pathlib
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutmix_jax import detection
 from cutmix_jax.detection import boxes
 from tests.detection import references
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-MODULES = [path.stem for path in pathlib.Path(detection.__file__).parent.glob("[!_]*.py")]
 
 
 @pytest.fixture(scope="module")
 def stored():
     return references.read()["boxes"]
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_the_examples_run(module):
-    result = doctest.testmod(importlib.import_module(f"cutmix_jax.detection.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0
-
-
-def test_all_modules_are_public():
-    assert sorted(MODULES) == sorted(detection.__all__)
-
-
-def test_all_functions_are_on_the_page():
-    """Also that each is documented with its arguments, result, errors, example and source."""
-    page = (ROOT / "docs/api.md").read_text()
-    for name in MODULES:
-        module = importlib.import_module(f"cutmix_jax.detection.{name}")
-        for key, value in vars(module).items():
-            if getattr(value, "__module__", None) != module.__name__ or key[0] == "_":
-                continue
-            where = f"{value.__module__}.{key}"
-            assert inspect.getdoc(value), where
-            if key != "as_boxes":
-                assert re.search(rf":: {where}$", page, re.M), where
-            if inspect.isfunction(value) and key not in ("as_boxes",):
-                for section in ("Args:", "Returns:", "Example:"):
-                    assert section in value.__doc__, (where, section)
 
 
 def rasterized(box, side=12):
