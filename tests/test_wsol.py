@@ -84,7 +84,7 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
     theirs = train.create_state(task)
     given = jax.tree.map(lambda x: x + 1, {"params": theirs.params})
     weights = {**given, "batch_stats": theirs.batch_stats}
-    monkeypatch.setattr(run, "read_weights", lambda *_, **__: ({"weights": weights}, None, []))
+    monkeypatch.setattr(run, "read_weights", lambda *_, **__: ({"weights": weights}, {}, []))
     kept, _ = run.initialize_from(task, theirs, "elsewhere")
     np.testing.assert_array_equal(kept.params["fc"]["kernel"], given["params"]["fc"]["kernel"])
     anew = tasks.create_task(plain_config(new_head=True), task.mapping)
