@@ -70,14 +70,15 @@ def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_detector_as_one_with_two_devices_does(tmp_path):
-    arguments = ["--config=tests/tasks/small_detector.py:ssd", "--config.sync_batch_norm=True"]
+@pytest.mark.parametrize(("task", "measure"), [("ssd", "test_map"), ("captions", "test_loss")])
+def test_two_processes_train_another_task_as_one_with_two_devices_does(task, measure, tmp_path):
+    arguments = [f"--config=tests/tasks/small_run.py:{task}", "--config.sync_batch_norm=True"]
     # With such a small learning rate, differences of rounding do not grow from step to step.
     arguments += ["--config.epochs=1", "--config.eval_every=1", "--config.learning_rate=0.001"]
     finish(start_two(tmp_path / "two", *arguments))
     one = run_main(f"--workdir={tmp_path / 'one'}", *arguments, devices=2)
     assert one.returncode == 0, one.stderr
-    found, expected = (losses(tmp_path / name, "test_map") for name in ("two", "one"))
+    found, expected = (losses(tmp_path / name, measure) for name in ("two", "one"))
     assert expected[0][1] > 0
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert (tmp_path / "two" / "results.json").exists()

@@ -87,8 +87,9 @@ def test_a_stream_that_is_killed_within_epochs(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_detector_that_is_killed_within_an_epoch(tmp_path):
-    arguments = ["--config=tests/tasks/small_detector.py:ssd"]
+@pytest.mark.parametrize("task", ["ssd", "captions"])
+def test_another_task_that_is_killed_within_an_epoch(task, tmp_path):
+    arguments = [f"--config=tests/tasks/small_run.py:{task}"]
     whole = run_main(f"--workdir={tmp_path / 'whole'}", *arguments)
     assert whole.returncode == 0, whole.stderr
     process = kill_when(tmp_path / "killed", holds(6), signal.SIGKILL, arguments)

@@ -1,4 +1,4 @@
-"""Images with captions, in device memory."""
+"""Images with captions, for captioning: resident or streamed."""
 
 import dataclasses
 import itertools
@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from cutmix_jax import UserError
 from cutmix_jax.captioning.words import UNKNOWN, Vocabulary
 from cutmix_jax.config import check_unused
-from cutmix_jax.data import augment, batches, coco, crops, image_files, resident, shapes
+from cutmix_jax.data import augment, batches, coco, crops, image_files, resident, shapes, streaming
 from cutmix_jax.data.batches import Data, Shards
+from cutmix_jax.data.loading import PaddedLoader
+from cutmix_jax.data.records import Split
 
 ONE_DEVICE = Shards()
 SETS = ("shapes", coco.NAME)
@@ -48,20 +50,22 @@ class CaptionSet:
         captions: per split and image the captions.
         side: height and width of the stored images, in pixels.
         read: (split, int [n] indices) -> uint8 [n, side, side, 3].
+        encoded: per split the encoded images, for streaming; None if there are no files.
         names: per split a name per image, or None.
     """
 
     captions: Mapping[str, list[tuple[str, ...]]]
     side: int
     read: Callable[[str, np.ndarray], np.ndarray]
+    encoded: Mapping[str, Split] | None = None
     names: Mapping[str, list[str]] | None = None
 
 
 def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
     """Opens a dataset of images with captions.
 
-    The images are always in device memory. `Data.arrays['train']` has, for `I` images with `M`
-    captions, whose rows of tokens have the length `L = captions.max_words + 2`,
+    `Data.arrays['train']` has, for `I` images with `M` captions, whose rows of tokens have the
+    length `L = captions.max_words + 2`,
 
     - `image`: uint8 `[I, R, R, 3]`, where `R` is `captions.resize`, or `image_size` for shapes;
     - `image_of`: int32 `[M]`, the image of each caption;
@@ -75,6 +79,10 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
     `load_train` gives the captions at `xs['index']` and their images, `{'image': float32
     [b, S, S, 3] in [0, 1], 'tokens': int32 [b, L]}`, cropped and flipped at random as functions of
     (seed, epoch, index). `load_eval` gives images with all their captions, and the mask.
+
+    Streamed images have the same bits. Those of a batch come as `xs['image']`, uint8
+    `[b, R, R, 3]`, one per caption in training, and `arrays` has only the tokens. `source='auto'`
+    streams if the images take more than `resident_limit_mib`. Those of shapes are always resident.
 
     `config.train_examples` and `config.held_out` count images, whose captions go with them.
 
@@ -106,32 +114,33 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
     indices = batches.choose_splits(
         counts, config, lambda index: sum(len(found.captions["train"][i]) for i in index)
     )
-    pixels = sum(
-        len(index) * (found.side if split == "train" else size) ** 2
-        for split, (_, index) in indices.items()
-    )
-    # Splits have images of two sizes. So their pixels are counted, each as an image.
-    batches.check_fits(config, pixels, (1, 1, 3))
     captions = {
         split: tuple(found.captions[origin][i] for i in index)
         for split, (origin, index) in indices.items()
     }
     vocabulary = _build_vocabulary(config, captions["train"])
-    arrays = {}
-    for split, (origin, index) in indices.items():
-        tokens = _encode(config, vocabulary, captions[split], split)
-        images = found.read(origin, index)
-        counts = [len(of_image) for of_image in captions[split]]
-        if split == "train":
-            image_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-            arrays[split] = {"image": images, "image_of": image_of, "tokens": tokens}
-        else:
-            rows = batches.pad(np.split(tokens, np.cumsum(counts)[:-1]), max(counts), 0)
-            arrays[split] = {"image": _central(images, size), "tokens": rows}
+    tokens = {split: _encode(config, vocabulary, texts, split) for split, texts in captions.items()}
+    counts = {split: [len(of_image) for of_image in texts] for split, texts in captions.items()}
+    image_of = np.repeat(np.arange(len(counts["train"]), dtype=np.int32), counts["train"])
+    arrays = {"train": {"tokens": tokens["train"]}}
+    for split in [name for name in indices if name != "train"]:
+        rows = np.split(tokens[split], np.cumsum(counts[split])[:-1])
+        arrays[split] = {"tokens": batches.pad(rows, max(counts[split]), 0)}
     load_train = augment.create_load_train(gather_captions, config.augment, (size, size))
-    data = resident.open_arrays(
-        config, arrays, vocabulary.words, shards, load_train, counted="tokens"
-    )
+    if _is_resident(config, found.side, size, counts):
+        for split, (origin, index) in indices.items():
+            images = found.read(origin, index)
+            if split == "train":
+                arrays[split] = {"image": images, "image_of": image_of} | arrays[split]
+            else:
+                images = np.ascontiguousarray(_central(images, size))
+                arrays[split] = {"image": images} | arrays[split]
+        data = resident.open_arrays(
+            config, arrays, vocabulary.words, shards, load_train, counted="tokens"
+        )
+    else:
+        loader = _create_loader(found, indices, image_of)
+        data = _open_streaming(config, loader, arrays, vocabulary.words, shards, load_train, size)
     names = found.names and {
         split: [found.names[origin][i] for i in index] for split, (origin, index) in indices.items()
     }
@@ -141,7 +150,9 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
 
 
 def gather_captions(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]) -> dict:
-    """The captions at `xs['index']`, each with its image."""
+    """The captions at `xs['index']`, each with its image: that of `xs`, or a resident one."""
+    if "image" in xs:
+        return resident.gather(arrays, xs) | {"image": xs["image"]}
     found = resident.gather({name: arrays[name] for name in ("image_of", "tokens")}, xs)
     images = resident.gather({"image": arrays["image"]}, {"index": found["image_of"]})
     return images | {"tokens": found["tokens"]}
@@ -160,10 +171,9 @@ def _check(config: ConfigDict) -> None:
             f"dataset={config.dataset} has no captions. Use --config.dataset=coco_captions with "
             "COCO's files or a JSON file of your own, or shapes."
         )
-    if config.source == "streaming":
+    if config.dataset == "shapes" and config.source == "streaming":
         raise UserError(
-            "Images with captions are always resident, but config.source is 'streaming'. Use "
-            "--config.source=auto."
+            "shapes is always resident, but config.source is 'streaming'. Use --config.source=auto."
         )
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(
@@ -211,7 +221,90 @@ def _photographs(config: ConfigDict) -> CaptionSet:
         captions={split: [image.captions for image in part] for split, part in splits.items()},
         side=side,
         read=lambda split, index: coco.decode([splits[split][i] for i in index], side),
+        encoded={split: coco.encoded(part) for split, part in splits.items()},
         names={split: [image.id for image in part] for split, part in splits.items()},
+    )
+
+
+def _is_resident(config: ConfigDict, side: int, size: int, counts: Mapping[str, list]) -> bool:
+    """Whether to keep the images in device memory; see `open_captions`.
+
+    Splits have images of two sizes. So their pixels are counted, each as an image.
+    """
+    pixels = sum(
+        len(of_split) * (side if split == "train" else size) ** 2
+        for split, of_split in counts.items()
+    )
+    if config.source == "auto" and config.dataset != "shapes":
+        return batches.mib(pixels, (1, 1, 3)) <= config.resident_limit_mib
+    if config.source != "streaming":
+        more = ", or --config.source=streaming" * (config.dataset != "shapes")
+        remedy = f"Use fewer with --config.train_examples=N{more}"
+        batches.check_fits(config, pixels, (1, 1, 3), remedy)
+    return config.source != "streaming"
+
+
+def _create_loader(
+    found: CaptionSet, indices: Mapping[str, tuple[str, np.ndarray]], image_of: np.ndarray
+) -> PaddedLoader:
+    """Decodes the image of each training caption, and the images of the other splits."""
+    examples = {
+        split: (found.encoded[origin], index[image_of] if split == "train" else index)
+        for split, (origin, index) in indices.items()
+    }
+    return PaddedLoader(
+        shape=(found.side, found.side, 3),
+        splits=examples,
+        sizes={
+            split: np.full((len(index), 2), found.side, np.int32)
+            for split, (_, index) in examples.items()
+        },
+    )
+
+
+def _open_streaming(
+    config: ConfigDict,
+    loader: PaddedLoader,
+    arrays: Mapping[str, Mapping],
+    words: tuple[str, ...],
+    shards: Shards,
+    load_train: Callable,
+    size: int,
+) -> Data:
+    """Data whose images come with each batch; `arrays` has the tokens."""
+    train_batches, eval_batches = streaming.create_batches(
+        config,
+        loader,
+        shards,
+        fields=lambda name, images, labels: {"image": images},
+        sample=lambda epoch, row: None,
+    )
+
+    def load_eval(arrays, xs) -> dict:
+        return resident.gather(arrays, xs) | {"image": _central(xs["image"], size)}
+
+    def digest(split: str) -> str:
+        images, index = loader.splits[split]
+        once = dataclasses.replace(loader, splits={split: (images, np.unique(index))})
+        return streaming.digest_of(once, split, [index, *arrays[split].values()])
+
+    return Data(
+        kind="streaming",
+        num_classes=len(words),
+        class_names=words,
+        image_shape=(size, size, 3),
+        examples={split: len(index) for split, (_, index) in loader.splits.items()},
+        batch_size=config.batch_size,
+        arrays=arrays,
+        load_train=load_train,
+        load_eval=batches.with_mask(load_eval),
+        train_batches=train_batches,
+        train_shapes=batches.train_shapes(
+            config.batch_size, shards, image=(loader.shape, np.uint8)
+        ),
+        eval_batches=eval_batches,
+        digest=digest,
+        reader=image_files.libraries(),
     )
 
 
@@ -250,8 +343,8 @@ def _encode(config: ConfigDict, vocabulary: Vocabulary, captions, split: str) ->
     return tokens
 
 
-def _central(images: np.ndarray, size: int) -> np.ndarray:
-    """The central crop, as in `crops.central`."""
+def _central(images, size: int):
+    """The central crop of images [n, side, side, 3], as in `crops.central`."""
     side = images.shape[1]
     _, (top, left) = crops.central(side, side, (size, size), side, square=True)
-    return np.ascontiguousarray(images[:, top : top + size, left : left + size])
+    return images[:, top : top + size, left : left + size]

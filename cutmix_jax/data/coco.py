@@ -71,6 +71,24 @@ def read_splits(config: ConfigDict) -> dict[str, list[Captioned]]:
     return splits
 
 
+def encoded(images: Sequence[Captioned]) -> records.Split:
+    """The encoded images, by their position. The result can be pickled."""
+    return records.Split(
+        count=len(images),
+        read=functools.partial(_read, images),
+        labels=None,
+        name=functools.partial(_name, images),
+    )
+
+
+def _read(images: Sequence[Captioned], i: int) -> bytes:
+    return images[i].read()
+
+
+def _name(images: Sequence[Captioned], i: int) -> str:
+    return images[i].name
+
+
 def decode(images: Sequence[Captioned], side: int) -> np.ndarray:
     """uint8 [n, side, side, 3]: all images, resized without regard to their aspect ratio."""
 
@@ -236,14 +254,17 @@ def _from_prepared(folder: pathlib.Path, name: str, key: str) -> list[Captioned]
     paths = [str(path) for path in info.splits[name].filepaths]
     stored = cache.load_or_make(f"{NAME}-text", "\n".join([name, *cache.stats(paths)]), make)
 
-    def read(i: int) -> bytes:
-        return records.parse_example(split.read(i))["image"].bytes_list.value[0]
-
     files = np.repeat(paths, info.splits[name].shard_lengths).tolist()
     return [
-        Captioned(number, tuple(captions), split.name(i), files[i], functools.partial(read, i))
+        Captioned(
+            number, tuple(captions), split.name(i), files[i], functools.partial(_image, split, i)
+        )
         for i, (number, captions) in enumerate(json.loads(stored["json"].tobytes()))
     ]
+
+
+def _image(split: records.Split, i: int) -> bytes:
+    return records.parse_example(split.read(i))["image"].bytes_list.value[0]
 
 
 def _record(split: records.Split, i: int) -> tuple[str, list[str]]:

@@ -70,9 +70,11 @@ def run(subject, options, paths=(), photos=()):
     ]
     order = np.argsort(each["cider"], kind="stable")
     shown = min(options.shown, len(order))
-    images = task.data.arrays[split]["image"]
     parts = {
-        title: [card(images[i], rows[i], references[i]) for i in chosen]
+        title: [
+            card(np.uint8(np.rint(255 * image)), rows[i], references[i])
+            for i, image in zip(chosen, subject.images(chosen)["image"], strict=True)
+        ]
         for title, chosen in {
             "Best by CIDEr": order[::-1][:shown],
             "Worst by CIDEr": order[:shown],

@@ -198,12 +198,11 @@ class Subject:
     def images(self, order):
         """``{'image', 'label'}`` at the indices `order`, in this order, on the host.
 
-        Images are float32 in [0, 1].
+        Images are float32 in [0, 1]. Those with captions have no label.
         """
-        order = np.asarray(order)
+        order, wanted = np.asarray(order), ("image", "label", "index")
         found = self.map_examples(
-            lambda weights, batch: {key: batch[key] for key in ("image", "label", "index")},
-            order=order,
+            lambda weights, batch: {key: batch[key] for key in wanted if key in batch}, order=order
         )
         index = found.pop("index")
         ranks = index.argsort()

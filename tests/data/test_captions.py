@@ -325,6 +325,30 @@ def test_images_are_decoded_once(tree, monkeypatch):
     assert (changed != first.arrays["train"]["image"]).any((1, 2, 3)).tolist() == [0, 1, 0]
 
 
+def test_streamed_images_have_the_bits_of_resident_ones(form):
+    """From threads, and from processes, which get the images of each form by pickling."""
+    flipped = form | {"augment": {"flip": True}}
+    resident = open_captions(flipped)
+    for changes in ({}, {"reader_processes": 1}):
+        streamed = open_captions(flipped | changes | {"source": "streaming"})
+        assert (resident.kind, streamed.kind) == ("resident", "streaming")
+        assert streamed.arrays["train"].keys() == {"tokens"}
+        assert streamed.examples == resident.examples
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            loaded(streamed, 1, start=1),
+            loaded(resident, 1, start=1),
+        )
+        found, expected = ([*evaluated(data)] for data in (streamed, resident))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def evaluated(data):
+    """The batches of evaluation."""
+    for xs in data.eval_batches("test"):
+        yield jax.jit(data.load_eval)(data.arrays["test"], jax.tree.map(lambda x: x[0], xs))
+
+
 def test_captions_decide_whether_a_run_resumes(tree):
     """Other captions change the digest of the data, or the vocabulary."""
     before = open_captions(config(tree))
@@ -588,7 +612,6 @@ def test_broken_prepared_sets_are_refused(tmp_path, write_tfds):
     ("changes", "match"),
     [
         ({"dataset": "cifar10"}, r"dataset=cifar10 has no captions\. .*coco_captions"),
-        ({"source": "streaming"}, "always resident"),
         ({"test_split": "val"}, r"test_split is 'val', but .* --config\.captions\.test"),
         ({"augment": {"min_area": 0.1}}, r"augment\.min_area is 0\.1, but captions of coco_capt"),
         ({"square_resize": 20}, r"config\.square_resize is 20"),
@@ -598,7 +621,10 @@ def test_broken_prepared_sets_are_refused(tmp_path, write_tfds):
         ({"image_size": None, "augment": {"pad": 13}}, r"augment\.pad=13 is larger"),
         ({"held_out": 3}, "leaves none of the 3 training examples"),
         ({"held_out": 0, "test_split": "held_out"}, r"--config\.held_out=N"),
-        ({"resident_limit_mib": 0}, r"coco_captions takes 0\.0 MiB in device memory"),
+        (
+            {"resident_limit_mib": 0, "source": "resident"},
+            r"coco_captions takes 0\.0 MiB in device memory.* --config\.source=streaming",
+        ),
         ({"captions": {"max_words": 0}}, "max_words is 0, but a finite number of at least 1"),
     ],
 )
@@ -609,6 +635,8 @@ def test_what_captioning_cannot_use_is_refused(tree, changes, match):
 
 
 def test_keys_for_photographs_are_refused_for_shapes():
+    with pytest.raises(UserError, match="shapes is always resident"):
+        open_captions(SHAPES | {"source": "streaming"})
     for key, value in {"train": "a", "splits": "a", "resize": 20}.items():
         with pytest.raises(UserError, match=rf"config\.captions\.{key} is {value!r}, but capt"):
             open_captions(SHAPES | {"captions": {key: value}})
