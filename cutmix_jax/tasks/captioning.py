@@ -110,7 +110,7 @@ class Captioning(Task):
 
     def measure(self, weights, arrays, xs):
         batch, options = self.data.load_eval(arrays, xs), self.config.captions
-        images = self.normalize(batch["image"])
+        images = self.normalize(batch["image"].astype(jnp.float32) / 255)
         first = self.model.apply(weights, images, method="encode")
         tokens = jnp.where(batch["mask"][:, None, None], batch["tokens"], search.PAD)
         each = tokens.shape[1]

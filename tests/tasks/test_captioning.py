@@ -117,6 +117,17 @@ def test_what_it_writes_is_evaluated(finished, tmp_path):
     assert [entry["image_id"] for entry in written] == list(range(20))
 
 
+def test_evaluation_sees_images_as_training_does(finished, task):
+    """The loss on the test split, from pixels that are scaled and normalized by hand."""
+    weights, _, _ = run.read_weights(finished[0], name="workdir")
+    part = task.data.arrays["test"]
+    mean, std = (np.float32(task.config.normalize[name]) for name in ("mean", "std"))
+    images, tokens = (part["image"] / np.float32(255) - mean) / std, part["tokens"][:, 0]
+    logits = task.model.apply(weights["weights"], images, tokens)
+    total, count = nic.caption_loss(logits, tokens)
+    assert records(finished[0])[-1]["test_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
 def test_stopped_within_an_epoch_it_ends_with_the_same_bits(finished, start, tmp_path):
     assert start(tmp_path, stop_at=2)[0] is None
     assert start(tmp_path, stop_at=5)[0] is None
