@@ -158,6 +158,27 @@ def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 
         )
 
 
+def find_small_variant(name: str, shape: tuple[int, int, int]) -> str | None:
+    """The variant with a 3x3 stem of a network for large images.
+
+    Below 64 pixels, the last map of a network for large images has a single pixel.
+
+    Args:
+        name: as for `create_model`.
+        shape: height and width of the images in pixels, and the number of channels.
+
+    Returns:
+        A name for `create_model`, or None if the images are larger or there is no such variant.
+
+    Example:
+        >>> find_small_variant('resnet18x0.5', (32, 32, 3))
+        'resnet18_cifarx0.5'
+    """
+    base, factor = re.fullmatch(r"(.*?)(x[\d.]+)?", name).groups(default="")
+    small = f"{base}_cifar"
+    return small + factor if min(shape[:2]) < 64 and small in NETS else None
+
+
 def _find(name: str) -> functools.partial:
     """The constructor for a name, with its width factor."""
     if name in NETS:
