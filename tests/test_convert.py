@@ -107,7 +107,6 @@ def test_networks_are_recognized_by_their_shapes():
     for name in (
         *("resnet8", "resnet110_basic", "resnet34", "resnext50_32x4d", "ge_resnet50"),
         *("pyramidnet29_8", "resnet20x4", "resnet18_cifar", "resnet50_cifarx2", "resnet18x0.25"),
-        *("preact_resnet18", "wide_resnet16_8"),
     ):
         model = create_model(name, 10)
         flat = flatten_dict(

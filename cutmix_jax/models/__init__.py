@@ -161,7 +161,7 @@ def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 
 def find_small_variant(name: str, shape: tuple[int, int, int]) -> str | None:
     """The variant with a 3x3 stem of a network for large images.
 
-    Below 64 pixels, the last map of a network for large images has a single pixel.
+    Below 64 pixels, the last map of a network for large images has at most 2 x 2 pixels.
 
     Args:
         name: as for `create_model`.

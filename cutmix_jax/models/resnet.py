@@ -262,9 +262,9 @@ def cifar_wide_stem(stage_sizes: tuple[int, ...], block: type[Block]) -> Callabl
 def pre_activation(stage_sizes: tuple[int, ...]) -> Callable[..., ResNet]:
     """Four stages as in `cifar_wide_stem`, with pre-activation blocks.
 
-    This is the variant of most CIFAR code, with the paper's last norm: no norm in the stem,
-    projections without norms on activated inputs, and a norm and an activation before the pooling.
-    The widespread variant without this last norm is another network.
+    As in most code for CIFAR, the stem has no norm, and projections without norms start from the
+    activated input. As in the paper, a norm and an activation come before the pooling. Some code
+    for CIFAR leaves them out, which makes another network.
 
     Reference:
         He, Zhang, Ren, Sun. Identity Mappings in Deep Residual Networks. 2016. Initialization is
