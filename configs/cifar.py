@@ -15,6 +15,9 @@ Expected top-1 error after 300 epochs, best epoch (the paper, mean of three runs
 Others who ran the authors' code report 20.2 to 21.3 % for resnet110,cutmix and about 15 % for
 pyramidnet200,cutmix. Runs differ by 0.3 points.
 
+Where papers train a ResNet-18 on CIFAR, they mean resnet18_cifar, with a 3x3 stem. resnet18 is for
+large images.
+
 Hardware: one GPU or TPU core, which holds the dataset in memory (180 MB). On a CPU use few images:
 `--config.train_examples=5000 --config.epochs=30`.
 """

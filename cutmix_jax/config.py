@@ -105,7 +105,12 @@ SCHEMA = {
     ),
     # Network
     "model": Key(str, "resnet20", None, "Name of the network."),
-    "zero_init": Key(bool, False, None, "Start the last BatchNorm scale of each block at 0."),
+    "zero_init": Key(
+        bool,
+        False,
+        None,
+        "Start the last BatchNorm scale (pre-activation: kernel) of each block at 0.",
+    ),
     "last_stride": Key(
         int,
         2,

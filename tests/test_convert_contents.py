@@ -212,6 +212,9 @@ class TestArchitecture:
             ("pyramidnet200_240", "pyramidnet200"),
             ("pyramidnet", "pyramidnet200"),
             ("vgg16", "vgg16_gap"),
+            ("PreActResNet18", "preact_resnet18"),
+            ("WideResNet", "wide_resnet28_10"),
+            ("WRN-28-10", "wide_resnet28_10"),
         ):
             assert check({"arch": theirs}, ours) == []
         for theirs, ours in (
@@ -219,6 +222,8 @@ class TestArchitecture:
             ("resnet50", "resnet101"),
             ("resnetblur50", "resnet50"),
             ("seresnet50", "resnet50"),
+            ("resnet18", "preact_resnet18"),
+            ("wrn-16-8", "wide_resnet28_10"),
         ):
             with pytest.raises(UserError, match=f"names its network {theirs}"):
                 check({"arch": theirs}, ours)

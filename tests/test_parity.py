@@ -19,6 +19,8 @@ NETS = {
     "resnet20": lambda: torch_models.ResNet((3, 3, 3), bottleneck=False, channels=1),
     "pyramidnet20_48": lambda: torch_models.PyramidNet(20, 48, channels=1),
     "pyramidnet110": lambda: torch_models.PyramidNet(110, 64, channels=1),
+    "wide_resnet10_1": lambda: torch_models.WideResNet(10, 1, channels=1),
+    "preact_resnet18x0.125": lambda: torch_models.PreActResNet(width=8, channels=1),
 }
 STEPS = 2  # so that the second shows the momentum of the first
 
@@ -94,7 +96,14 @@ def train_there(net, config, batches):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet20", "pyramidnet20_48", pytest.param("pyramidnet110", marks=pytest.mark.slow)]
+    "name",
+    [
+        "resnet20",
+        "pyramidnet20_48",
+        "wide_resnet10_1",
+        pytest.param("preact_resnet18x0.125", marks=pytest.mark.slow),
+        pytest.param("pyramidnet110", marks=pytest.mark.slow),
+    ],
 )
 def test_two_steps_of_sgd_are_pytorchs(name):
     # Weight decay strong enough to be visible next to the gradient.

@@ -233,7 +233,7 @@ def calls_in(name, side, regularization):
 
 
 class TestPlaces:
-    @pytest.mark.parametrize("name", ["resnet29", "pyramidnet29_9"])
+    @pytest.mark.parametrize("name", ["resnet29", "pyramidnet29_9", "wide_resnet22_1"])
     @pytest.mark.parametrize(
         ("kind", "option"), [(StochasticDepth, "stochastic_depth"), (ShakeDrop, "shake_drop")]
     )
@@ -244,7 +244,7 @@ class TestPlaces:
         ]
         np.testing.assert_allclose([rate for _, _, rate, _ in calls], np.arange(1, 10) / 18)
 
-    @pytest.mark.parametrize("name", ["resnet29", "pyramidnet29_9"])
+    @pytest.mark.parametrize("name", ["resnet29", "pyramidnet29_9", "wide_resnet22_1"])
     def test_drop_block_for_cifar(self, name):
         """At a constant rate, at the end of branch and shortcut."""
         calls = calls_in(name, 32, Regularization(drop_block=0.1, size=4, stages=(2, 3)))

@@ -89,6 +89,74 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class PreActivationBlock(nn.Module):
+    """BN ReLU conv, twice; a projection starts behind the first ReLU."""
+
+    def __init__(self, inputs, planes, stride, projection):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, planes, 3, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(planes), conv(planes, planes, 3)
+        self.projection = None
+        if stride > 1 or inputs != planes:
+            self.projection = projection
+            project = conv(inputs, planes, 1, stride)
+            setattr(
+                self, projection, project if projection != "shortcut" else nn.Sequential(project)
+            )
+
+    def forward(self, x):
+        active = self.bn1(x).relu()
+        y = self.conv2(self.bn2(self.conv1(active)).relu())
+        return y + (getattr(self, self.projection)(active) if self.projection else x)
+
+
+class PreActResNet(nn.Module):
+    """The paper's pre-activation network on 3x3 convolutions, with kuangliu's names and `bn`."""
+
+    def __init__(self, sizes=(2, 2, 2, 2), classes=10, *, width=64, channels=3):
+        super().__init__()
+        self.conv1 = conv(channels, width, 3)
+        self.stages, features = [], width
+        for stage, blocks in enumerate(sizes):
+            layer = nn.Sequential()
+            for i in range(blocks):
+                stride = 2 if i == 0 and stage else 1
+                layer.append(PreActivationBlock(features, width * 2**stage, stride, "shortcut"))
+                features = width * 2**stage
+            setattr(self, f"layer{stage + 1}", layer)
+            self.stages.append(f"layer{stage + 1}")
+        self.bn = nn.BatchNorm2d(features)
+        self.linear = nn.Linear(features, classes)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return self.linear(self.bn(x).relu().mean((2, 3)))
+
+
+class WideResNet(nn.Module):
+    """A Wide ResNet with xternalz's names."""
+
+    def __init__(self, depth, factor, classes=10, *, channels=3):
+        super().__init__()
+        self.conv1, features = conv(channels, 16, 3), 16
+        for stage in range(3):
+            layer = nn.Sequential()
+            for i in range((depth - 4) // 6):
+                planes, stride = 16 * factor * 2**stage, 2 if i == 0 and stage else 1
+                layer.append(PreActivationBlock(features, planes, stride, "convShortcut"))
+                features = planes
+            setattr(self, f"block{stage + 1}", nn.ModuleDict({"layer": layer}))
+        self.bn1, self.fc = nn.BatchNorm2d(features), nn.Linear(features, classes)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for block in (self.block1, self.block2, self.block3):
+            x = block["layer"](x)
+        return self.fc(self.bn1(x).relu().mean((2, 3)))
+
+
 class PyramidBlock(nn.Module):
     """Pre-activation: BN conv BN ReLU conv BN ReLU conv BN, on a shortcut padded with zeros."""
 

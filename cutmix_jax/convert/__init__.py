@@ -11,7 +11,7 @@ and shapes that PyTorch's networks load strictly, from the EMA weights if the ru
 """
 
 from cutmix_jax.convert.files import read_file
-from cutmix_jax.convert.names import infer_model, torch_name
+from cutmix_jax.convert.names import infer_model, torch_names
 from cutmix_jax.convert.weights import Converted, from_torch, to_torch
 from cutmix_jax.convert.workdirs import export_weights, import_weights
 
@@ -23,5 +23,5 @@ __all__ = [
     "infer_model",
     "read_file",
     "to_torch",
-    "torch_name",
+    "torch_names",
 ]

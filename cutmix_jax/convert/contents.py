@@ -254,6 +254,7 @@ def _plain_name(architecture):
 def _aliases(name):
     """Other names of a network, including that of its family."""
     aliases = {name, name.removesuffix("_basic"), name.removesuffix("_gap")}
+    aliases.add(name.replace("wide_resnet", "wrn"))
     aliases |= {full for full, short in PYRAMIDS.items() if short == name}
     aliases.add(re.match(r"[a-z_]+", name)[0])
     return {_plain_name(alias) for alias in aliases}

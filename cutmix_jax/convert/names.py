@@ -17,6 +17,18 @@ MODULES = [  # patterns over the rest of a name, in order
     (r"\bdownsample_bn\b", "downsample.1"),
     (r"_(\d+)\b", r".\1"),
 ]
+FAMILIES = {  # patterns that come before MODULES: names in the common code for these networks
+    "preact_resnet": [
+        (r"\bdownsample_conv\b", "shortcut.0"),
+        (r"^bn_final\b", "bn"),
+        (r"^fc\b", "linear"),
+    ],
+    "wide_resnet": [
+        (r"^layer(\d+)_(\d+)\b", r"block\1.layer.\2"),
+        (r"\bdownsample_conv\b", "convShortcut"),
+        (r"^bn_final\b", "bn1"),
+    ],
+}
 LEGACY = [  # names in timm's legacy SE-ResNets, and the usual names
     (r"^layer0\.", ""),
     (r"\bse_module\b", "se"),
@@ -26,26 +38,33 @@ LEGACY = [  # names in timm's legacy SE-ResNets, and the usual names
 PYRAMIDS = {"pyramidnet110_64": "pyramidnet110", "pyramidnet200_240": "pyramidnet200"}
 
 
-def torch_name(path):
-    """Translates the name of a leaf to PyTorch's.
+def torch_names(paths):
+    """Translates the names of a network's leaves to PyTorch's.
 
     Args:
-        path: parts of the name; the first one is the collection.
+        paths: parts of the names of all leaves; the first part is the collection.
 
     Returns:
-        The key of PyTorch's `state_dict`.
+        ``{path: key of PyTorch's state_dict}``.
 
     Example:
-        >>> torch_name(('params', 'layer1_0', 'downsample_bn', 'scale'))
-        'layer1.0.downsample.1.weight'
-        >>> torch_name(('batch_stats', 'bn_final', 'var'))
-        'bn_final.running_var'
+        >>> torch_names([('params', 'layer1_0', 'downsample_bn', 'scale')])
+        {('params', 'layer1_0', 'downsample_bn', 'scale'): 'layer1.0.downsample.1.weight'}
+        >>> list(torch_names([('params', 'bn_final', 'bias'), ('params', 'fc', 'bias')]).values())
+        ['bn1.bias', 'fc.bias']
     """
-    _, *modules, leaf = path
-    name = ".".join(modules)
-    for pattern, there in MODULES:
-        name = re.sub(pattern, there, name)
-    return f"{name}.{LEAVES[leaf]}"
+    top, patterns = {path[1] for path in paths}, MODULES
+    if "bn_final" in top and "bn1" not in top:  # pre-activation: no norm in the stem
+        family = "preact_resnet" if "layer4_0" in top else "wide_resnet"
+        patterns = FAMILIES[family] + MODULES
+    names = {}
+    for path in paths:
+        _, *modules, leaf = path
+        name = ".".join(modules)
+        for pattern, there in patterns:
+            name = re.sub(pattern, there, name)
+        names[path] = f"{name}.{LEAVES[leaf]}"
+    return names
 
 
 def torch_shape(shape):
@@ -78,11 +97,17 @@ def infer_model(arrays, source="the file"):
     """
     if "features.0.weight" in arrays:
         return "vgg16_gap"
-    found = (re.fullmatch(r"layer\d+\.\d+\.conv2\.weight", name) for name in arrays)
+    found = (
+        re.fullmatch(r"(layer\d+|block\d+\.layer)\.\d+\.conv2\.weight", name) for name in arrays
+    )
     blocks = sum(match is not None for match in found)
     # An unknown file may have any shapes.
     shape = {name: (*array.shape, 0, 0, 0, 0)[:4] for name, array in arrays.items()}
-    needed = ("conv1.weight", "layer1.0.conv2.weight", "fc.weight")
+    if "conv1.weight" in arrays and "block1.layer.0.conv2.weight" in arrays:
+        return f"wide_resnet{2 * blocks + 4}_{shape['block1.layer.0.conv2.weight'][0] // 16}"
+    pre_activation = "linear.weight" in arrays and "bn1.weight" not in arrays
+    head = "linear.weight" if pre_activation else "fc.weight"
+    needed = ("conv1.weight", "layer1.0.conv2.weight", head)
     if not all(name in arrays and all(shape[name][:2]) for name in needed):
         raise UserError(
             f"{source} contains no network that its names would show (it begins with "
@@ -98,13 +123,13 @@ def infer_model(arrays, source="the file"):
         return PYRAMIDS.get(name, name)
     inner, share = shape["layer1.0.conv2.weight"][:2]
     kinds = {name.split(".")[2] for name in arrays if name.startswith("layer1.0.")}
-    name = f"resnet{depth}"
+    name = "preact_" * pre_activation + f"resnet{depth}"
     if bottleneck and share < inner:
         name = f"resnext{depth}_{inner // share}x{share}d"
     elif depth == 110 and not bottleneck:
         name += "_basic"
     name = "".join(f"{kind}_" for kind in ("se", "ge") if kind in kinds) + name
-    if len(stages) == 4 and side == 3:
+    if len(stages) == 4 and side == 3 and not pre_activation:
         name += "_cifar"
     factor = width / (64 if len(stages) == 4 else 16)
     return name + f"x{factor:.10g}" * (factor != 1)

@@ -14,10 +14,12 @@ from cutmix_jax.convert.names import (
     infer_model,
     rename_legacy,
     some,
-    torch_name,
+    torch_names,
     torch_shape,
 )
 from cutmix_jax.models import create_model
+
+HEADS = ("fc.weight", "linear.weight", "classifier.6.weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,9 @@ def to_torch(variables, steps=0, dtype=np.float32):
         >>> arrays['layer1.0.conv1.weight'].shape, arrays['bn1.num_batches_tracked'].dtype
         ((16, 16, 3, 3), dtype('int64'))
     """
-    arrays = {}
-    for path, leaf in traverse_util.flatten_dict(variables).items():
-        name, leaf = torch_name(path), np.asarray(leaf, dtype)
+    arrays, flat = {}, _flat(variables)
+    for path, name in torch_names(flat).items():
+        leaf = np.asarray(flat[path], dtype)
         arrays[name] = np.array(leaf.transpose(TRANSPOSED[leaf.ndim]), order="C")
         if path[-1] == "var":
             arrays[name.replace("running_var", "num_batches_tracked")] = np.array(steps, np.int64)
@@ -89,7 +91,7 @@ def from_torch(contents, model=None, source="the file", weights=None):
     network, notes = choose_network(contents, source, weights)
     arrays, legacy = rename_legacy(_to_arrays(network.tensors, source))
     name = model or infer_model(arrays, source)
-    head = next((arrays[k] for k in ("fc.weight", "classifier.6.weight") if k in arrays), None)
+    head = next((arrays[k] for k in HEADS if k in arrays), None)
     num_classes = 1000 if head is None or not head.ndim else head.shape[0]
     stem = arrays.get("conv1.weight", arrays.get("features.0.weight"))
     channels = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
@@ -102,7 +104,9 @@ def from_torch(contents, model=None, source="the file", weights=None):
     images = jax.ShapeDtypeStruct((1, 224, 224, channels), np.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda key, x: net.init(key, x, train=False), key, images)
-    wanted = {torch_name(path): (path, leaf) for path, leaf in _flat(shapes).items()}
+    leaves = _flat(shapes)
+    names = torch_names(leaves)
+    wanted = {names[path]: (path, leaf) for path, leaf in leaves.items()}
 
     new = ()
     if _starts_from_vgg(arrays, wanted):
@@ -117,7 +121,7 @@ def from_torch(contents, model=None, source="the file", weights=None):
         for there, (path, leaf) in wanted.items()
         if path[1] not in new
     }
-    bad = [torch_name(path) for path, leaf in flat.items() if not np.isfinite(leaf).all()]
+    bad = [names[path] for path, leaf in flat.items() if not np.isfinite(leaf).all()]
     if bad:
         raise UserError(
             f"{source} has values that are not finite in {some(bad)}: use another checkpoint of "

@@ -34,7 +34,7 @@ def create_model(
         name: a key of `NETS`, such as 'resnet110' (CIFAR) or 'resnet50' (ImageNet). With a factor,
             'resnet20x4' has 64, 128 and 256 planes, and 'resnet18x0.25' 16 to 128.
             'pyramidnetDEPTH_ALPHA' has bottleneck blocks, 'pyramidnetDEPTH_ALPHA_basic' basic
-            blocks.
+            blocks. 'wide_resnetDEPTH_FACTOR' has 16, 32 and 64 planes times FACTOR.
         num_classes: number of logits; None returns the last feature map, without a head.
         dtype: of activations, float32 or bfloat16; parameters and logits are always float32.
         norm_axis: name of the mapped axis over which BatchNorm averages its batch statistics; None
@@ -43,7 +43,8 @@ def create_model(
             ("ghost" BatchNorm). 2 (CIFAR) and 4 (ImageNet) match the GPUs of the paper.
         norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - momentum).
         norm_epsilon: added to the variance.
-        zero_init: start the last BatchNorm scale of each residual block at zero.
+        zero_init: start the last BatchNorm scale of each residual block at zero; in pre-activation
+            blocks, which end with a convolution, its kernel.
         remat: recompute each block in the backward pass, instead of keeping its activations.
         last_stride: stride of layer4; 1 gives maps of 14x14 at 224.
         regularization: regularizers of the blocks in training; None: none.
@@ -157,6 +158,27 @@ def check_image_size(name: str, shape: tuple[int, int, int], last_stride: int = 
         )
 
 
+def find_small_variant(name: str, shape: tuple[int, int, int]) -> str | None:
+    """The variant with a 3x3 stem of a network for large images.
+
+    Below 64 pixels, the last map of a network for large images has at most 2 x 2 pixels.
+
+    Args:
+        name: as for `create_model`.
+        shape: height and width of the images in pixels, and the number of channels.
+
+    Returns:
+        A name for `create_model`, or None if the images are larger or there is no such variant.
+
+    Example:
+        >>> find_small_variant('resnet18x0.5', (32, 32, 3))
+        'resnet18_cifarx0.5'
+    """
+    base, factor = re.fullmatch(r"(.*?)(x[\d.]+)?", name).groups(default="")
+    small = f"{base}_cifar"
+    return small + factor if min(shape[:2]) < 64 and small in NETS else None
+
+
 def _find(name: str) -> functools.partial:
     """The constructor for a name, with its width factor."""
     if name in NETS:
@@ -169,10 +191,13 @@ def _find(name: str) -> functools.partial:
     if grown:
         block = pyramidnet.BasicBlock if grown[3] else pyramidnet.BottleneckBlock
         return pyramidnet.pyramidnet(int(grown[1]), int(grown[2]), block)
+    wide = re.fullmatch(r"wide_resnet(\d+)_([1-9]\d*)", name)
+    if wide:
+        return resnet.wide(int(wide[1]), int(wide[2]))
     raise UserError(
         f"There is no model {name!r} ({nearest(name, NETS)}). ResNets can have a width factor, "
         "as in resnet20x4 or resnet18x0.25. PyramidNets are called pyramidnetDEPTH_ALPHA or "
-        "pyramidnetDEPTH_ALPHA_basic."
+        "pyramidnetDEPTH_ALPHA_basic, Wide ResNets wide_resnetDEPTH_FACTOR."
     )
 
 

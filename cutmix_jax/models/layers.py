@@ -39,6 +39,11 @@ def last_scale_init(zero_init: bool) -> Callable[..., jax.Array]:
     return nn.initializers.zeros if zero_init else nn.initializers.ones
 
 
+def last_kernel_init(zero_init: bool) -> Callable[..., jax.Array]:
+    """As `last_scale_init`, for blocks that end with a convolution instead of a norm."""
+    return nn.initializers.zeros if zero_init else conv_init
+
+
 def same_padding(side: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """PyTorch's symmetric padding. At stride 2, "SAME" would pad (0, 1), half a pixel off."""
     return ((side // 2, side // 2),) * 2
@@ -55,6 +60,7 @@ def convolution(
     groups: int = 1,
     use_bias: bool = False,
     padding: Any = None,
+    kernel_init: Callable[..., jax.Array] = conv_init,
 ) -> nn.Module:
     """The convolution of all networks: symmetric padding, no bias, He initialization."""
     sides = (side, side) if isinstance(side, int) else side
@@ -65,7 +71,7 @@ def convolution(
         padding=same_padding(sides[0]) if padding is None else padding,
         feature_group_count=groups,
         use_bias=use_bias,
-        kernel_init=conv_init,
+        kernel_init=kernel_init,
         dtype=dtype,
         name=name,
     )
@@ -79,13 +85,14 @@ def mean_over_map(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def head(num_classes: int | None, x: jax.Array) -> jax.Array:
+def head(num_classes: int | None, x: jax.Array, zero_bias: bool = False) -> jax.Array:
     """Global average pooling and the linear layer 'fc', in float32; None: the map itself."""
     if num_classes is None:
         return x
     x = mean_over_map(x)
     init = linear_init(x.shape[-1])
-    return nn.Dense(num_classes, kernel_init=init, bias_init=init, name="fc")(x)
+    bias_init = nn.initializers.zeros if zero_bias else init
+    return nn.Dense(num_classes, kernel_init=init, bias_init=bias_init, name="fc")(x)
 
 
 class GhostBatchNorm(nn.Module):
@@ -195,7 +202,8 @@ class Network(nn.Module, kw_only=True):
         norm_groups: number of equal parts of the batch that are normalized separately.
         norm_momentum: fraction of the running statistics that a step keeps (PyTorch: 1 - this).
         norm_epsilon: added to the variance.
-        zero_init: start the last BatchNorm scale of each block at zero.
+        zero_init: start the last BatchNorm scale of each block at zero; in pre-activation blocks,
+            which end with a convolution, its kernel.
         remat: recompute the blocks in the backward pass, instead of keeping their activations.
         regularization: regularizers of the blocks in training.
         act: the activation.

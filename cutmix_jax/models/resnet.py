@@ -1,8 +1,9 @@
 """Residual networks for CIFAR and ImageNet, in one class.
 
-As in PyTorch, they have post-activation blocks, projection shortcuts and symmetric padding, and
-bottlenecks have their stride in the 3x3 convolution. Modules have PyTorch's names, with `layer1.0`
-written `layer1_0`. ResNeXt, SE-ResNet and GE-ResNet are the same class with groups or attention.
+As in PyTorch, they have projection shortcuts and symmetric padding, and bottlenecks have their
+stride in the 3x3 convolution. Modules have PyTorch's names, with `layer1.0` written `layer1_0`.
+ResNeXt, SE-ResNet and GE-ResNet are the same class with groups or attention. Pre-activation and
+Wide ResNets are the same class with `PreActivationBlock`.
 """
 
 import functools
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cutmix_jax import UserError
 from cutmix_jax.models.layers import (
     GatherExcite,
     ModuleDef,
@@ -20,18 +22,24 @@ from cutmix_jax.models.layers import (
     SqueezeExcite,
     Tap,
     head,
+    last_kernel_init,
     last_scale_init,
 )
 from cutmix_jax.models.pooling import max_pool
 from cutmix_jax.regularize import BlockRegularization
 
 
-def projection(block: nn.Module, x: jax.Array, features: int) -> jax.Array:
+def changes_shape(block: nn.Module, x: jax.Array, features: int) -> bool:
+    """Whether the block's stride or its number of channels changes the shape of its input."""
+    return block.stride != 1 or x.shape[-1] != features
+
+
+def projection(block: nn.Module, x: jax.Array, features: int, *, norm: bool = True) -> jax.Array:
     """The identity, or a 1x1 projection if the stride or the number of channels changes."""
-    if block.stride == 1 and x.shape[-1] == features:
+    if not changes_shape(block, x, features):
         return x
     x = block.conv(features, 1, block.stride, name="downsample_conv")(x)
-    return block.norm(name="downsample_bn")(x)
+    return block.norm(name="downsample_bn")(x) if norm else x
 
 
 class Block(nn.Module):
@@ -53,13 +61,14 @@ class Block(nn.Module):
     zero_init: bool = False
     regularization: BlockRegularization = BlockRegularization()
     expansion = 1
+    pre_activation = False
 
     def join(self, branch: jax.Array, x: jax.Array, progress: jax.Array | float) -> jax.Array:
-        """The end of the block: attention, the sum with the shortcut, the last activation."""
+        """The end of the block: attention, and the sum with the shortcut."""
         if self.attention:
             branch = self.attention(conv=self.conv, norm=self.norm, act=self.act)(branch)
         x = self.shortcut(self, x, self.expansion * self.planes)
-        return self.act(self.regularization.join(branch, x, progress))
+        return self.regularization.join(branch, x, progress)
 
 
 class BasicBlock(Block):
@@ -72,7 +81,7 @@ class BasicBlock(Block):
         y = self.regularization.inside(y, progress)
         y = self.conv(self.planes, 3, name="conv2")(y)
         y = self.norm(name="bn2", scale_init=last_scale_init(self.zero_init))(y)
-        return self.join(y, x, progress)
+        return self.act(self.join(y, x, progress))
 
 
 class BottleneckBlock(Block):
@@ -94,6 +103,26 @@ class BottleneckBlock(Block):
         y = self.regularization.inside(y, progress)
         y = self.conv(self.expansion * self.planes, 1, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=last_scale_init(self.zero_init))(y)
+        return self.act(self.join(y, x, progress))
+
+
+class PreActivationBlock(Block):
+    """Norm, activation and 3x3 convolution, twice; no activation follows the addition.
+
+    If the shape changes, the shortcut starts from the activated input. Otherwise it is the input.
+    """
+
+    pre_activation = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, progress: jax.Array | float = 1.0) -> jax.Array:
+        y = self.act(self.norm(name="bn1")(x))
+        x = y if changes_shape(self, x, self.planes) else x
+        y = self.conv(self.planes, 3, self.stride, name="conv1")(y)
+        y = self.act(self.norm(name="bn2")(y))
+        y = self.regularization.inside(y, progress)
+        kernel_init = last_kernel_init(self.zero_init)
+        y = self.conv(self.planes, 3, kernel_init=kernel_init, name="conv2")(y)
         return self.join(y, x, progress)
 
 
@@ -103,9 +132,12 @@ class ResNet(Network):
     With `num_classes=None` it returns its last feature map instead. `first` and `last` choose a
     part of the network, whose parameters have the same names as in the whole.
 
+    With `PreActivationBlock`, the stem is a convolution alone. A norm and an activation follow the
+    last stage; their result is the feature map 'final'. The bias of the head starts at 0.
+
     Attributes:
         stage_sizes: blocks in each stage.
-        block: `BasicBlock` or `BottleneckBlock`.
+        block: `BasicBlock`, `BottleneckBlock` or `PreActivationBlock`.
         width: planes of the stem and of the first stage; each later stage has twice as many.
         large_stem: 7x7 convolution at stride 2 and max-pooling (ImageNet) instead of 3x3 (CIFAR).
         strides: stride of the first block of each stage.
@@ -113,6 +145,7 @@ class ResNet(Network):
         base_width: channels of one such group if planes are 64.
         attention: constructor of the module that scales the branch before the addition; None: none.
         shortcut: `shortcut(block, x, features)` brings the block's input to the branch's shape.
+        stem_width: channels of the stem; None: `width`.
         image_side: required side of the images; None: any.
         first: first stage; 0 is the stem. Without it, the input is the map of the stage before.
         last: last stage, at least 1; None: all.
@@ -129,6 +162,7 @@ class ResNet(Network):
     base_width: int = 64
     attention: ModuleDef | None = None
     shortcut: Callable[[nn.Module, jax.Array, int], jax.Array] = projection
+    stem_width: int | None = None
     image_side: int | None = None
     first: int = 0
     last: int | None = None
@@ -142,12 +176,18 @@ class ResNet(Network):
     def feature_names(self) -> tuple[str, ...]:
         """The names passed to `tap`, in order. The last map is averaged for the head."""
         stem = ("image", "stem") if self.first == 0 else ()
-        return (*stem, *(f"layer{stage}" for stage in self._built))
+        final = ("final",) * self._ends_with_norm
+        return (*stem, *(f"layer{stage}" for stage in self._built), *final)
 
     @property
     def _built(self) -> range:
         """The stages with residual blocks that are built."""
         return range(max(self.first, 1), (self.last or self.stages) + 1)
+
+    @property
+    def _ends_with_norm(self) -> bool:
+        """Whether a norm and an activation follow, after the last stage of the whole network."""
+        return self.block.pre_activation and self._built[-1] == self.stages
 
     @property
     def total_stride(self) -> int:
@@ -168,11 +208,11 @@ class ResNet(Network):
 
         if self.first == 0:
             x = jnp.asarray(tap("image", images), self.dtype)
-            if self.large_stem:
-                x = conv(self.width, 7, 2, name="conv1")(x)
-            else:
-                x = conv(self.width, 3, name="conv1")(x)
-            x = tap("stem", self.act(norm(name="bn1")(x)))
+            side, stride = (7, 2) if self.large_stem else (3, 1)
+            x = conv(self.stem_width or self.width, side, stride, name="conv1")(x)
+            if not self.block.pre_activation:
+                x = self.act(norm(name="bn1")(x))
+            x = tap("stem", x)
             if self.large_stem:
                 x = max_pool(x, 3, 2, 1)
         else:
@@ -202,7 +242,9 @@ class ResNet(Network):
                     name=f"layer{stage}_{index}",
                 )(x, progress)
             x = tap(f"layer{stage}", x)
-        return head(self.num_classes, x)
+        if self._ends_with_norm:
+            x = tap("final", self.act(norm(name="bn_final")(x)))
+        return head(self.num_classes, x, zero_bias=self.block.pre_activation)
 
 
 def cifar(depth: int, block: type[Block]) -> Callable[..., ResNet]:
@@ -217,11 +259,52 @@ def cifar_wide_stem(stage_sizes: tuple[int, ...], block: type[Block]) -> Callabl
     return functools.partial(ResNet, stage_sizes, block, width=64, large_stem=False)
 
 
+def pre_activation(stage_sizes: tuple[int, ...]) -> Callable[..., ResNet]:
+    """Four stages as in `cifar_wide_stem`, with pre-activation blocks.
+
+    As in most code for CIFAR, the stem has no norm, and projections without norms start from the
+    activated input. As in the paper, a norm and an activation come before the pooling. Some code
+    for CIFAR leaves them out, which makes another network.
+
+    Reference:
+        He, Zhang, Ren, Sun. Identity Mappings in Deep Residual Networks. 2016. Initialization is
+        that of its code.
+    """
+    return functools.partial(
+        ResNet, stage_sizes, PreActivationBlock, width=64, large_stem=False, shortcut=_bare
+    )
+
+
+def wide(depth: int, factor: int) -> Callable[..., ResNet]:
+    """Three stages of 16, 32 and 64 planes times `factor`, after a stem of 16 channels.
+
+    There are (depth - 4) / 6 pre-activation blocks in each stage. There is no dropout.
+
+    Raises:
+        UserError: no network has this depth.
+
+    Reference:
+        Zagoruyko, Komodakis. Wide Residual Networks. 2016. Initialization is that of its code.
+    """
+    blocks, rest = divmod(depth - 4, 6)
+    if rest or blocks < 1:
+        below = 6 * max(blocks, 1) + 4
+        raise UserError(
+            f"The depth of a Wide ResNet is {depth}, but 6n + 4 was expected. Use {below} or "
+            f"{below + 6}."
+        )
+    # Its width is part of its name, so no keyword offers it to a width factor.
+    return functools.partial(
+        ResNet, (blocks,) * 3, PreActivationBlock, 16 * factor, False, shortcut=_bare, stem_width=16
+    )
+
+
 def imagenet(stage_sizes: tuple[int, ...], block: type[Block], **variant) -> Callable[..., ResNet]:
     """Four stages of 64 to 512 planes after a stem that quarters the side."""
     return functools.partial(ResNet, stage_sizes, block, width=64, large_stem=True, **variant)
 
 
+_bare = functools.partial(projection, norm=False)
 _50, _101 = ((3, 4, blocks, 3) for blocks in (6, 23))
 _next = functools.partial(imagenet, block=BottleneckBlock, groups=32, base_width=4)
 _se = functools.partial(
@@ -247,6 +330,9 @@ NETS = {
     "resnet18_cifar": cifar_wide_stem((2, 2, 2, 2), BasicBlock),
     "resnet34_cifar": cifar_wide_stem(_50, BasicBlock),
     "resnet50_cifar": cifar_wide_stem(_50, BottleneckBlock),
+    "preact_resnet18": pre_activation((2, 2, 2, 2)),
+    "wide_resnet16_8": wide(16, 8),
+    "wide_resnet28_10": wide(28, 10),
     "resnet18": imagenet((2, 2, 2, 2), BasicBlock),
     "resnet34": imagenet(_50, BasicBlock),
     "resnet50": imagenet(_50, BottleneckBlock),

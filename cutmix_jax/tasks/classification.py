@@ -155,8 +155,11 @@ class Classification(Task):
         examples = ", ".join(
             f"{count:,} {split.replace('_', '-')}" for split, count in data.examples.items()
         )
+        model = f"{config.model}, {data.num_classes} classes"
+        if meant := models.find_small_variant(config.model, data.image_shape):
+            model += f"; it is for large images, and {meant} for small ones"
         return {
-            "model": f"{config.model}, {data.num_classes} classes",
+            "model": model,
             "data": f"{config.dataset}: {examples}; {height}x{width}x{channels}, {data.kind}",
             "mix": self.mix.describe(),
         }

@@ -1,6 +1,7 @@
 """A network next to its PyTorch reference: names, random weights, and the comparison."""
 
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -26,8 +27,11 @@ def count(tree):
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean"}
 
 
-def torch_state(variables):
-    """Our variables or gradients, with PyTorch's names and layouts."""
+def torch_state(variables, renamed=()):
+    """Our variables or gradients, with PyTorch's names and layouts.
+
+    `renamed` are pairs: a pattern of torchvision's names, and what a reference has instead.
+    """
     state = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         *modules, last = [entry.key for entry in path][1:]
@@ -43,7 +47,10 @@ def torch_state(variables):
         if last == "kernel":
             leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
         name = {**LEAVES, "var": "running_var"}[last]
-        state[".".join([*modules, name])] = leaf
+        name = ".".join([*modules, name])
+        for pattern, there in renamed:
+            name = re.sub(pattern, there, name)
+        state[name] = leaf
     return state
 
 
@@ -61,7 +68,7 @@ def random_variables(model, images, seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def assert_same_numbers(model, reference, side, rtol=1e-4):
+def assert_same_numbers(model, reference, side, rtol=1e-4, renamed=()):
     """Logits in evaluation; logits, running statistics and gradients in training.
 
     Args:
@@ -69,13 +76,14 @@ def assert_same_numbers(model, reference, side, rtol=1e-4):
       reference: a PyTorch module with the same names, in which weights of ours are loaded.
       side: height and width of the images.
       rtol: of the logits in evaluation; near zero, of their spread.
+      renamed: as for `torch_state`, if the reference has other names.
     """
     import torch
 
     torch.set_num_threads(1)
     images = images_of(side)
     variables = random_variables(model, images)
-    before = torch_state(variables)
+    before = torch_state(variables, renamed)
     missing, unexpected = reference.load_state_dict(
         {name: torch.tensor(leaf) for name, leaf in before.items()}, strict=False
     )
@@ -101,7 +109,7 @@ def assert_same_numbers(model, reference, side, rtol=1e-4):
     np.testing.assert_allclose(logits, outputs.detach().numpy(), rtol=1e-3, atol=1e-3)
 
     expected = {name: leaf.numpy() for name, leaf in reference.state_dict().items()}
-    for name, leaf in torch_state(state).items():
+    for name, leaf in torch_state(state, renamed).items():
         # PyTorch keeps n/(n-1) times the batch variance, at a weight of 0.1: n is the batch where
         # GE has gathered the map, and at least 24 elsewhere.
         if name.endswith("ge.bn1.running_var"):
@@ -111,7 +119,7 @@ def assert_same_numbers(model, reference, side, rtol=1e-4):
         assert np.abs(leaf - before[name]).max() > 1e-3, name
 
     expected = {name: leaf.grad.numpy() for name, leaf in reference.named_parameters()}
-    ours = torch_state({"params": grads})
+    ours = torch_state({"params": grads}, renamed)
     assert ours.keys() == expected.keys()
     for name, leaf in ours.items():
         error = np.linalg.norm(leaf - expected[name])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import UserError, models
-from cutmix_jax.models import check_image_size, create_model
+from cutmix_jax.models import check_image_size, create_model, find_small_variant
 from cutmix_jax.regularize import Regularization
 
 
@@ -36,6 +36,7 @@ def test_factor_of_width_is_a_positive_number_written_in_one_way(name):
     [
         ("resnet18x0.25", 16),
         ("resnet18_cifarx0.5", 32),
+        ("preact_resnet18x0.5", 32),
         ("resnet20x1.5", 24),
         ("se_resnet50x0.0625", 4),
         ("resnext50_32x4dx0.25", 16),
@@ -80,6 +81,21 @@ def test_images_that_are_too_small(name, shape, stride):
         check_image_size(name, shape)
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "meant"),
+    [
+        ("resnet18", 32, "resnet18_cifar"),
+        ("resnet50x0.5", 32, "resnet50_cifarx0.5"),
+        ("resnet18", 64, None),
+        ("resnet101", 32, None),
+        ("resnet18_cifar", 32, None),
+        ("resnet20", 32, None),
+    ],
+)
+def test_small_images_have_a_network_of_their_own(name, side, meant):
+    assert find_small_variant(name, (side, side, 3)) == meant
+
+
 @pytest.mark.parametrize("side", [(112, 112), (224, 192), (256, 256)])
 def test_gather_excite_takes_images_of_its_own_size(side):
     check_image_size("ge_resnet50", (224, 224, 3))
@@ -115,7 +131,9 @@ def test_drop_block_in_a_stage_that_is_not_there_is_refused(name, stages):
         create_model(name, 10, regularization=drops)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "pyramidnet29_8", "vgg16_gapx0.0625"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "pyramidnet29_8", "wide_resnet10_1", "vgg16_gapx0.0625"]
+)
 def test_without_classes_there_is_no_head(name):
     images = jnp.zeros((2, 32, 32, 3))
     with_head, without = create_model(name, 10), create_model(name, None)

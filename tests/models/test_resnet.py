@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutmix_jax.models import create_model
+from cutmix_jax import UserError
+from cutmix_jax.models import create_model, resnet
 from cutmix_jax.models.layers import GatherExcite, SqueezeExcite
-from cutmix_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from cutmix_jax.models.resnet import BasicBlock, BottleneckBlock, PreActivationBlock, ResNet
 from cutmix_jax.regularize import Regularization
 from tests.models.reference import (
     assert_same_numbers,
@@ -45,6 +47,12 @@ PARAMETERS = [
     ("resnet34_cifar", 100, 21_328_292),
     ("resnet50_cifar", 10, 23_520_842),
     ("resnet50_cifar", 100, 23_705_252),
+    ("preact_resnet18", 10, 11_172_170),
+    ("preact_resnet18", 100, 11_218_340),
+    ("wide_resnet16_8", 10, 10_961_370),
+    ("wide_resnet16_8", 100, 11_007_540),
+    ("wide_resnet28_10", 10, 36_479_194),
+    ("wide_resnet28_10", 100, 36_536_884),
     ("resnet18", 10, 11_181_642),
     ("resnet18", 100, 11_227_812),
     ("resnet18", 1000, 11_689_512),
@@ -130,6 +138,28 @@ SMALL = {
 }
 
 
+def count_by_formula(name, classes):
+    """Parameters of a network with basic blocks and a 3x3 stem, from its definition."""
+    wide = re.fullmatch(r"wide_resnet(\d+)_(\d+)", name)
+    if wide:
+        pre_activation, blocks, width, stages, inputs = True, (int(wide[1]) - 4) // 6, 16, 3, 16
+        width *= int(wide[2])
+    else:
+        base, _, factor = name.partition("x")
+        pre_activation, blocks, stages = base == "preact_resnet18", 2, 4
+        width = inputs = int(64 * float(factor or 1))
+    total = 27 * inputs + 2 * inputs * (not pre_activation)
+    for stage in range(stages):
+        planes = width * 2**stage
+        for _ in range(blocks):
+            total += 9 * inputs * planes + 9 * planes**2
+            total += 2 * (inputs if pre_activation else planes) + 2 * planes
+            if inputs != planes:
+                total += inputs * planes + 2 * planes * (not pre_activation)
+            inputs = planes
+    return total + 2 * inputs * pre_activation + (inputs + 1) * classes
+
+
 def block_rates(model):
     """The probability that each block is dropped, in order."""
     rates = []
@@ -165,6 +195,18 @@ class TestParameters:
         features = shapes["fc"]["kernel"].shape[0]
         rows = {k: n for net, k, n in PARAMETERS if net == name}
         assert {k: body + (features + 1) * k for k in rows} == rows
+
+    def test_counts_of_networks_for_small_images_have_a_formula(self):
+        names = ("resnet18_cifar", "preact_resnet18", "wide_resnet16_8", "wide_resnet28_10")
+        rows = [row for row in PARAMETERS if row[0] in names]
+        assert len(rows) == 2 * len(names)
+        assert [count_by_formula(name, classes) for name, classes, _ in rows] == [
+            number for _, _, number in rows
+        ]
+
+    @pytest.mark.parametrize("name", ["resnet18_cifarx0.5", "preact_resnet18x0.5"])
+    def test_narrow_networks_have_the_count_of_the_formula(self, name):
+        assert count(shapes_of(create_model(name, 7))["params"]) == count_by_formula(name, 7)
 
     def test_count_of_the_head(self):
         assert count(shapes_of(create_model("resnet20", 100))["params"]) == 278_324
@@ -278,6 +320,79 @@ class TestInit:
         np.testing.assert_array_equal(first, second)
 
 
+class TestPreActivation:
+    """What differs from networks whose activations come after the norms."""
+
+    model = resnet.pre_activation((2, 1))(num_classes=10, width=4, zero_init=True)
+    images = images_of((8, 8))
+
+    def test_only_the_final_map_is_activated(self):
+        lowest = {}
+
+        def tap(name, x):
+            lowest[name] = x.min()
+            return x
+
+        self.model.apply(random_variables(self.model, self.images), self.images, tap=tap)
+        assert lowest.pop("final") == 0
+        assert all(value < 0 for value in lowest.values())
+
+    def test_the_head_starts_with_a_bias_of_zero_and_blocks_as_the_identity(self):
+        """The last convolution is zero. A scale of zero before the activation would stay zero."""
+        variables = jax.jit(self.model.init)(jax.random.key(0), self.images)
+        assert (variables["params"]["fc"]["bias"] == 0).all()
+        assert np.abs(variables["params"]["fc"]["kernel"]).max() > 0
+
+        def loss(params):
+            logits, state = self.model.apply(
+                {**variables, "params": params},
+                self.images,
+                capture_intermediates=lambda module, _: isinstance(module, PreActivationBlock),
+                mutable=["intermediates"],
+            )
+            return logits.sum(), state["intermediates"]
+
+        grads, maps = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        first, second = (maps[f"layer1_{i}"]["__call__"][0] for i in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert np.abs(grads["layer1_1"]["conv2"]["kernel"]).max() > 0
+
+    def test_swapping_a_map_swaps_the_logits(self):
+        variables = random_variables(self.model, self.images)
+        plain = self.model.apply(variables, self.images)
+        assert self.model.feature_names == ("image", "stem", "layer1", "layer2", "final")
+        for layer in self.model.feature_names:
+            swapped = self.model.apply(
+                variables, self.images, tap=lambda name, x, at=layer: x[::-1] if name == at else x
+            )
+            np.testing.assert_allclose(swapped, plain[::-1], rtol=1e-4, atol=1e-4, err_msg=layer)
+
+    def test_only_the_last_part_ends_with_the_norm(self):
+        start, end = (
+            self.model.clone(num_classes=None, first=first, last=last)
+            for first, last in ((0, 1), (2, 2))
+        )
+        assert start.feature_names == ("image", "stem", "layer1")
+        assert end.feature_names == ("layer2", "final")
+        assert shapes_of(start)["params"].keys() == {"conv1", "layer1_0", "layer1_1"}
+        maps = jnp.zeros((1, 8, 8, 4))
+        names = jax.eval_shape(end.init, jax.random.key(0), maps)["params"].keys()
+        assert names == {"layer2_0", "bn_final"}
+
+
+@pytest.mark.parametrize(("name", "words"), [("27_10", "Use 22 or 28"), ("4_2", "Use 10 or 16")])
+def test_depths_that_no_wide_resnet_has_are_refused(name, words):
+    with pytest.raises(UserError, match=rf"Wide ResNet is \d+, but 6n \+ 4 was expected.*{words}"):
+        create_model(f"wide_resnet{name}", 10)
+
+
+def test_the_width_of_a_wide_resnet_is_in_its_name_alone():
+    with pytest.raises(
+        UserError, match=r"no model 'wide_resnet28_10x0.5'.*wide_resnetDEPTH_FACTOR"
+    ):
+        create_model("wide_resnet28_10x0.5", 10)
+
+
 class TestPadding:
     @pytest.mark.parametrize("name", ["resnet20", "resnet29", "resnet50"])
     def test_is_symmetric_also_at_stride_two(self, name):
@@ -314,6 +429,8 @@ class TestTap:
         [
             ("resnet20", 32, (32, 32, 32, 16, 8)),
             ("resnet18_cifar", 32, (32, 32, 32, 16, 8, 4)),
+            ("preact_resnet18", 32, (32, 32, 32, 16, 8, 4, 4)),
+            ("wide_resnet10_1", 32, (32, 32, 32, 16, 8, 8)),
             ("resnet50", 224, (224, 112, 56, 28, 14, 7)),
         ],
     )
@@ -447,3 +564,24 @@ def test_same_numbers_as_pytorch(net):
     fields, side = SMALL[net]
     model = ResNet(num_classes=7, **fields)
     assert_same_numbers(model, torch_resnet(torch, side, num_classes=7, **fields), side)
+
+
+@pytest.mark.parametrize("net", ["preact_resnet", "wide_resnet"])
+def test_pre_activation_has_the_same_numbers_as_pytorch(net):
+    pytest.importorskip("torch", reason="needs PyTorch as the numeric reference")
+    from tests import torch_models
+
+    if net == "preact_resnet":
+        sizes = (2, 1, 1, 1)
+        model = resnet.pre_activation(sizes)(num_classes=7, width=4)
+        reference, side = torch_models.PreActResNet(sizes, 7, width=4), (17, 16)
+        names = [(r"downsample\.0", "shortcut.0"), ("^bn_final", "bn"), ("^fc", "linear")]
+    else:
+        model = resnet.wide(16, 2)(num_classes=7)
+        reference, side = torch_models.WideResNet(16, 2, 7), (14, 13)
+        names = [
+            (r"^layer(\d)\.(\d)", r"block\1.layer.\2"),
+            (r"downsample\.0", "convShortcut"),
+            ("^bn_final", "bn1"),
+        ]
+    assert_same_numbers(model, reference, side, renamed=names)

@@ -1,8 +1,10 @@
 """What a task says of itself: how its epochs rank, and how it is found."""
 
+import types
+
 import pytest
 
-from cutmix_jax import UserError, tasks
+from cutmix_jax import UserError, mix, tasks
 from cutmix_jax.tasks.classification import Classification
 from tests.tasks.box import BoxRegression
 
@@ -29,6 +31,20 @@ def test_held_out_images_rank_an_epoch_if_there_are_any():
     assert task.rank({"train_loss": 1.0}) is None
     assert task.rank({"test_top1_error": 0.3}) == 0.3
     assert task.rank({"test_top1_error": 0.3, "held_out_top1_error": 0.1}) == 0.1
+
+
+def test_a_network_for_large_images_is_noted_on_small_ones():
+    task = types.SimpleNamespace(
+        config=types.SimpleNamespace(model="resnet18", dataset="cifar100"),
+        data=types.SimpleNamespace(image_shape=(32, 32, 3), num_classes=100, examples={}, kind=""),
+        mix=mix.create_mix("none"),
+    )
+    words = Classification.describe(task)["model"]
+    assert words == (
+        "resnet18, 100 classes; it is for large images, and resnet18_cifar for small ones"
+    )
+    task.config.model = "resnet18_cifar"
+    assert Classification.describe(task)["model"] == "resnet18_cifar, 100 classes"
 
 
 @pytest.mark.parametrize(
