@@ -18,7 +18,15 @@ from cutmix_jax.data.batches import Data, Shards
 ONE_DEVICE = Shards()
 SETS = ("shapes", coco.NAME)
 # Keys that change the images of other tasks.
-UNUSED = ("augment.min_area", "augment.max_area", "boxes_dir", "eval_resize", "square_resize")
+UNUSED = (
+    "augment.min_area",
+    "augment.max_area",
+    "boxes_dir",
+    "eval_size",
+    "eval_resize",
+    "square_resize",
+    "repeats",
+)
 # Keys for photographs, which shapes do not need.
 FILES = ("captions.train", "captions.test", "captions.splits", "captions.resize")
 
