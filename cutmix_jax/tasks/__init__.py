@@ -56,7 +56,7 @@ class Task:
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths, * is any
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
-    uses_mix: ClassVar[bool] = False  # config.mix, config.loss and config.label_smoothing
+    uses_mix: ClassVar[bool] = False  # whether it applies config.mix, loss, label_smoothing
     pictures: ClassVar[tuple[str, ...]] = ()  # files that the plots below write
 
     @classmethod

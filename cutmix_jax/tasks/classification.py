@@ -271,7 +271,7 @@ class Classification(Task):
 def binary_cross_entropy(logits, targets, smoothing=0.0, threshold=None):
     r"""The mean over the classes of a binary cross-entropy, as in timm.
 
-    .. math:: -\frac{1}{K} \sum_k t_k \log \sigma(z_k) + (1 - t_k) \log(1 - \sigma(z_k))
+    .. math:: -\frac{1}{K} \sum_k \big( t_k \log \sigma(z_k) + (1 - t_k) \log(1 - \sigma(z_k)) \big)
 
     Args:
         logits: float32 ``[B, K]``, z.
