@@ -140,7 +140,9 @@ SCHEMA = {
         _COUNT,
         "Parts of a device's batch that are normalized separately (ghost BatchNorm).",
     ),
-    "init_from": Key(str, None, None, "Workdir whose weights initialize the network."),
+    "init_from": Key(
+        str, None, None, "Workdir, .pth or .safetensors file to take the first weights from."
+    ),
     "new_head": Key(
         bool, False, None, "Initialize the head at random, even if that of `init_from` fits."
     ),
@@ -150,7 +152,7 @@ SCHEMA = {
         str,
         "step",
         _one_of("step", "cosine"),
-        "'step' multiplies the rate at milestones, 'cosine' lowers it to 0.",
+        "'step' multiplies the rate at milestones, 'cosine' lowers it smoothly.",
     ),
     "lr_drops": Key(
         tuple,
@@ -162,15 +164,30 @@ SCHEMA = {
         "Milestones of 'step', as fractions of the epochs.",
     ),
     "lr_factor": Key(float, 0.1, _between(0, 1, above=True), "Factor at each milestone."),
+    "min_learning_rate": Key(float, 0.0, _NOT_NEGATIVE, "Learning rate at the end of 'cosine'."),
     "warmup_epochs": Key(float, 0.0, _NOT_NEGATIVE, "Epochs of linear warm-up."),
+    "warmup_start": Key(
+        float,
+        0.0,
+        _FRACTION,
+        "Learning rate at the start of the warm-up, relative to its end.",
+    ),
     "head_lr_factor": Key(
         float, 1.0, _NOT_NEGATIVE, "Learning rate of the head, relative to the rest."
     ),
-    "optimizer": Key(str, "sgd", _one_of("sgd", "adam"), "The rule of the updates."),
-    "momentum": Key(float, 0.9, _RATE, "Momentum of SGD, beta1 of Adam."),
+    "optimizer": Key(
+        str, "sgd", _one_of("sgd", "adam", "adamw", "lamb"), "The rule of the updates."
+    ),
+    "momentum": Key(float, 0.9, _RATE, "Momentum of SGD, beta1 of the others."),
     "nesterov": Key(bool, True, None, "Use Nesterov momentum, in SGD."),
     "weight_decay": Key(
-        float, 1e-4, _NOT_NEGATIVE, "Weight decay, on all parameters, as in the authors' code."
+        float, 1e-4, _NOT_NEGATIVE, "Weight decay: added to the gradient, except in AdamW and LAMB."
+    ),
+    "weight_decay_on": Key(
+        str,
+        "all",
+        _one_of("all", "all_but_norms", "kernels"),
+        "Decayed parameters; the authors decay all, torchvision all but norms.",
     ),
     "clip_gradient": Key(
         float, None, _between(0, above=True), "Largest norm of a step's gradient; None: any."
@@ -178,7 +195,17 @@ SCHEMA = {
     "ema": Key(
         float, 0.0, _RATE, "Decay of the EMA weights, which are evaluated if kept; 0 keeps none."
     ),
+    "ema_every": Key(int, 1, _COUNT, "Steps between updates of the EMA weights."),
     # Regularization
+    "loss": Key(
+        str,
+        "cross_entropy",
+        _one_of("cross_entropy", "bce"),
+        "Loss of a classifier; 'bce' is the mean of a binary cross-entropy per class.",
+    ),
+    "bce_threshold": Key(
+        float, None, _RATE, "Targets above it count as 1 in 'bce', others as 0; None: as they are."
+    ),
     "label_smoothing": Key(float, 0.0, _FRACTION, "Label smoothing; mixing never implies it."),
     "stochastic_depth": Key(
         float, 0.0, _RATE, "Probability of dropping the last block; linear over the blocks."
@@ -291,6 +318,9 @@ SCHEMA = {
         int, 2048, _NOT_NEGATIVE, "Largest dataset that 'auto' keeps in device memory."
     ),
     "image_size": Key(int, None, _COUNT, "Height and width of the images; None: as stored."),
+    "eval_size": Key(
+        int, None, _COUNT, "Height and width of the images in evaluation; None: `image_size`."
+    ),
     "eval_resize": Key(
         int, None, _COUNT, "Shorter side before the center crop of evaluation (streaming)."
     ),
@@ -301,6 +331,9 @@ SCHEMA = {
         None,
         _COUNT,
         "Number of training examples: a fixed subset, the same for every seed.",
+    ),
+    "repeats": Key(
+        int, 1, _COUNT, "Repeated augmentation: how often a batch has an image, augmented anew."
     ),
     "held_out": Key(int, 0, _NOT_NEGATIVE, "Training examples held out to choose the best epoch."),
     "test_split": Key(str, None, None, "Split to evaluate on; None: 'test', else 'validation'."),
@@ -556,6 +589,21 @@ def check_config(config):
         raise UserError(
             f"config.warmup_epochs is {config.warmup_epochs:g}, but at most {limit} was expected "
             f"with config.epochs={config.epochs} and config.schedule={config.schedule!r}."
+        )
+    if config.min_learning_rate and config.schedule != "cosine":
+        raise UserError(
+            f"config.min_learning_rate is {config.min_learning_rate:g}, but only "
+            "config.schedule='cosine' ends there. Set it to 0, or use that schedule."
+        )
+    if config.min_learning_rate > config.learning_rate:
+        raise UserError(
+            f"config.min_learning_rate is {config.min_learning_rate:g}, but at most "
+            f"config.learning_rate={config.learning_rate:g} was expected."
+        )
+    if config.bce_threshold is not None and config.loss != "bce":
+        raise UserError(
+            f"config.bce_threshold is {config.bce_threshold:g}, but config.loss is "
+            f"{config.loss!r}, which has no threshold. Set config.loss='bce', or leave it out."
         )
     if config.norm.groups > 1 and config.sync_batch_norm:
         raise UserError(

@@ -159,14 +159,15 @@ def apply_captioner(config, arg, default_model):
     config.lr_drops = ()
 
 
-def apply_method(config, arg, default_model, kind=None):
+def apply_method(config, arg, default_model, kind=None, default="cutmix"):
     """Sets the model and the keys of METHOD in a config.
 
     Args:
         config: from `config.base_config`; changed in place.
-        arg: 'MODEL,METHOD', either of which may be left out. METHOD defaults to 'cutmix'.
+        arg: 'MODEL,METHOD', either of which may be left out.
         default_model: the model if `arg` names none.
         kind: 'cifar' or 'imagenet', for the paper's values; None for the mixes' defaults.
+        default: METHOD if `arg` names none.
 
     Raises:
         UserError: a word or parameter is unknown, or the words contradict each other.
@@ -181,7 +182,7 @@ def apply_method(config, arg, default_model, kind=None):
         >>> config.model, config.mix.alpha
         ('resnet110', 0.5)
     """
-    config.model, method = parse_arg(arg, default_model)
+    config.model, method = parse_arg(arg, default_model, default=default)
     values = read_method(method, config.model, kind)
     config.update_from_flattened_dict(values)
 

@@ -17,6 +17,7 @@ from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
+from cutmix_jax.convert import from_torch, read_file
 from cutmix_jax.host import start_in_background
 from cutmix_jax.paths import local_path, whole_file, workdir_lock
 from cutmix_jax.reporter import Reporter
@@ -311,14 +312,14 @@ def _describe_other(there, here):
 
 
 def initialize_from(task, state, path):
-    """Copies the weights of another run, except for a head that does not fit.
+    """Copies the weights of another run or of a file, except for a head that does not fit.
 
     The modules of `task.heads` may differ there, or be missing. Those of `task.left_out`, such as
     the head of the classifier that a detector starts from, may be superfluous. Those of
     `task.word_heads` do not fit weights for other words. With `config.new_head`, the head stays as
     initialized even if it fits.
     """
-    found, meta, notes = read_weights(path, name="config.init_from")
+    found, meta, notes = read_start(path, task.config.model)
     start = {"params": state.params, "batch_stats": state.batch_stats}
     unfit = find_unfit(found["weights"], start)
     given, wanted = flatten(jax.device_get(found["weights"])), flatten(start)
@@ -347,6 +348,20 @@ def initialize_from(task, state, path):
         modules = sorted({name.split("/")[1] for name in head})
         notes.append(f"Its head {why} and starts from new weights: {', '.join(modules)}.")
     return state, notes
+
+
+def read_start(path, model):
+    """What `checkpoint.read_weights` returns, of a workdir or of a file of PyTorch weights.
+
+    Args:
+        path: of the workdir, or of a file that `convert.read_file` reads.
+        model: the network that the file has to fit.
+    """
+    file = local_path(path, "config.init_from")
+    if not file.is_file():
+        return read_weights(path, name="config.init_from")
+    converted = from_torch(read_file(file), model, file.name)
+    return {"weights": converted.variables}, {}, list(converted.notes)
 
 
 def start_plotting(task, programs, state, arrays, folder):
@@ -384,7 +399,8 @@ def describe(task, state):
         f"squares of side {drop.size}{', growing from 0' * (drop.schedule == 'linear')}": drop.rate,
         f"batch statistics of {config.norm.groups} groups apart": config.norm.groups > 1,
         "blocks computed again for the gradient": config.remat,
-        f"averaged weights (decay {config.ema:g})": config.ema,
+        f"averaged weights (decay {config.ema:g} at every "
+        f"{f'{config.ema_every}th step' if config.ema_every > 1 else 'step'})": config.ema,
         "batch statistics over all devices": config.sync_batch_norm,
         config.dtype: config.dtype != "float32",
     }

@@ -107,10 +107,20 @@ def train_step(task, state, arrays, xs):
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if config.ema:
-        now = {"params": params, "batch_stats": batch_stats}
-        ema = optax.incremental_update(now, ema, 1 - config.ema)
+        ema = update_ema(config, state.step, ema, {"params": params, "batch_stats": batch_stats})
     state = State(state.step + 1, params, batch_stats, opt_state, ema)
     return state, counters
+
+
+def update_ema(config, step, ema, weights):
+    """The EMA weights after step number `step`, which is counted from 0; traced."""
+
+    def average():
+        return optax.incremental_update(weights, ema, 1 - config.ema)
+
+    if config.ema_every == 1:
+        return average()
+    return lax.cond((step + 1) % config.ema_every == 0, average, lambda: ema)
 
 
 def train_steps(task, state, arrays, xs):

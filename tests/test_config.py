@@ -142,3 +142,22 @@ def test_an_attack_may_be_left_out():
     config = base_config()
     config.evals.fgsm.eps = config.evals.fgsm.pgd_eps = ()
     check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"ema_every": 0}, "ema_every is 0"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"warmup_start": 1.5}, r"warmup_start is 1\.5"),
+        ({"min_learning_rate": 0.2, "schedule": "cosine"}, "is 0.2, but at most .*=0.1 was"),
+        ({"min_learning_rate": 0.01}, "0.01, but only config.schedule='cosine' ends there"),
+        ({"bce_threshold": 0.2}, "bce_threshold is 0.2, but config.loss is 'cross_entropy'"),
+        ({"weight_decay_on": "convs"}, "weight_decay_on is 'convs', but one of 'all'"),
+    ],
+)
+def test_settings_that_no_run_can_use_are_refused(values, match):
+    config = base_config()
+    config.update(values)
+    with pytest.raises(UserError, match=match):
+        check_config(config)

@@ -262,7 +262,7 @@ class TestRefusals:
             convert.from_torch(resnet20[1], model="pyramidnet20_48")
         message = str(caught.value)
         assert re.search(r"missing: .* and \d+ more; extra: .* more; wrong", message)
-        assert message.endswith("Name the network that was saved with --model.")
+        assert message.endswith("Name the network that was saved, with --model or --config.model.")
         assert len(message) < 1500
         assert "\n" not in message
 

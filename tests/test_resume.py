@@ -11,7 +11,8 @@ import pytest
 from tests.commands import SMALL, checkpoint_digest, run_main, start_main, write_photographs
 
 # Twenty-five steps, with a checkpoint at every third step and at the end of each epoch.
-LONGER = [*SMALL, "--config.epochs=5", "--config.checkpoint_every=3", "--config.ema=0.9"]
+LONGER = [*SMALL, "--config.epochs=5", "--config.checkpoint_every=3"]
+LONGER += ["--config.ema=0.9", "--config.ema_every=2", "--config.repeats=2"]
 
 
 @pytest.fixture(scope="module")

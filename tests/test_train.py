@@ -255,6 +255,18 @@ def test_ema_weights_follow_the_formula_and_are_evaluated():
     assert state.evaluated() is state.ema
 
 
+def test_ema_weights_are_updated_at_every_nth_step():
+    task = tasks.create_task(plain_config(ema=0.75, ema_every=2), create_mapping("pmap", 1))
+    start = jax.device_get(train.create_state(task))
+    first, _ = take_steps(task, 1)
+    chex.assert_trees_all_equal(jax.device_get(first.ema["params"]), start.params)
+    second, _ = take_steps(task, 2)
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start.params, second.params)
+    chex.assert_trees_all_close(
+        jax.device_get(second.ema["params"]), jax.device_get(expected), atol=1e-6
+    )
+
+
 def test_the_optimizer_is_nesterov_sgd_with_coupled_weight_decay():
     """d = g + wd w; v <- m v + d; w <- w - lr (d + m v), written out in NumPy."""
     config = plain_config(learning_rate=0.5, lr_drops=(0.5,))

@@ -215,7 +215,7 @@ def _check_names(source, model, arrays, wanted, new, strays):
     if problems:
         raise UserError(
             f"{source} does not fit {model} ({'; '.join(problems)}). Name the network that was "
-            "saved with --model."
+            "saved, with --model or --config.model."
         )
 
 

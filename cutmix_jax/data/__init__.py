@@ -133,8 +133,9 @@ def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
             return False
         shape = records.first_shape(image_set)
     side = config.image_size or 0
+    largest = max(side, config.eval_size or 0)
     count = sum(split.count for split in image_set.splits.values())
-    mib = count * max(shape[0] * shape[1], side * side) * shape[2] / 2**20
+    mib = count * max(shape[0] * shape[1], largest * largest) * shape[2] / 2**20
     if mib > config.resident_limit_mib:
         if demanded:
             raise UserError(

@@ -22,10 +22,13 @@ PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # NumPy's names
 COLOR = 2**31 - 1
 
 
-def example_keys(seed: jax.Array, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """One key per example, as a function of (seed, epoch, index)."""
+def example_keys(
+    seed: jax.Array, epoch: jax.Array, index: jax.Array, copy: jax.Array | None = None
+) -> jax.Array:
+    """One key per example, as a function of (seed, epoch, index), and of `copy` if it is given."""
     key = jax.random.fold_in(jax.random.key(seed), epoch)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return keys if copy is None else jax.vmap(jax.random.fold_in)(keys, copy)
 
 
 def crop_and_flip(
@@ -108,7 +111,7 @@ def load_augmented(
 
     Args:
         arrays: what `load` reads.
-        xs: one device's part of a batch, with `seed` and `index`.
+        xs: one device's part of a batch, with `seed` and `index`, and `copy` if images repeat.
         epoch: epoch, counted from 0.
         load: `(arrays, xs) -> {'image': uint8 [b, H, W, C], ...}`.
         pad: as in `crop_and_flip`.
@@ -123,7 +126,7 @@ def load_augmented(
         leave it if their colors change.
     """
     batch = load(arrays, xs)
-    images, keys = batch["image"], example_keys(xs["seed"], epoch, xs["index"])
+    images, keys = batch["image"], example_keys(xs["seed"], epoch, xs["index"], xs.get("copy"))
     if pad or flip or size:
         images = crop_and_flip(keys, images, pad=pad, flip=flip, pad_mode=pad_mode, size=size)
     images = images.astype(jnp.float32) / 255

@@ -43,7 +43,7 @@ class Data:
             holds the images).
         num_classes: number of classes.
         class_names: one name per class.
-        image_shape: (H, W, C) of the images that the model sees.
+        image_shape: (H, W, C) of the images that the model is trained on.
         examples: number of examples per split: 'train', 'test' and, if configured, 'held_out'.
         batch_size: examples per step over all devices and processes.
         arrays: per split `{'image': uint8 [N, H, W, C], 'label': int32 [N]}`, or `()` if streaming.
@@ -55,8 +55,8 @@ class Data:
         train_batches: `(epoch, start_step=0, order=None) -> iterator of xs`, with this process's
             part of each batch from `start_step` on. Leaves are `[local_devices, per_device, ...]`.
             `seed`, int32 `[local_devices]`, is the run's seed for sampling on the device. So one
-            compiled step serves every seed. `order`, int `[n]`, is used instead of the epoch's
-            permutation.
+            compiled step serves every seed. With `config.repeats`, `copy`, int32, numbers the
+            repetitions of an image. `order`, int `[n]`, is used instead of the epoch's permutation.
         train_shapes: for each kind of such batches, shapes and dtypes of one device's part, without
             the leading axis. With them the steps can be compiled before the first batch arrives.
         eval_batches: `(split, order=None) -> iterator of xs`. Every example occurs once over all
@@ -72,6 +72,7 @@ class Data:
             pixels of the images of `load_eval`. Calling it reads the boxes.
         names: None, or a name for each example of each split, such as VOC's IDs.
         epoch_steps: the number of batches in an epoch, by default all that are whole.
+        eval_shape: (H, W, C) of the images of `load_eval`; None: `image_shape`.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Data:
     boxes: Callable[[str], list[np.ndarray]] | None = None
     names: Mapping[str, list[str]] | None = None
     epoch_steps: int | None = None
+    eval_shape: tuple[int, int, int] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -168,14 +170,37 @@ def train_positions(
     shards: Shards,
     start_step: int = 0,
     order: np.ndarray | None = None,
+    repeats: int = 1,
 ) -> np.ndarray:
     """int64 [steps, local_devices, per_device]: this process's positions from start_step on.
 
-    They are a permutation of 0 to n - 1, or those in `order`.
+    They are a permutation of 0 to n - 1, or those in `order`. With `repeats`, an epoch has the
+    first n / repeats of them, each that often in a batch, and the same number of steps.
     """
     order = permutation(seed, epoch, n) if order is None else np.asarray(order)
-    steps = len(order) // batch_size
-    return _share(order[start_step * batch_size : steps * batch_size], batch_size, shards)
+    order = np.repeat(order, repeats)[: len(order)]
+    return _share_train(order, batch_size, shards, start_step, repeats)
+
+
+def train_copies(
+    n: int, batch_size: int, shards: Shards, start_step: int = 0, repeats: int = 1
+) -> np.ndarray:
+    """int64 [steps, local_devices, per_device]: which repetition each of `train_positions` is."""
+    return _share_train(np.arange(n) % repeats, batch_size, shards, start_step, repeats)
+
+
+def _share_train(
+    values: np.ndarray, batch_size: int, shards: Shards, start_step: int, repeats: int
+) -> np.ndarray:
+    """This process's part of an epoch's whole batches.
+
+    The repetitions of an image are as far apart in the batch as possible, so that devices share
+    them: a device whose batch has an image twice has worse statistics for BatchNorm.
+    """
+    steps = len(values) // batch_size
+    slots = np.argsort(np.arange(batch_size) % repeats, kind="stable")
+    whole = values[: steps * batch_size].reshape(steps, batch_size)[start_step:, slots]
+    return _share(whole, batch_size, shards)
 
 
 def eval_positions(
@@ -198,12 +223,32 @@ def with_mask(load: Callable[..., dict]) -> Callable[..., dict]:
     return lambda arrays, xs: load(arrays, xs) | {"mask": xs["mask"]}
 
 
-def train_shapes(batch_size: int, shards: Shards, **streamed) -> tuple[dict]:
+def train_indices(
+    config: ConfigDict,
+    n: int,
+    shards: Shards,
+    epoch: int,
+    start_step: int = 0,
+    order: np.ndarray | None = None,
+) -> Iterator[dict]:
+    """`Data.train_batches` of resident data: the part of `xs` that says which examples to take."""
+    size, repeats = config.batch_size, config.repeats
+    positions = train_positions(config.seed, epoch, n, size, shards, start_step, order, repeats)
+    count = n if order is None else len(order)
+    copies = train_copies(count, size, shards, start_step, repeats)
+    for index, copy in zip(positions, copies, strict=True):
+        xs = {"index": index.astype(np.int32), "seed": seeds(config.seed, shards)}
+        yield xs | ({"copy": copy.astype(np.int32)} if repeats > 1 else {})
+
+
+def train_shapes(config: ConfigDict, shards: Shards, **streamed) -> tuple[dict]:
     """`Data.train_shapes`. `streamed`: shape and dtype per example of what is not resident."""
     import jax  # here, because reader processes do not need it
 
-    part = (batch_size // shards.devices,)
+    part = (config.batch_size // shards.devices,)
     shapes = {"index": (part, np.int32), "seed": ((), np.int32)}
+    if config.repeats > 1:
+        shapes["copy"] = (part, np.int32)
     shapes |= {name: ((*part, *shape), dtype) for name, (shape, dtype) in streamed.items()}
     return ({name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},)
 

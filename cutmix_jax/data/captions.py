@@ -20,7 +20,15 @@ from cutmix_jax.data.records import Split
 ONE_DEVICE = Shards()
 SETS = ("shapes", coco.NAME)
 # Keys that change the images of other tasks.
-UNUSED = ("augment.min_area", "augment.max_area", "boxes_dir", "eval_resize", "square_resize")
+UNUSED = (
+    "augment.min_area",
+    "augment.max_area",
+    "boxes_dir",
+    "eval_size",
+    "eval_resize",
+    "square_resize",
+    "repeats",
+)
 # Keys for photographs, which shapes do not need.
 FILES = ("captions.train", "captions.test", "captions.splits", "captions.resize")
 
@@ -277,7 +285,7 @@ def _open_streaming(
         loader,
         shards,
         fields=lambda name, images, labels: {"image": images},
-        sample=lambda epoch, row: None,
+        sample=lambda epoch, row, copy: None,
     )
 
     def load_eval(arrays, xs) -> dict:
@@ -299,9 +307,7 @@ def _open_streaming(
         load_train=load_train,
         load_eval=batches.with_mask(load_eval),
         train_batches=train_batches,
-        train_shapes=batches.train_shapes(
-            config.batch_size, shards, image=(loader.shape, np.uint8)
-        ),
+        train_shapes=batches.train_shapes(config, shards, image=(loader.shape, np.uint8)),
         eval_batches=eval_batches,
         digest=digest,
         reader=image_files.libraries(),

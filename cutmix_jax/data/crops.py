@@ -13,13 +13,14 @@ ATTEMPTS = 10
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
+def sample(seed: int, epoch: int, index: np.ndarray, copy: np.ndarray | None = None) -> np.ndarray:
     """The random numbers of given images in one epoch.
 
     Args:
         seed: seed of the run.
         epoch: epoch, counted from 0.
         index: int `[n]`, indices of the images.
+        copy: int `[n]`, numbers of their repetitions; None: 0.
 
     Returns:
         float64 `[n, ATTEMPTS, 4]`, uniform in [0, 1): for each attempt the area, ratio, top and
@@ -33,7 +34,10 @@ def sample(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
     key = np.random.SeedSequence((seed, epoch)).generate_state(2)
     # Each call of the generator returns two numbers.
     pair = np.arange(2 * ATTEMPTS, dtype=np.uint32)
-    bits = np.stack(threefry(key, *np.meshgrid(np.uint32(index), pair, indexing="ij")), -1)
+    x, y = np.meshgrid(np.uint32(index), pair, indexing="ij")
+    if copy is not None:
+        y = y + np.uint32(2 * ATTEMPTS * copy)[:, None]
+    bits = np.stack(threefry(key, x, y), -1)
     return bits.reshape(-1, ATTEMPTS, 4) * 2.0**-32
 
 

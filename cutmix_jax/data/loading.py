@@ -16,8 +16,11 @@ class Loader:
 
     Attributes:
         set_name: name of the dataset in error messages.
-        shape: (H, W, C) of the resulting images.
-        resize: the shorter side before the crop; None if images already have their size.
+        shape: (H, W, C) of the resulting images in training.
+        eval_shape: the same in evaluation.
+        resize: the shorter side before the crop in training; None if images already have their
+            size.
+        eval_resize: the same in evaluation.
         square: whether both sides are resized to `resize`.
         area: (smallest, largest) fraction in the random-resized crop; None: no such crop.
         splits: name -> (records, int [n] indices of those to use).
@@ -25,7 +28,9 @@ class Loader:
 
     set_name: str
     shape: tuple[int, int, int]
+    eval_shape: tuple[int, int, int]
     resize: int | None
+    eval_resize: int | None
     square: bool
     area: tuple[float, float] | None
     splits: Mapping[str, tuple[Split, np.ndarray]]
@@ -42,7 +47,7 @@ class Loader:
 
         Args:
             name: name of the split.
-            images: uint8 `[n, H, W, C]`, output.
+            images: uint8 `[n, *shape]`, or `[n, *eval_shape]` in evaluation; output.
             labels: int64 `[n]`, output.
             positions: int `[n]`, positions of the examples.
             numbers: random numbers `[n, ...]` from `crops.sample`; None in evaluation.
@@ -58,23 +63,23 @@ class Loader:
                 image = self._for_eval(image)
             else:
                 image = self._for_train(image, numbers[slot])
-            if image.shape != self.shape:
+            if image.shape != images.shape[1:]:
                 raise UserError(
                     f"{split.name(i)} is {image.shape[0]}x{image.shape[1]}, but {self.set_name} "
-                    f"says {self.shape[0]}x{self.shape[1]}. Replace or remove it."
+                    f"says {images.shape[1]}x{images.shape[2]}. Replace or remove it."
                 )
             images[slot] = image
 
+    def shape_in(self, training: bool) -> tuple[int, int, int]:
+        """(H, W, C) of the images that `fill` writes."""
+        return self.shape if training else self.eval_shape
+
     def center(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(size of the resized image, offset of the crop) in evaluation."""
-        if self.resize is None:
-            return (height, width), (0, 0)
-        return crops.central(height, width, self.shape[:2], self.resize, self.square)
+        return _center((height, width), self.eval_shape, self.eval_resize, self.square)
 
     def _for_eval(self, image: np.ndarray) -> np.ndarray:
-        if self.resize is None:
-            return image
-        return image_files.resize_and_crop(image, *self.center(*image.shape[:2]), self.shape[:2])
+        return _central_crop(image, self.eval_shape, self.eval_resize, self.square)
 
     def _for_train(self, image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         if self.area is not None:
@@ -84,7 +89,21 @@ class Loader:
             square = (self.resize, self.resize)
             offset = crops.position(numbers[0, 2:], square, self.shape[:2])
             return image_files.resize_and_crop(image, square, offset, self.shape[:2])
-        return self._for_eval(image)
+        return _central_crop(image, self.shape, self.resize, square=False)
+
+
+def _center(stored, shape, resize, square):
+    """(size of the resized image, offset of the crop)."""
+    if resize is None:
+        return stored, (0, 0)
+    return crops.central(*stored, shape[:2], resize, square)
+
+
+def _central_crop(image, shape, resize, square):
+    if resize is None:
+        return image
+    resized, offset = _center(image.shape[:2], shape, resize, square)
+    return image_files.resize_and_crop(image, resized, offset, shape[:2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +119,11 @@ class PaddedLoader:
     shape: tuple[int, int, int]
     splits: Mapping[str, tuple[Split, np.ndarray]]
     sizes: Mapping[str, np.ndarray]
+
+    def shape_in(self, training: bool) -> tuple[int, int, int]:
+        """(H, W, C) of the images that `fill` writes."""
+        del training
+        return self.shape
 
     def fill(self, name: str, images: np.ndarray, labels, positions: np.ndarray, numbers) -> None:
         """Writes images of a split, uint8 `[n, H, W, 3]`, like `Loader.fill`, but no labels.

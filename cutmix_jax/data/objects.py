@@ -17,7 +17,7 @@ from cutmix_jax.data.records import ObjectSet
 ONE_DEVICE = Shards()
 SETS = ("shapes", "voc")
 # Keys that change the images of classifiers. A detector's task has its own augmentation.
-UNUSED = ("augment.", "boxes_dir", "eval_resize", "square_resize")
+UNUSED = ("augment.", "boxes_dir", "eval_size", "eval_resize", "square_resize", "repeats")
 
 
 def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
@@ -100,7 +100,7 @@ def _read(loader: PaddedLoader, name: str) -> np.ndarray:
         return images[index]
     fill, rows = functools.partial(loader.fill, name), np.arange(len(index))[None]
     ((found, _),) = streaming.load_in_order(
-        fill, host.cores(), streaming.TOGETHER, rows, lambda row: None, loader.shape
+        fill, host.cores(), streaming.TOGETHER, rows, [None], loader.shape
     )
     return found
 
@@ -118,7 +118,7 @@ def _open_streaming(
         loader,
         shards,
         fields=lambda name, images, labels: {"image": images},
-        sample=lambda epoch, row: None,
+        sample=lambda epoch, row, copy: None,
     )
     return Data(
         kind="streaming",
@@ -131,9 +131,7 @@ def _open_streaming(
         load_train=_load_train,
         load_eval=batches.with_mask(_load),
         train_batches=train_batches,
-        train_shapes=batches.train_shapes(
-            config.batch_size, shards, image=(loader.shape, np.uint8)
-        ),
+        train_shapes=batches.train_shapes(config, shards, image=(loader.shape, np.uint8)),
         eval_batches=eval_batches,
         digest=lambda name: streaming.digest_of(loader, name, arrays[name].values()),
         reader=image_files.libraries(),

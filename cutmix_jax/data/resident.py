@@ -118,17 +118,20 @@ def open_resident(
     chosen = {}
     for split, (origin, index) in indices.items():
         images = arrays[origin]["image"][index]
-        if config.image_size:
-            images = resize(images, config.image_size)
+        side = config.image_size
+        if split != "train":
+            side = config.eval_size or side
+        if side:
+            images = resize(images, side)
         labels = arrays[origin]["label"][index].astype(np.int32)
         chosen[split] = {"image": images, "label": labels}
     shapes = {part["image"].shape[1:] for part in chosen.values()}
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not config.eval_size:
         raise UserError(
             f"The splits of {name} have images of different sizes ({shapes}). "
             "Set --config.image_size=N."
         )
-    (shape,) = shapes
+    shape, eval_shape = (chosen[split]["image"].shape[1:] for split in ("train", "test"))
     if config.augment.pad > min(shape[:2]):
         raise UserError(
             f"augment.pad={config.augment.pad} is larger than the images of {name} ({shape[0]}x"
@@ -136,7 +139,7 @@ def open_resident(
         )
 
     def boxes_of(split: str, i: int) -> np.ndarray:
-        return boxes.in_pixels(find_boxes(split, i), shape[:2], (0, 0), shape)
+        return boxes.in_pixels(find_boxes(split, i), eval_shape[:2], (0, 0), eval_shape)
 
     load_train = augment.create_load_train(gather, config.augment)
     data = open_arrays(config, chosen, class_names, shards, load_train)
@@ -159,11 +162,7 @@ def open_arrays(
     counts = {split: len(part[counted]) for split, part in arrays.items()}
 
     def train_batches(epoch: int, start_step: int = 0, order: np.ndarray | None = None):
-        positions = batches.train_positions(
-            config.seed, epoch, counts["train"], size, shards, start_step, order
-        )
-        for index in positions.astype(np.int32):
-            yield {"index": index, "seed": batches.seeds(config.seed, shards)}
+        return batches.train_indices(config, counts["train"], shards, epoch, start_step, order)
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, masks = batches.eval_positions(counts[split], size, shards, order)
@@ -181,8 +180,9 @@ def open_arrays(
         load_train=load_train,
         load_eval=batches.with_mask(gather),
         train_batches=train_batches,
-        train_shapes=batches.train_shapes(size, shards),
+        train_shapes=batches.train_shapes(config, shards),
         eval_batches=eval_batches,
+        eval_shape=arrays["test"]["image"].shape[1:] if config.eval_size else None,
     )
 
 

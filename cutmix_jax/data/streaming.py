@@ -44,13 +44,16 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
     for name, split in image_set.splits.items():
         if split.labels is not None:
             records.check_labels(split.labels, num_classes, f"split {name}")
-    shape, area = _shape(config, image_set), config.augment.min_area
+    area = config.augment.min_area
+    shape, eval_shape = (_shape(config, image_set, training) for training in (True, False))
     # Boxes are read here, and cannot be pickled.
     sent = {name: dataclasses.replace(s, boxes=None) for name, s in image_set.splits.items()}
     loader = Loader(
         set_name=image_set.name,
         shape=shape,
-        resize=_resize(config, image_set, shape),
+        eval_shape=eval_shape,
+        resize=_resize(config, image_set, shape, training=True),
+        eval_resize=_resize(config, image_set, eval_shape, training=False),
         square=config.square_resize is not None,
         area=None if area is None else (area, config.augment.max_area),
         splits={name: (sent[origin], index) for name, (origin, index) in indices.items()},
@@ -58,8 +61,8 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
 
     def boxes_of(name: str, i: int) -> np.ndarray:
         split = image_set.splits[name]
-        stored = shape[:2] if loader.resize is None else records.stored_size(split, i)
-        return boxes.in_pixels(split.boxes(i), *loader.center(*stored), shape)
+        stored = eval_shape[:2] if loader.eval_resize is None else records.stored_size(split, i)
+        return boxes.in_pixels(split.boxes(i), *loader.center(*stored), eval_shape)
 
     def fields(name: str, images: np.ndarray, labels: np.ndarray) -> dict:
         records.check_labels(labels, num_classes, f"split {indices[name][0]}")
@@ -83,12 +86,13 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         load_eval=batches.with_mask(take),
         train_batches=train_batches,
         train_shapes=batches.train_shapes(
-            config.batch_size, shards, image=(shape, np.uint8), label=((), np.int32)
+            config, shards, image=(shape, np.uint8), label=((), np.int32)
         ),
         eval_batches=eval_batches,
         digest=digest,
         reader=image_files.libraries(),
         boxes=boxes.per_split(indices, boxes_of if records.have_boxes(image_set) else None),
+        eval_shape=eval_shape,
     )
 
 
@@ -102,7 +106,8 @@ def create_batches(
         loader: a loader from `loading.py`.
         shards: how batches are split over devices and processes.
         fields: `(split, images, labels) -> xs` without 'index', 'seed' and 'mask'.
-        sample: `(epoch, positions [n]) -> random numbers [n, ...]` for `loader.fill` in training.
+        sample: `(epoch, positions [n], copies [n] or None) -> random numbers [n, ...]` for
+            `loader.fill` in training.
     """
     counts = {name: len(index) for name, (_, index) in loader.splits.items()}
     size = config.batch_size
@@ -115,32 +120,40 @@ def create_batches(
                 split.read(int(index[0]))
         return Workers(config.reader_processes, loader, SENT_TOGETHER)
 
-    def stream(name: str, positions: np.ndarray, sample):
+    def stream(name: str, positions: np.ndarray, numbers: Iterable, training: bool):
         if config.reader_processes:
             fill = start_workers().fill
             threads, together = config.reader_processes, SENT_TOGETHER
         else:
             fill, threads, together = loader.fill, host.cores(), TOGETHER
-        leading = positions.shape[1:]
+        leading, shape = positions.shape[1:], loader.shape_in(training)
         rows = positions.reshape(len(positions), -1)
         fill = functools.partial(fill, name)
-        loaded = load_in_order(fill, threads, together, rows, sample, loader.shape)
+        loaded = load_in_order(fill, threads, together, rows, numbers, shape)
         for step, (images, labels) in enumerate(loaded):
             yield {
-                **fields(name, images.reshape(*leading, *loader.shape), labels.reshape(leading)),
+                **fields(name, images.reshape(*leading, *shape), labels.reshape(leading)),
                 "index": positions[step].astype(np.int32),
             }
 
     def train_batches(epoch: int, start_step: int = 0, order: np.ndarray | None = None):
-        positions = batches.train_positions(
-            config.seed, epoch, counts["train"], size, shards, start_step, order
+        taken = list(
+            batches.train_indices(config, counts["train"], shards, epoch, start_step, order)
         )
-        for xs in stream("train", positions, functools.partial(sample, epoch)):
-            yield xs | {"seed": batches.seeds(config.seed, shards)}
+        if not taken:
+            return
+        positions = np.stack([xs["index"] for xs in taken])
+        numbers = (
+            sample(epoch, xs["index"].ravel(), xs["copy"].ravel() if "copy" in xs else None)
+            for xs in taken
+        )
+        for xs, part in zip(taken, stream("train", positions, numbers, True), strict=True):
+            yield xs | part
 
     def eval_batches(split: str, order: np.ndarray | None = None):
         positions, masks = batches.eval_positions(counts[split], size, shards, order)
-        for xs, mask in zip(stream(split, positions, lambda row: None), masks, strict=True):
+        streamed = stream(split, positions, itertools.repeat(None), False)
+        for xs, mask in zip(streamed, masks, strict=True):
             yield xs | {"mask": mask}
 
     return train_batches, eval_batches
@@ -159,32 +172,38 @@ def take(arrays, xs) -> dict:
     return {name: xs[name] for name in ("image", "label")}
 
 
-def _shape(config: ConfigDict, image_set: records.ImageSet) -> tuple[int, int, int]:
+def _shape(config: ConfigDict, image_set: records.ImageSet, training: bool) -> tuple[int, int, int]:
     """(H, W, C) of the resulting images."""
     height, width, channels = image_set.shape
-    if config.image_size:
-        return config.image_size, config.image_size, channels
+    side = config.image_size if training else config.eval_size or config.image_size
+    if side:
+        return side, side, channels
     if height is None or crops_larger_images(config):
         return DEFAULT_SIZE, DEFAULT_SIZE, channels
     return height, width, channels
 
 
-def _resize(config: ConfigDict, image_set: records.ImageSet, shape) -> int | None:
+def _resize(
+    config: ConfigDict, image_set: records.ImageSet, shape: tuple[int, int, int], training: bool
+) -> int | None:
     """The shorter side before the crop; None if images already have their size."""
     if not crops_larger_images(config):
         return None if image_set.shape == shape else shape[0]
+    if training and config.square_resize is None:
+        return None  # the random-resized crop needs none
     key = "eval_resize" if config.square_resize is None else "square_resize"
     resize = config[key] or round(shape[0] * DEFAULT_RESIZE)
     if resize < shape[0]:
+        size = "image_size" if training or not config.eval_size else "eval_size"
         raise UserError(
-            f"{key}={resize} is smaller than image_size={shape[0]}, the size of the crop. "
+            f"{key}={resize} is smaller than {size}={shape[0]}, the size of the crop. "
             f"Use a larger --config.{key}."
         )
     return resize
 
 
 def load_in_order(
-    fill: Callable, threads: int, together: int, rows: np.ndarray, sample: Callable, shape
+    fill: Callable, threads: int, together: int, rows: np.ndarray, numbers: Iterable, shape
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (images, labels) of each row of positions, which threads load in advance.
 
@@ -194,7 +213,7 @@ def load_in_order(
         threads: number of threads.
         together: maximum number of images per call of `fill`.
         rows: int `[steps, n]`.
-        sample: positions `[n]` -> random numbers `[n, ...]`, or None.
+        numbers: random numbers `[n, ...]` for each row, or None.
         shape: shape of an image.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads, "images")
@@ -202,9 +221,10 @@ def load_in_order(
     # More for small batches, to keep all threads busy.
     ahead = max(PREFETCH, math.ceil(2 * threads / len(parts)))
 
-    def start(row):
+    def start(row_and_numbers):
+        row, numbers = row_and_numbers
         batch = np.empty((len(row), *shape), np.uint8), np.empty(len(row), np.int64)
-        arrays, numbers = (*batch, row), sample(row)
+        arrays = (*batch, row)
         return batch, [
             pool.submit(
                 fill, *(array[part] for array in arrays), None if numbers is None else numbers[part]
@@ -212,7 +232,7 @@ def load_in_order(
             for part in parts
         ]
 
-    rows = iter(rows)
+    rows = zip(rows, numbers, strict=False)
     try:
         waiting = collections.deque(map(start, itertools.islice(rows, ahead)))
         while waiting:

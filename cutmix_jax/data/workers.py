@@ -5,6 +5,7 @@ behind, however a process ends. A worker ends when its connection closes, even i
 is killed.
 """
 
+import math
 import mmap
 import multiprocessing
 import multiprocessing.connection
@@ -41,23 +42,23 @@ class Workers:
                 f"reader_processes={count} needs Linux or macOS. Set --config.reader_processes=0."
             )
         self._free = queue.SimpleQueue()
-        started = [_start(most * int(np.prod(loader.shape))) for _ in range(count)]
+        largest = max(math.prod(loader.shape_in(training)) for training in (True, False))
+        started = [_start(most * largest) for _ in range(count)]
         weakref.finalize(self, _end, started)
         payload = pickle.dumps(loader)
         for process, connection, memory in started:
             _ask(process, lambda connection=connection: connection.send_bytes(payload))
-            images = np.frombuffer(memory, np.uint8).reshape(most, *loader.shape)
-            self._free.put((process, connection, images))
+            self._free.put((process, connection, np.frombuffer(memory, np.uint8)))
 
     def fill(self, name: str, images: np.ndarray, labels: np.ndarray, *task) -> None:
         """Runs `Loader.fill` in the next free process."""
-        worker = process, connection, made = self._free.get()
+        worker = process, connection, memory = self._free.get()
         try:
-            _ask(process, lambda: connection.send((name, *task)))
+            _ask(process, lambda: connection.send((name, images.shape, *task)))
             answer = _ask(process, connection.recv)
             if isinstance(answer, Exception):
                 raise answer
-            images[:], labels[:] = made[: len(images)], answer
+            images[:], labels[:] = memory[: images.size].reshape(images.shape), answer
         finally:
             self._free.put(worker)
 
@@ -107,14 +108,16 @@ def serve(connection: int, memory: int) -> None:
     with multiprocessing.connection.Connection(connection) as tasks:
         try:
             loader = pickle.loads(tasks.recv_bytes())
-            images = np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(-1, *loader.shape)
-            labels = np.empty(len(images), np.int64)
+            pixels = np.frombuffer(mmap.mmap(memory, 0), np.uint8)
             while True:
-                name, positions, numbers = tasks.recv()
-                count = len(positions)
+                name, shape, positions, numbers = tasks.recv()
+                images, labels = (
+                    pixels[: math.prod(shape)].reshape(shape),
+                    np.empty(shape[0], np.int64),
+                )
                 try:
-                    loader.fill(name, images[:count], labels[:count], positions, numbers)
-                    tasks.send(labels[:count])
+                    loader.fill(name, images, labels, positions, numbers)
+                    tasks.send(labels)
                 except UserError as error:
                     tasks.send(error)
                 except Exception:

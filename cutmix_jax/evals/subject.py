@@ -48,7 +48,7 @@ class Subject:
     @property
     def image_shape(self):
         """(H, W, C)."""
-        return self.task.data.image_shape
+        return self.task.data.eval_shape or self.task.data.image_shape
 
     def logits(self, weights, images, tap=None):
         """float32 ``[b, K]`` of images in [0, 1], with BatchNorm's running statistics."""

@@ -56,7 +56,7 @@ class Task:
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths, * is any
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
-    uses_mix: ClassVar[bool] = False  # whether it applies config.mix and config.label_smoothing
+    uses_mix: ClassVar[bool] = False  # whether it applies config.mix, loss, label_smoothing
     pictures: ClassVar[tuple[str, ...]] = ()  # files that the plots below write
 
     @classmethod
@@ -306,7 +306,7 @@ def create_task(config, mapping=None):
     config_lib.check_config(config)
     found = find_task(config.task)
     unused = [
-        *(() if found.uses_mix else ("mix.name", "label_smoothing")),
+        *(() if found.uses_mix else ("mix.name", "label_smoothing", "loss")),
         *(() if found.heads else ("head_lr_factor", "new_head")),
     ]
     config_lib.check_unused(config, unused, f"the task {config.task!r} does not use it")

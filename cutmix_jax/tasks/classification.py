@@ -34,7 +34,8 @@ class Classification(Task):
     def open_data(cls, config, shards):
         data = open_data(config, shards)
         check_channels(config, data.image_shape)
-        models.check_image_size(config.model, data.image_shape, config.last_stride)
+        for shape in (data.image_shape, data.eval_shape or data.image_shape):
+            models.check_image_size(config.model, shape, config.last_stride)
         return data
 
     @classmethod
@@ -138,8 +139,14 @@ class Classification(Task):
             rngs={"drop": key},
             mutable=["batch_stats"],
         )
-        smooth = optax.smooth_labels(batch["target"], self.config.label_smoothing)
-        losses = optax.softmax_cross_entropy(logits, smooth)
+        config, targets = self.config, batch["target"]
+        if config.loss == "bce":
+            losses = binary_cross_entropy(
+                logits, targets, config.label_smoothing, config.bce_threshold
+            )
+        else:
+            smooth = optax.smooth_labels(targets, config.label_smoothing)
+            losses = optax.softmax_cross_entropy(logits, smooth)
         counters = metrics.train_counters(losses, logits, batch["target"])
         return losses.mean(), (updates.get("batch_stats", {}), counters)
 
@@ -152,6 +159,11 @@ class Classification(Task):
     def describe(self):
         config, data = self.config, self.data
         height, width, channels = data.image_shape
+        size = f"{height}x{width}x{channels}"
+        if data.eval_shape not in (None, data.image_shape):
+            size += " (evaluated at {}x{})".format(*data.eval_shape)
+        if config.repeats > 1:
+            size += f", each {config.repeats} times in a batch"
         examples = ", ".join(
             f"{count:,} {split.replace('_', '-')}" for split, count in data.examples.items()
         )
@@ -159,8 +171,8 @@ class Classification(Task):
         if meant := models.find_small_variant(config.model, data.image_shape):
             model += f"; it is for large images, and {meant} for small ones"
         return {
-            "model": model,
-            "data": f"{config.dataset}: {examples}; {height}x{width}x{channels}, {data.kind}",
+"model": model,
+            "data": f"{config.dataset}: {examples}; {size}, {data.kind}",
             "mix": self.mix.describe(),
         }
 
@@ -257,6 +269,35 @@ class Classification(Task):
         from cutmix_jax import pictures
 
         pictures.draw_errors({folder.name: history}, folder / "error.png")
+
+
+def binary_cross_entropy(logits, targets, smoothing=0.0, threshold=None):
+    r"""The mean over the classes of a binary cross-entropy, as in timm.
+
+    .. math:: -\frac{1}{K} \sum_k \big( t_k \log \sigma(z_k) + (1 - t_k) \log(1 - \sigma(z_k)) \big)
+
+    Args:
+        logits: float32 ``[B, K]``, z.
+        targets: float32 ``[B, K]`` in [0, 1], t. A row of zeros is an image without a label, and
+            costs nothing.
+        smoothing: as for `optax.smooth_labels`, before the threshold.
+        threshold: targets above it become 1 and the others 0; None keeps them.
+
+    Returns:
+        float32 ``[B]``.
+
+    Example:
+        >>> binary_cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([[0.7, 0.3]]))
+        Array([0.6931472], dtype=float32)
+
+    Reference:
+        Wightman, Touvron, Jégou. ResNet strikes back. 2021.
+    """
+    smooth = optax.smooth_labels(targets, smoothing)
+    if threshold is not None:
+        smooth = (smooth > threshold).astype(smooth.dtype)
+    losses = optax.sigmoid_binary_cross_entropy(logits, smooth).mean(-1)
+    return jnp.where(targets.any(-1), losses, 0.0)
 
 
 def mixes_images(plan):

@@ -69,6 +69,19 @@ def test_samples_depend_on_seed_epoch_and_index():
     assert not np.array_equal(draws(0, 1), draws(1, 1))
 
 
+def test_repetitions_of_an_image_are_augmented_differently():
+    data = open_data({"batch_size": 12, "repeats": 4, "augment": {"pad": 5, "flip": True}})
+    xs = {name: value[0] for name, value in next(data.train_batches(3)).items()}
+    batch = jax.jit(data.load_train)(data.arrays["train"], xs, 3)
+    assert xs.keys() == data.train_shapes[0].keys()
+    for i in np.unique(xs["index"]):
+        own = xs["index"] == i
+        assert len(np.unique(batch["label"][own])) == 1
+        assert len(np.unique(np.asarray(batch["image"])[own], axis=0)) == 4
+    again = jax.jit(data.load_train)(data.arrays["train"], xs, 3)
+    np.testing.assert_array_equal(batch["image"], again["image"])
+
+
 def test_an_image_is_augmented_alike_on_any_number_of_devices():
     config = {"batch_size": 48, "augment": {"pad": 2, "flip": True}}
 

@@ -292,3 +292,7 @@ def test_folder_trees_of_another_form(photo_folder, tmp_path, change, match):
 def test_evaluation_crop_must_lie_within_the_resized_image(photo_folder):
     config = {"dataset": "folder", "data_dir": str(photo_folder), "augment": {"min_area": 0.1}}
     refused("eval_resize=100 is smaller than image_size=224", eval_resize=100, **config)
+    refused("eval_resize=20 is smaller than eval_size=24", eval_resize=20, eval_size=24, **config)
+    config["augment"]["min_area"] = None
+    refused("square_resize=20 is smaller than eval_size=24", square_resize=20, eval_size=24,
+            image_size=16, **config)  # fmt: skip

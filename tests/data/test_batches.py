@@ -9,6 +9,7 @@ from cutmix_jax.data.batches import (
     choose_examples,
     eval_positions,
     permutation,
+    train_copies,
     train_positions,
 )
 
@@ -66,6 +67,46 @@ def test_epoch_is_entered_in_the_middle():
     for start in range(6):
         part = train_positions(0, 1, 83, 16, Shards(2, 1, 2), start)
         np.testing.assert_array_equal(part, whole[start:])
+
+
+@pytest.mark.parametrize(("local_devices", "process_count"), LAYOUTS)
+def test_repeated_augmentation_has_fewer_images_each_several_times_in_a_batch(
+    local_devices, process_count
+):
+    """83 examples: 5 steps of 16, as without repetitions, of 4 images 4 times each."""
+    batches, copies = (
+        in_global_order(take, local_devices, process_count)
+        for take in (
+            lambda shards: train_positions(3, 5, 83, 16, shards, repeats=4),
+            lambda shards: train_copies(83, 16, shards, repeats=4),
+        )
+    )
+    images = permutation(3, 5, 83)[:20]
+    for step, (batch, copy) in enumerate(zip(batches, copies, strict=True)):
+        pairs = {(i, k) for i in images[4 * step : 4 * step + 4] for k in range(4)}
+        assert set(zip(batch.tolist(), copy.tolist(), strict=True)) == pairs
+
+
+def test_no_device_has_an_image_twice_if_there_are_enough_devices():
+    for device in train_positions(0, 0, 64, 16, Shards(4), repeats=4).reshape(-1, 4):
+        assert len(set(device.tolist())) == 4
+
+
+def test_an_epoch_of_repetitions_is_entered_in_the_middle():
+    shards = Shards(2, 1, 2)
+    whole = train_positions(0, 1, 83, 16, shards, repeats=3)
+    copies = train_copies(83, 16, shards, repeats=3)
+    for start in range(6):
+        part = train_positions(0, 1, 83, 16, shards, start, repeats=3)
+        np.testing.assert_array_equal(part, whole[start:])
+        part = train_copies(83, 16, shards, start, repeats=3)
+        np.testing.assert_array_equal(part, copies[start:])
+
+
+def test_one_repetition_is_none():
+    xs = next(open_data({"batch_size": 8}).train_batches(0))
+    assert sorted(xs) == ["index", "seed"]
+    assert not train_copies(83, 16, Shards()).any()
 
 
 def test_held_out_examples_do_not_depend_on_the_subset():

@@ -27,6 +27,13 @@ def test_numbers_follow_seed_epoch_and_index_alone():
     assert len(np.unique([numbers, *others])) == 4 * numbers.size
 
 
+def test_repetitions_have_numbers_of_their_own():
+    first, *others = (crops.sample(3, 4, np.array([7]), np.array([copy])) for copy in range(3))
+    np.testing.assert_array_equal(first, crops.sample(3, 4, np.array([7])))
+    numbers = np.stack([first, *others])
+    assert len(np.unique(numbers)) == numbers.size
+
+
 def test_numbers_stay_what_they_are():
     """A resumed run continues with the crops that it began with."""
     got = crops.sample(1, 2, np.array([3]))[0, 0]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cutmix_jax import UserError
 from cutmix_jax.config import from_plain
-from cutmix_jax.data import Shards, crops, find_set, open_data, records, streaming
+from cutmix_jax.data import Shards, crops, find_set, image_files, open_data, records, streaming
 
 from .conftest import photo_config
 
@@ -163,6 +163,46 @@ def test_evaluation_crop_equals_pillow(photo_folder):
     for i in range(7):
         picture = Image.open(io.BytesIO(split.read(i))).convert("RGB")
         np.testing.assert_array_equal(xs["image"][0, i], pillow_center_crop(picture, 38, 33))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_the_size_in_evaluation_may_be_another(photo_folder, processes):
+    config = {"eval_size": 33, "eval_resize": 38, "reader_processes": processes}
+    data = open_data(photo_config(photo_folder, image_size=17, **config))
+    plain = open_data(photo_config(photo_folder, image_size=17))
+    assert (data.image_shape, data.eval_shape) == ((17, 17, 3), (33, 33, 3))
+    for xs, same in zip(data.train_batches(1), plain.train_batches(1), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, xs, same)
+    (xs,) = data.eval_batches("test")
+    split = find_set("folder", str(photo_folder), None).splits["test"]
+    for i in range(7):
+        picture = Image.open(io.BytesIO(split.read(i))).convert("RGB")
+        np.testing.assert_array_equal(xs["image"][0, i], pillow_center_crop(picture, 38, 33))
+
+
+def test_larger_evaluation_without_random_crops_is_resized_as_without(photo_folder):
+    config = {"augment": {"flip": True}, "source": "streaming"}
+    data = open_data(photo_config(photo_folder, image_size=17, eval_size=33, **config))
+    plain = open_data(photo_config(photo_folder, image_size=33, **config))
+    (xs,), (same,) = data.eval_batches("test"), plain.eval_batches("test")
+    np.testing.assert_array_equal(xs["image"], same["image"])
+    small = open_data(photo_config(photo_folder, image_size=17, **config))
+    xs, same = next(data.train_batches(0)), next(small.train_batches(0))
+    np.testing.assert_array_equal(xs["image"], same["image"])
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_repetitions_of_a_photograph_have_crops_of_their_own(photo_folder, processes):
+    data = open_data(photo_config(photo_folder, repeats=4, reader_processes=processes))
+    (xs, *_) = data.train_batches(2)
+    split = find_set("folder", str(photo_folder), None).splits["train"]
+    for image, i, copy in zip(*(xs[name][0] for name in ("image", "index", "copy")), strict=True):
+        pixels, _ = records.decode_record(split, int(i), 3)
+        numbers = crops.sample(0, 2, np.array([i]), np.array([copy]))[0]
+        box = crops.random_resized(numbers, *pixels.shape[:2], (0.08, 1.0))
+        want = image_files.crop_and_resize(pixels, box, (16, 16))
+        np.testing.assert_array_equal(image, want)
+    assert len(np.unique(xs["index"])) == 2
 
 
 def test_evaluation_of_real_photographs_equals_pillow(tfds_dir):

@@ -81,9 +81,9 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def one_step(task):
-    """The state and the counters after the first step."""
-    state = task.mapping.replicate(train.create_state(task))
+def one_step(task, state=None):
+    """The state and the counters after the first step, from another state if it is given."""
+    state = task.mapping.replicate(state or train.create_state(task))
     arrays = task.mapping.replicate(task.data.arrays["train"])
     xs = task.mapping.shard(next(train.group(task.data.train_batches(0), 1)))
     return jax.device_get(train.map_steps(task)[0](state, arrays, xs))
