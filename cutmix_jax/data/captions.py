@@ -18,7 +18,15 @@ from cutmix_jax.data.batches import Data, Shards
 ONE_DEVICE = Shards()
 SETS = ("shapes", coco.NAME)
 # Keys that change the images of other tasks.
-UNUSED = ("augment.min_area", "augment.max_area", "boxes_dir", "eval_resize", "square_resize")
+UNUSED = (
+    "augment.min_area",
+    "augment.max_area",
+    "augment.policy",
+    "augment.erasing",
+    "boxes_dir",
+    "eval_resize",
+    "square_resize",
+)
 # Keys for photographs, which shapes do not need.
 FILES = ("captions.train", "captions.test", "captions.splits", "captions.resize")
 
@@ -128,7 +136,7 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
         else:
             rows = batches.pad(np.split(tokens, np.cumsum(counts)[:-1]), max(counts), 0)
             arrays[split] = {"image": _central(images, size), "tokens": rows}
-    load_train = augment.create_load_train(gather_captions, config.augment, (size, size))
+    load_train = augment.create_load_train(gather_captions, config, (size, size))
     data = resident.open_arrays(
         config, arrays, vocabulary.words, shards, load_train, counted="tokens"
     )
