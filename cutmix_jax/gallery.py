@@ -124,7 +124,7 @@ def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
     _draw_sheets(sheets, names, path, panels)
 
 
-def draw_operations(images, names, path, *, seed=0, panels=4):
+def draw_operations(images, path, *, seed=0, panels=4):
     """Renders each operation of `image_operations`, and random erasing, into an image file."""
     if images.shape[3] == 1:
         images = np.repeat(images, 3, axis=3)
@@ -143,12 +143,12 @@ def draw_operations(images, names, path, *, seed=0, panels=4):
         options = {"probability": 1.0, "fill": fill, "mean": (0.5,), "std": (0.25,)}
         erased = np.clip(augment.random_erasing(keys, floats, **options), 0, 1)
         changed.append((f"erasing, {fill}", (255 * erased).astype(np.uint8)))
-    sheets = [(title, (np.asarray(found), np.eye(count), ())) for title, found in changed]
-    _draw_sheets(sheets, names, path, panels)
+    sheets = [(title, (np.asarray(found), None, ())) for title, found in changed]
+    _draw_sheets(sheets, None, path, panels)
 
 
 def _draw_sheets(sheets, names, path, panels):
-    """Renders `(title, (images, labels, plans))`, with `panels` of them per row."""
+    """Renders `(title, (images, labels or None, plans))`, with `panels` of them per row."""
     from matplotlib.figure import Figure
 
     images = sheets[0][1][0]
@@ -177,7 +177,7 @@ def _draw_sheets(sheets, names, path, panels):
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-            words = pictures.describe_target(labels[k], k, names)
+            words = "" if labels is None else pictures.describe_target(labels[k], k, names)
             axis.set_xlabel(words, fontsize=5.5, color=INK, labelpad=2, parse_math=False)
             if k == 0:
                 axis.set_title(name, fontsize=8, loc="left", color=INK, pad=3, weight="bold")
@@ -226,7 +226,7 @@ def main(arguments=None):
         else:
             images, names = read_digits(flags.count, flags.side)
         if flags.operations:
-            draw_operations(images, names, output, seed=flags.seed)
+            draw_operations(images, output, seed=flags.seed)
         else:
             draw(images, names, flags.mixes, output, seed=flags.seed, scope=flags.scope)
     except ValueError as error:
