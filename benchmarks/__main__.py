@@ -51,6 +51,7 @@ PROGRAMS = {
     "startup": Program(100),
     "mix": Program(60, ("--rounds=7",)),
     "detection": Program(40, ("--rounds=3",)),
+    "augmentation": Program(40, ("--rounds=3",)),
     "input": Program(70, ("--data-dir={data_dir}", "--images=256", "--rounds=1"), "data_dir"),
     "scale": Program(180, ("--devices=1,16",)),
     "convergence": Program(10, ("{runs}", "--plot={output}/convergence.png"), "runs"),

@@ -8,9 +8,8 @@ those of configs/imagenet.py. Published top-1 error of ResNet-50, of its EMA wei
 
 The values are those of torchvision's training command for ResNet50_Weights.IMAGENET1K_V2
 (references/classification, and "How to Train State-Of-The-Art Models Using TorchVision's Latest
-Primitives", 2021). Four things differ:
+Primitives", 2021). Three things differ:
 
-- TrivialAugment (wide) and random erasing (0.1) are left out.
 - The learning rate changes at every step instead of once per epoch.
 - EMA weights start at the first weights. torchvision's start again until the warm-up ends.
 - Partners come from a permutation of the batch instead of a shift by one.
@@ -33,6 +32,8 @@ def get_config(arg=None):
     config.repeats = 4  # --ra-sampler --ra-reps 4
     config.augment.flip = True
     config.augment.min_area = 0.08  # RandomResizedCrop
+    config.augment.policy = "trivial_augment"  # --auto-augment ta_wide
+    config.augment.erasing = 0.1  # --random-erase 0.1
     config.normalize.mean = (0.485, 0.456, 0.406)
     config.normalize.std = (0.229, 0.224, 0.225)
 

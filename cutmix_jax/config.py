@@ -77,6 +77,20 @@ _FINITE = _between(-math.inf, above=True)
 _SCHEDULE = _one_of("constant", "linear")
 _EPS = _each(_between(0, 255), "sizes from 0 to 255 (in units of 1/255; the paper's is 8)")
 
+# What each policy uses of the section `augment`.
+POLICY_KEYS = {
+    "none": (),
+    "trivial_augment": ("interpolation",),
+    "rand_augment": ("interpolation", "operations", "magnitude"),
+    "rand_augment_timm": (
+        "interpolation",
+        "operations",
+        "magnitude",
+        "magnitude_std",
+        "operation_prob",
+    ),
+}
+
 SCHEMA = {
     # Run
     "task": Key(str, "classification", None, "What is learned, or 'MODULE:CLASS' of your own."),
@@ -373,6 +387,38 @@ SCHEMA = {
     "augment.lighting": Key(
         float, 0.0, _NOT_NEGATIVE, "Standard deviation of AlexNet's PCA noise."
     ),
+    "augment.policy": Key(
+        str,
+        "none",
+        _one_of(*POLICY_KEYS),
+        "Random operations per image, on crop and flip. See Augmentation.",
+    ),
+    "augment.operations": Key(int, 2, _COUNT, "Number of operations per image of RandAugment."),
+    "augment.magnitude": Key(
+        float,
+        None,
+        _between(0, 30),
+        "Magnitude of RandAugment: whole, default 9; of timm's, at most 10, default 7.",
+    ),
+    "augment.magnitude_std": Key(
+        float, 0.5, _NOT_NEGATIVE, "Standard deviation of the magnitude of rand_augment_timm."
+    ),
+    "augment.operation_prob": Key(
+        float, 0.5, _FRACTION, "Probability of each operation of rand_augment_timm."
+    ),
+    "augment.interpolation": Key(
+        str,
+        "bilinear",
+        _one_of("nearest", "bilinear"),
+        "Interpolation of the policy's shears, translations and rotations.",
+    ),
+    "augment.erasing": Key(float, 0.0, _FRACTION, "Probability of random erasing."),
+    "augment.erasing_fill": Key(
+        str,
+        "constant",
+        _one_of("constant", "color", "noise"),
+        "Erased box: mean color, 'color' per image, or 'noise' per pixel.",
+    ),
     # Detection
     "detection.keep_difficult": Key(
         bool, False, None, "Train on difficult objects, too. They never count in evaluation."
@@ -584,6 +630,7 @@ def check_config(config):
     for key, path in given_paths(config):
         local_path(path, key)
     _check_crop(config)
+    _check_policy(config)
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:
         raise UserError(
@@ -634,6 +681,29 @@ def check_unused(config, keys, reason):
             raise UserError(
                 f"config.{key} is {values[key]!r}, but {reason}. Leave it at {DEFAULTS[key]!r}."
             )
+
+
+def _check_policy(config):
+    """Rejects keys that the policy does not use, and magnitudes that it does not have."""
+    augment = config.augment
+    used = POLICY_KEYS[augment.policy]
+    unused = [f"augment.{key}" for key in POLICY_KEYS["rand_augment_timm"] if key not in used]
+    check_unused(config, unused, f"config.augment.policy={augment.policy} does not use it")
+    if not augment.erasing:
+        check_unused(config, ["augment.erasing_fill"], "config.augment.erasing is 0")
+    magnitude = augment.magnitude
+    if magnitude is None:
+        return
+    if augment.policy == "rand_augment" and magnitude != int(magnitude):
+        raise UserError(
+            f"config.augment.magnitude is {magnitude:g}, but config.augment.policy=rand_augment "
+            "has whole magnitudes, from 0 to 30. Set one of them."
+        )
+    if augment.policy == "rand_augment_timm" and magnitude > 10:
+        raise UserError(
+            f"config.augment.magnitude is {magnitude:g}, but at most 10 was expected with "
+            "config.augment.policy=rand_augment_timm. Set a smaller one."
+        )
 
 
 def _check_crop(config):

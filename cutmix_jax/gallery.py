@@ -1,8 +1,9 @@
-"""Renders each mix on your images, or on handwritten digits.
+"""Renders each mix, or each operation of augmentation, on your images or on handwritten digits.
 
     python -m cutmix_jax.gallery --output sheet.png
     python -m cutmix_jax.gallery --images photos/ --output sheet.png --mixes cutmix mixup
     python -m cutmix_jax.gallery --images cat.jpg dog.jpg apple.jpg --output sheet.png --scope batch
+    python -m cutmix_jax.gallery --images cat.jpg dog.jpg --output sheet.png --operations
 
 Boxes are outlined. The labels and their weights are below each image; images are named after their
 files. Mixes of feature maps are shown on the image, at the resolution of their map.
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutmix_jax import UserError, methods, mix, pictures
-from cutmix_jax.data import image_files
+from cutmix_jax.data import augment, image_files, image_operations
 from cutmix_jax.paths import local_path
 
 MIXES = (
@@ -39,6 +40,25 @@ MIXES = (
 )
 # Strides of the feature maps in the paper's networks for small images.
 MAPS = {"image": 1, "stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}
+# Magnitudes that show what an operation does; translations as fractions of the side.
+MAGNITUDES = {
+    "identity": None,
+    "shear_x": 0.3,
+    "shear_y": 0.3,
+    "translate_x": 0.2,
+    "translate_y": 0.2,
+    "rotate": 30,
+    "brightness": 1.6,
+    "contrast": 1.9,
+    "color": 0.1,
+    "sharpness": 1.9,
+    "posterize": 2,
+    "solarize": 128,
+    "solarize_add": 77,
+    "auto_contrast": None,
+    "equalize": None,
+    "invert": None,
+}
 INK = "#222222"
 
 
@@ -98,12 +118,41 @@ def mix_for_picture(name, images, *, seed, scope):
 
 def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
     """Renders originals and mixes into an image file, with `panels` of them per row."""
-    from matplotlib.figure import Figure
-
-    count = len(images)
-    sheets = [("originals", (images, np.eye(count), ()))]
+    sheets = [("originals", (images, np.eye(len(images)), ()))]
     for i, name in enumerate(mixes):
         sheets.append((name, mix_for_picture(name, images, seed=seed + i, scope=scope)))
+    _draw_sheets(sheets, names, path, panels)
+
+
+def draw_operations(images, path, *, seed=0, panels=4):
+    """Renders each operation of `image_operations`, and random erasing, into an image file."""
+    if images.shape[3] == 1:
+        images = np.repeat(images, 3, axis=3)
+    count, side = images.shape[:2]
+    changed = []
+    for name, magnitude in MAGNITUDES.items():
+        unit = side if "translate" in name else 1
+        magnitudes = np.full(count, unit * (magnitude or 0.0))
+        index = np.full(count, image_operations.INDEX[name])
+        operations = image_operations.create_operations(index, magnitudes, images.shape[1:3])
+        title = name if magnitude is None else f"{name} {magnitude:g}"
+        changed.append((title, image_operations.apply_operations(operations, images)))
+    keys = jax.random.split(jax.random.key(seed), count)
+    for fill in augment.ERASING_FILLS:
+        floats = images.astype(np.float32) / 255
+        options = {"probability": 1.0, "fill": fill, "mean": (0.5,), "std": (0.25,)}
+        erased = np.clip(augment.random_erasing(keys, floats, **options), 0, 1)
+        changed.append((f"erasing, {fill}", (255 * erased).astype(np.uint8)))
+    sheets = [(title, (np.asarray(found), None, ())) for title, found in changed]
+    _draw_sheets(sheets, None, path, panels)
+
+
+def _draw_sheets(sheets, names, path, panels):
+    """Renders `(title, (images, labels or None, plans))`, with `panels` of them per row."""
+    from matplotlib.figure import Figure
+
+    images = sheets[0][1][0]
+    count = len(images)
     panels = min(panels, len(sheets))
     lines = -(-len(sheets) // panels)
     # In inches: an image has 1, with space above for the title and below for two labels.
@@ -128,7 +177,7 @@ def draw(images, names, mixes, path, *, seed=0, scope="image", panels=2):
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-            words = pictures.describe_target(labels[k], k, names)
+            words = "" if labels is None else pictures.describe_target(labels[k], k, names)
             axis.set_xlabel(words, fontsize=5.5, color=INK, labelpad=2, parse_math=False)
             if k == 0:
                 axis.set_title(name, fontsize=8, loc="left", color=INK, pad=3, weight="bold")
@@ -160,6 +209,11 @@ def main(arguments=None):
     parser.add_argument("--images", nargs="+", help="image files or folders; none: digits")
     parser.add_argument("--output", required=True, help="file to write, .png or .jpg")
     parser.add_argument("--mixes", nargs="+", default=MIXES, help="names as in METHOD")
+    parser.add_argument(
+        "--operations",
+        action="store_true",
+        help="instead of mixes: the operations of TrivialAugment and RandAugment, random erasing",
+    )
     parser.add_argument("--count", type=int, default=4, help="images to show")
     parser.add_argument("--side", type=int, default=96, help="side of an image in pixels")
     parser.add_argument("--seed", type=int, default=0)
@@ -171,11 +225,15 @@ def main(arguments=None):
             images, names = read_images(flags.images, flags.side, flags.count)
         else:
             images, names = read_digits(flags.count, flags.side)
-        draw(images, names, flags.mixes, output, seed=flags.seed, scope=flags.scope)
+        if flags.operations:
+            draw_operations(images, output, seed=flags.seed)
+        else:
+            draw(images, names, flags.mixes, output, seed=flags.seed, scope=flags.scope)
     except ValueError as error:
         print(f"cutmix_jax.gallery: {error}", file=sys.stderr)
         return 1
-    print(f"{len(flags.mixes)} mixes of {len(images)} images: {output}")
+    shown = f"{len(MAGNITUDES)} operations" if flags.operations else f"{len(flags.mixes)} mixes"
+    print(f"{shown} of {len(images)} images: {output}")
     return 0
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from cutmix_jax import gallery, pictures
+from cutmix_jax.data import image_operations
 
 
 def test_renders_digits(tmp_path, capsys):
@@ -29,6 +30,15 @@ def test_renders_images_of_a_folder(tmp_path):
     sheet = tmp_path / "sheet.jpg"
     flags = ["--images", str(tmp_path), "--output", str(sheet), "--mixes", "mixup", "--side", "24"]
     assert gallery.main([*flags, "--scope", "batch"]) == 0
+    assert sheet.stat().st_size > 1000
+
+
+def test_renders_every_operation(tmp_path, capsys):
+    assert set(gallery.MAGNITUDES) == set(image_operations.OPERATIONS)
+    sheet = tmp_path / "sheet.png"
+    flags = ["--output", str(sheet), "--side", "16", "--count", "2", "--operations"]
+    assert gallery.main(flags) == 0
+    assert "16 operations of 2 images" in capsys.readouterr().out
     assert sheet.stat().st_size > 1000
 
 

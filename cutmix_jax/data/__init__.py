@@ -68,6 +68,11 @@ def open_data(config, shards: Shards = ONE_DEVICE) -> Data:
             f"config.augment.color_jitter and config.augment.lighting need images of 3 channels, "
             f"but those of {config.dataset} have {data.image_shape[2]}. Set both to 0."
         )
+    if config.augment.policy != "none" and data.image_shape[2] != 3:
+        raise UserError(
+            f"config.augment.policy={config.augment.policy} needs images of 3 channels, but those "
+            f"of {config.dataset} have {data.image_shape[2]}. Set it to 'none'."
+        )
     return data
 
 

@@ -1,4 +1,6 @@
-"""Augmentation on the device: pad, crop and flip of uint8; color jitter and lighting of float.
+"""Augmentation on the device: pad, crop and flip of uint8; colors and random erasing of float.
+
+`policies.py` has TrivialAugment and RandAugment, which come between them.
 
 Every function takes one key per image. Keys from `example_keys` depend on the example, not on its
 position in the batch. So an image is augmented alike on any number of devices.
@@ -8,6 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from cutmix_jax.data import policies
+from cutmix_jax.data.policies import fold_in_each
 
 # Eigenvalues and eigenvectors (rows R, G, B) of ImageNet's colors, in [0, 1] units.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -20,6 +26,17 @@ GRAY = (0.299, 0.587, 0.114)
 PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # NumPy's names
 # Folded into an image's key: its colors change by other numbers than its position.
 COLOR = 2**31 - 1
+# The same for operations of a policy, and for random erasing.
+POLICY, ERASING = COLOR - 1, COLOR - 2
+# Boxes that random erasing tries, until one fits into the image.
+ATTEMPTS = 10
+ERASING_AREA, ERASING_ASPECT = (0.02, 0.33), (0.3, 3.3)
+# The shape of the random numbers of an image; None for no random numbers.
+ERASING_FILLS = {
+    "constant": lambda height, width, channels: None,
+    "color": lambda height, width, channels: (1, 1, channels),
+    "noise": lambda height, width, channels: (height, width, channels),
+}
 
 
 def example_keys(
@@ -106,6 +123,8 @@ def load_augmented(
     jitter: float = 0.0,
     light: float = 0.0,
     size: tuple[int, int] | None = None,
+    policy=None,
+    erase=None,
 ) -> dict:
     """A batch for training: `load(arrays, xs)`, augmented as a function of (seed, epoch, index).
 
@@ -120,6 +139,8 @@ def load_augmented(
         jitter: strength of `color_jitter`; 0 for none.
         light: standard deviation of `lighting`; 0 for none.
         size: as in `crop_and_flip`.
+        policy: None, or `(keys, uint8 images) -> uint8 images`, from `create_policy`.
+        erase: None, or `(keys, float images) -> float images`, from `create_erasing`.
 
     Returns:
         What `load` returns, with images as float32 `[b, *size, C]`. They are in [0, 1], or may
@@ -129,28 +150,156 @@ def load_augmented(
     images, keys = batch["image"], example_keys(xs["seed"], epoch, xs["index"], xs.get("copy"))
     if pad or flip or size:
         images = crop_and_flip(keys, images, pad=pad, flip=flip, pad_mode=pad_mode, size=size)
+    if policy:
+        images = policy(fold_in_each(keys, POLICY), images)
     images = images.astype(jnp.float32) / 255
     if jitter or light:
-        color_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, COLOR)))(keys)
+        color_keys = jax.vmap(jax.random.split)(fold_in_each(keys, COLOR))
     if jitter:
         images = color_jitter(color_keys[:, 0], images, jitter)
     if light:
         images = lighting(color_keys[:, 1], images, light)
+    if erase:
+        images = erase(fold_in_each(keys, ERASING), images)
     return batch | {"image": images}
 
 
 def create_load_train(load, config, size=None):
-    """`load_augmented` with a section `augment` of the config."""
+    """`load_augmented` with the sections `augment` and `normalize` of a config."""
+    section = config.augment
     return functools.partial(
         load_augmented,
         load=load,
-        pad=config.pad,
-        pad_mode=config.pad_mode,
-        flip=config.flip,
-        jitter=config.color_jitter,
-        light=config.lighting,
+        pad=section.pad,
+        pad_mode=section.pad_mode,
+        flip=section.flip,
+        jitter=section.color_jitter,
+        light=section.lighting,
         size=size,
+        policy=create_policy(config),
+        erase=create_erasing(config),
     )
+
+
+def create_policy(config):
+    """The policy of `augment.policy`, `(keys, images) -> images`, or None."""
+    section = config.augment
+    several = {"operations": section.operations}
+    if section.magnitude is not None:
+        several["magnitude"] = section.magnitude
+    options = {"interpolation": section.interpolation}
+    if section.policy == "trivial_augment":
+        return functools.partial(policies.trivial_augment, **options)
+    if section.policy == "rand_augment":
+        return functools.partial(policies.rand_augment, **several, **options)
+    if section.policy == "rand_augment_timm":
+        mean = config.normalize.mean * (3 // len(config.normalize.mean))  # one value, or three
+        return functools.partial(
+            policies.rand_augment_timm,
+            **several,
+            **options,
+            magnitude_std=section.magnitude_std,
+            probability=section.operation_prob,
+            fill=tuple(min(255, round(255 * float(value))) for value in mean),
+        )
+    return None
+
+
+def create_erasing(config):
+    """`random_erasing` of `augment.erasing`, `(keys, images) -> images`, or None."""
+    if not config.augment.erasing:
+        return None
+    return functools.partial(
+        random_erasing,
+        probability=config.augment.erasing,
+        fill=config.augment.erasing_fill,
+        mean=tuple(config.normalize.mean),
+        std=tuple(config.normalize.std),
+    )
+
+
+def random_erasing(
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    probability: float,
+    fill: str = "constant",
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+) -> jax.Array:
+    """Random erasing: with some probability, a random box of an image is filled.
+
+    The box has the area `s H W` and the aspect ratio `height / width = r`, with `s ~ U(0.02, 0.33)`
+    and `log r ~ U(log 0.3, log 3.3)`. Its position inside the image is uniform. A box that does not
+    fit is drawn again, at most 9 times; then nothing is erased. The box becomes `mean + std z`. So
+    images in [0, 1] become what timm and torchvision erase after normalization, as `z`.
+
+    Args:
+        keys: `[B]` keys, one per image.
+        images: float `[B, H, W, C]`.
+        probability: that of a box, from 0 to 1.
+        fill: 'constant' for `z = 0`, 'color' for a `z ~ N(0, 1)` per channel, 'noise' for one per
+            channel and pixel.
+        mean: of the normalization that follows: one value, or one per channel.
+        std: the same for the standard deviation. By default, images are already normalized.
+
+    Returns:
+        `[B, H, W, C]`, in the dtype of `images`.
+
+    Raises:
+        ValueError: there is no such fill, or the probability is not from 0 to 1.
+
+    Example:
+        >>> keys = jax.random.split(jax.random.key(0), 100)
+        >>> erased = random_erasing(keys, jnp.ones((100, 16, 16, 1)), probability=1.0)
+        >>> area = 1 - erased.mean((1, 2, 3))
+        >>> bool(0.01 < area.min()), bool(area.max() < 0.36), bool(abs(area.mean() - 0.17) < 0.03)
+        (True, True, True)
+
+    Reference:
+        Zhong et al., Random erasing data augmentation, AAAI 2020; timm.data.RandomErasing and
+        torchvision.transforms.RandomErasing.
+    """
+    if fill not in ERASING_FILLS:
+        raise ValueError(f"fill is {fill!r}, but one of {tuple(ERASING_FILLS)} was expected")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability is {probability}, but a number from 0 to 1 was expected")
+    height, width, channels = images.shape[1:]
+    boxes, fill_keys = erasing_draws(keys, (height, width), probability)
+    shape = ERASING_FILLS[fill](height, width, channels)
+    if shape is None:
+        values = jnp.zeros((), images.dtype)
+    else:
+        values = jax.vmap(lambda key: jax.random.normal(key, shape, images.dtype))(fill_keys)
+    values = jnp.asarray(mean, images.dtype) + jnp.asarray(std, images.dtype) * values
+    top, left, bottom, right = (boxes[:, i, None, None] for i in range(4))
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)
+    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    return jnp.where(inside[..., None], values, images)
+
+
+def erasing_draws(
+    keys: jax.Array, spatial_shape: tuple[int, int], probability: float
+) -> tuple[jax.Array, jax.Array]:
+    """(boxes int32 [B, 4], keys [B] for the fill); (top, left, bottom, right), empty for none."""
+    sides = jnp.array(spatial_shape, jnp.int32)
+
+    def draw(key):
+        for_use, for_area, for_aspect, for_position, for_fill = jax.random.split(key, 5)
+        low, high = ERASING_AREA
+        area = jax.random.uniform(for_area, (ATTEMPTS,), minval=low, maxval=high) * sides.prod()
+        low, high = np.log(ERASING_ASPECT)
+        root = jnp.exp(jax.random.uniform(for_aspect, (ATTEMPTS,), minval=low, maxval=high) / 2)
+        tried = jnp.round(jnp.sqrt(area)[:, None] * jnp.stack([root, 1 / root], -1))
+        fits = (tried < sides).all(-1)
+        used = (jax.random.uniform(for_use) < probability) & fits.any()
+        box = jnp.where(used, tried[jnp.argmax(fits)].astype(jnp.int32), 0)
+        corner = (
+            jax.random.bits(for_position, (2,)) % (sides - box + 1).astype(jnp.uint32)
+        ).astype(jnp.int32)
+        return jnp.concatenate([corner, corner + box]), for_fill
+
+    return jax.vmap(draw)(keys)
 
 
 def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:

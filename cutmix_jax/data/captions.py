@@ -23,6 +23,8 @@ SETS = ("shapes", coco.NAME)
 UNUSED = (
     "augment.min_area",
     "augment.max_area",
+    "augment.policy",
+    "augment.erasing",
     "boxes_dir",
     "eval_size",
     "eval_resize",
@@ -134,7 +136,7 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
     for split in [name for name in indices if name != "train"]:
         rows = np.split(tokens[split], np.cumsum(counts[split])[:-1])
         arrays[split] = {"tokens": batches.pad(rows, max(counts[split]), 0)}
-    load_train = augment.create_load_train(gather_captions, config.augment, (size, size))
+    load_train = augment.create_load_train(gather_captions, config, (size, size))
     if _is_resident(config, found.side, size, counts):
         for split, (origin, index) in indices.items():
             images = found.read(origin, index)

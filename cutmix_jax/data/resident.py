@@ -141,7 +141,7 @@ def open_resident(
     def boxes_of(split: str, i: int) -> np.ndarray:
         return boxes.in_pixels(find_boxes(split, i), eval_shape[:2], (0, 0), eval_shape)
 
-    load_train = augment.create_load_train(gather, config.augment)
+    load_train = augment.create_load_train(gather, config)
     data = open_arrays(config, chosen, class_names, shards, load_train)
     return dataclasses.replace(data, boxes=boxes.per_split(indices, find_boxes and boxes_of))
 

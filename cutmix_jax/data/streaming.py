@@ -82,7 +82,7 @@ def open_streaming(config: ConfigDict, image_set: records.ImageSet, shards: Shar
         examples={name: len(index) for name, (_, index) in indices.items()},
         batch_size=config.batch_size,
         arrays=dict.fromkeys(indices, ()),
-        load_train=augment.create_load_train(take, config.augment),
+        load_train=augment.create_load_train(take, config),
         load_eval=batches.with_mask(take),
         train_batches=train_batches,
         train_shapes=batches.train_shapes(

@@ -171,7 +171,7 @@ class Classification(Task):
         if meant := models.find_small_variant(config.model, data.image_shape):
             model += f"; it is for large images, and {meant} for small ones"
         return {
-"model": model,
+            "model": model,
             "data": f"{config.dataset}: {examples}; {size}, {data.kind}",
             "mix": self.mix.describe(),
         }

@@ -1,6 +1,7 @@
 """Augmentation against NumPy, pixel by pixel, from the same random numbers."""
 
 import doctest
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from cutmix_jax import data as data_module
-from cutmix_jax.data import Shards, augment, open_data
+from cutmix_jax.config import from_plain
+from cutmix_jax.data import Shards, augment, open_data, policies, resident
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,120 @@ def test_colors_change_by_seed_epoch_and_index_too():
     jittered = augment.color_jitter(color_keys[:, 0], placed, 0.4)
     lit = augment.lighting(color_keys[:, 1], jittered, 0.1)
     np.testing.assert_allclose(first, lit, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    """20,000 boxes in images of 60x90, as NumPy (top, left, bottom, right)."""
+    keys = augment.example_keys(0, 0, jnp.arange(20_000))
+    draws = jax.jit(augment.erasing_draws, static_argnums=(1, 2))
+    return np.asarray(draws(keys, (60, 90), 0.25)[0]).T
+
+
+def test_boxes_to_erase_have_the_papers_distribution(boxes):
+    top, left, bottom, right = boxes
+    height, width = bottom - top, right - left
+    some = height > 0
+    assert abs(some.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 20_000)
+    assert min(top.min(), left.min()) == 0
+    assert (bottom <= 60).all()
+    assert (right <= 90).all()
+    # By Monte Carlo from the definition, with NumPy's random numbers.
+    random = np.random.default_rng(0)
+    area = random.uniform(0.02, 0.33, 200_000) * 60 * 90
+    aspect = np.exp(random.uniform(np.log(0.3), np.log(3.3), 200_000))
+    h, w = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
+    h, w = h[(h < 60) & (w < 90)], w[(h < 60) & (w < 90)]
+    for got, want in ((height, h), (width, w), (height * width, h * w)):
+        for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+            expected = np.quantile(want, quantile)
+            assert abs(np.quantile(got[some], quantile) - expected) < 0.06 * expected + 1
+    for start, length, size in ((top, height, 60), (left, width, 90)):
+        part = (start[some] + 0.5) / (size - length[some] + 1)
+        assert abs(part.mean() - 0.5) < 0.015
+        assert abs(part.std() - 1 / np.sqrt(12)) < 0.015
+
+
+@pytest.mark.parametrize("fill", ["constant", "color", "noise"])
+def test_erasing_equals_erasing_after_normalization(fill):
+    mean, std = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.25, 0.3])
+    keys = augment.example_keys(0, 0, jnp.arange(500))
+    images = np.random.default_rng(0).uniform(size=(500, 12, 10, 3)).astype(np.float32)
+    erase = functools.partial(augment.random_erasing, probability=0.6, fill=fill)
+    got = np.asarray(jax.jit(functools.partial(erase, mean=mean, std=std))(keys, images))
+    want = jax.jit(erase)(keys, (images - mean) / std)
+    np.testing.assert_allclose((got - mean) / std, want, atol=1e-5)
+    boxes = np.asarray(augment.erasing_draws(keys, (12, 10), 0.6)[0])
+    filled = []
+    for before, after, (top, left, bottom, right) in zip(images, got, boxes, strict=True):
+        inside = np.zeros((12, 10), bool)
+        inside[top:bottom, left:right] = True
+        np.testing.assert_array_equal(before[~inside], after[~inside])
+        z = (after[inside] - mean) / std
+        if fill == "color":
+            assert len(z) == 0 or np.ptp(z, axis=0).max() < 1e-5
+            z = z[:1]
+        filled.append(z)
+    z = np.concatenate(filled)
+    if fill == "constant":
+        assert np.abs(z).max() < 1e-6
+    else:
+        assert np.abs(z.mean(0)).max() < 0.25
+        assert np.abs(z.std(0) - 1).max() < 0.2
+        assert np.abs(np.corrcoef(z.T) - np.eye(3)).max() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"fill": "mean"}, "'mean', but one of"), ({"probability": 1.5}, "from 0 to 1")],
+)
+def test_wrong_options_of_erasing_are_refused(options, message):
+    keys, images = jax.random.split(jax.random.key(0), 2), np.zeros((2, 8, 8, 1), np.float32)
+    with pytest.raises(ValueError, match=message):
+        augment.random_erasing(keys, images, **{"probability": 1.0} | options)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("trivial_augment", {"interpolation": "nearest"}),
+        ("rand_augment", {"operations": 1, "magnitude": 15}),
+        ("rand_augment_timm", {"magnitude": 9.0, "magnitude_std": 1.0, "operation_prob": 0.8}),
+    ],
+)
+def test_operations_come_after_crop_and_flip_and_erasing_last(images, name, more):
+    section = {"pad": 2, "flip": True, "policy": name, "erasing": 0.5, "erasing_fill": "noise"}
+    mean, std = (0.3, 0.4, 0.5), (0.2, 0.2, 0.3)
+    changes = {"augment": section | more, "normalize": {"mean": mean, "std": std}}
+    load = augment.create_load_train(resident.gather, from_plain(changes))
+    xs = {"seed": np.int32(0), "index": np.arange(64, dtype=np.int32)}
+    got = jax.jit(load)({"image": images}, xs, 1)["image"]
+    keys = augment.example_keys(0, 1, jnp.arange(64))
+    placed = augment.crop_and_flip(keys, images, pad=2, flip=True)
+    if "operation_prob" in more:
+        more = {key: value for key, value in more.items() if key != "operation_prob"}
+        more |= {"probability": 0.8, "fill": (76, 102, 128)}
+    operated = getattr(policies, name)(policies.fold_in_each(keys, augment.POLICY), placed, **more)
+    erased = augment.random_erasing(
+        policies.fold_in_each(keys, augment.ERASING),
+        operated.astype(np.float32) / 255,
+        probability=0.5,
+        fill="noise",
+        mean=mean,
+        std=std,
+    )
+    # A level more or less, as the programs may round differently.
+    assert np.abs(got - erased).max() <= 1.01 / 255
+    assert np.mean(np.abs(got - erased) > 1e-5) < 1e-3
+
+
+def test_without_them_nothing_else_is_drawn(images):
+    """Keys of the policy and of erasing are made only if they are used."""
+    config = from_plain({"augment": {"pad": 2, "flip": True}})
+    load = augment.create_load_train(resident.gather, config)
+    xs = {"seed": np.int32(0), "index": np.arange(64, dtype=np.int32)}
+    loaded = jax.make_jaxpr(load)({"image": jnp.asarray(images)}, xs, 1)
+    assert str(loaded).count("random_fold_in") == 2, "one for the epoch, one for the index"
 
 
 @pytest.mark.parametrize("module", [augment, data_module])

@@ -614,6 +614,11 @@ def test_broken_prepared_sets_are_refused(tmp_path, write_tfds):
         ({"dataset": "cifar10"}, r"dataset=cifar10 has no captions\. .*coco_captions"),
         ({"test_split": "val"}, r"test_split is 'val', but .* --config\.captions\.test"),
         ({"augment": {"min_area": 0.1}}, r"augment\.min_area is 0\.1, but captions of coco_capt"),
+        (
+            {"augment": {"policy": "rand_augment"}},
+            r"augment\.policy is .rand_augment., but captions",
+        ),
+        ({"augment": {"erasing": 0.5}}, r"augment\.erasing is 0\.5, but captions"),
         ({"square_resize": 20}, r"config\.square_resize is 20"),
         ({"max_objects": 2}, r"config\.max_objects is 2"),
         ({"image_size": 13}, r"image_size is 13, but .*captions\.resize=12"),

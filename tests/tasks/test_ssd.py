@@ -187,6 +187,8 @@ def test_another_network_is_refused(task, monkeypatch):
         ("image_size", None, r"config\.image_size, which is not set"),
         ("mix.name", "cutmix", "does not use it"),
         ("augment.flip", True, "a detector does not use it"),
+        ("augment.policy", "trivial_augment", "a detector does not use it"),
+        ("augment.erasing", 0.5, "a detector does not use it"),
         ("normalize.mean", (0.5, 0.5), "2 values"),
         ("detection.ap_rule", "11", "one of '11-point', 'area'"),
     ],
