@@ -29,6 +29,7 @@ LONGEST = {
     "test_run.py",
     "test_sweep.py",
     "test_train.py",
+    "test_wsol.py",
 }
 
 # Two processes that both use all cores slow each other down many times, so each gets its own.

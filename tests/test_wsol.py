@@ -99,8 +99,8 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
 @pytest.mark.slow
 def test_a_network_that_classifies_shapes_finds_them(tmp_path):
     """Minutes of training. The best centered box, which ignores the image, is far worse."""
-    arguments = (f"--workdir={tmp_path}", "--config.train_examples=5000")
-    done = run_main("--config=configs/shapes.py:resnet8x2,baseline", *arguments, timeout=1800)
+    arguments = ["--config=configs/shapes.py:resnet8x2,baseline", "--config.train_examples=5000"]
+    done = run_main(f"--workdir={tmp_path}", *arguments, optimized=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     done = run_main(f"--workdir={tmp_path}", "--mode=evaluate", "--evals=localization")
     assert done.returncode == 0, done.stderr
