@@ -11,8 +11,12 @@ The values are those of torchvision's training command for ResNet50_Weights.IMAG
 Primitives", 2021). Three things differ:
 
 - The learning rate changes at every step instead of once per epoch.
-- EMA weights start at the first weights. torchvision's start again until the warm-up ends.
+- EMA weights start at the first weights, so they are poor for many epochs. torchvision's start
+  again until the warm-up ends.
 - Partners come from a permutation of the batch instead of a shift by one.
+
+With other epochs or another batch size, set config.ema as well. It is computed below from the
+published ones.
 
 Hardware: 8 GPUs, `--config.dtype=bfloat16`. This project has not run it.
 """

@@ -631,6 +631,15 @@ def check_config(config):
         local_path(path, key)
     _check_crop(config)
     _check_policy(config)
+    if not config.ema:
+        check_unused(config, ["ema_every"], "config.ema is 0")
+    if not config.warmup_epochs:
+        check_unused(config, ["warmup_start"], "config.warmup_epochs is 0")
+    if config.repeats > config.batch_size:
+        raise UserError(
+            f"config.repeats is {config.repeats}, but at most config.batch_size="
+            f"{config.batch_size} was expected."
+        )
     limit = config.epochs - (config.schedule == "cosine")
     if config.warmup_epochs > limit:
         raise UserError(

@@ -386,7 +386,14 @@ def start_plotting(task, programs, state, arrays, folder):
 def describe(task, state):
     """The config in words, the devices, the data and the parameters."""
     config, drop = task.config, task.config.drop_block
+    threshold = config.bce_threshold
+    targets = "" if threshold is None else f", targets above {threshold:g} count as 1"
     options = {
+        "all weights random, because config.init_from is not set": config.new_head
+        and not config.init_from,
+        f"trained with a binary cross-entropy{targets}": config.loss == "bce",
+        f"augmented by {config.augment.policy}": config.augment.policy != "none",
+        f"random erasing of {config.augment.erasing:.0%} of the images": config.augment.erasing,
         f"warm-up of {config.warmup_epochs:g} epochs": config.warmup_epochs,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
         f"learning rate of the head x {config.head_lr_factor:g}": config.head_lr_factor != 1,
@@ -399,8 +406,8 @@ def describe(task, state):
         f"squares of side {drop.size}{', growing from 0' * (drop.schedule == 'linear')}": drop.rate,
         f"batch statistics of {config.norm.groups} groups apart": config.norm.groups > 1,
         "blocks computed again for the gradient": config.remat,
-        f"averaged weights (decay {config.ema:g} at every "
-        f"{f'{config.ema_every}th step' if config.ema_every > 1 else 'step'})": config.ema,
+        f"averaged weights (decay {config.ema:g} every "
+        f"{f'{config.ema_every} steps' if config.ema_every > 1 else 'step'})": config.ema,
         "batch statistics over all devices": config.sync_batch_norm,
         config.dtype: config.dtype != "float32",
     }

@@ -72,6 +72,8 @@ def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "measure"), [("ssd", "test_map"), ("captions", "test_loss")])
 def test_two_processes_train_another_task_as_one_with_two_devices_does(task, measure, tmp_path):
+    if task == "captions":
+        pytest.importorskip("pycocoevalcap", reason="needs requirements-captions.txt")
     arguments = [f"--config=tests/tasks/small_run.py:{task}", "--config.sync_batch_norm=True"]
     # With such a small learning rate, differences of rounding do not grow from step to step.
     arguments += ["--config.epochs=1", "--config.eval_every=1", "--config.learning_rate=0.001"]

@@ -90,6 +90,8 @@ def test_a_stream_that_is_killed_within_epochs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["ssd", "captions"])
 def test_another_task_that_is_killed_within_an_epoch(task, tmp_path):
+    if task == "captions":
+        pytest.importorskip("pycocoevalcap", reason="needs requirements-captions.txt")
     arguments = [f"--config=tests/tasks/small_run.py:{task}"]
     whole = run_main(f"--workdir={tmp_path / 'whole'}", *arguments)
     assert whole.returncode == 0, whole.stderr

@@ -102,7 +102,9 @@ def test_a_network_that_classifies_shapes_finds_them(tmp_path):
     arguments = ["--config=configs/shapes.py:resnet8x2,baseline", "--config.train_examples=5000"]
     done = run_main(f"--workdir={tmp_path}", *arguments, optimized=True, timeout=1800)
     assert done.returncode == 0, done.stderr
-    done = run_main(f"--workdir={tmp_path}", "--mode=evaluate", "--evals=localization")
+    done = run_main(
+        f"--workdir={tmp_path}", "--mode=evaluate", "--evals=localization", optimized=True
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "evals" / "localization.json").read_text())
     assert found["top1_error"] < 0.6

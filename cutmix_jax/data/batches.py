@@ -175,7 +175,8 @@ def train_positions(
     """int64 [steps, local_devices, per_device]: this process's positions from start_step on.
 
     They are a permutation of 0 to n - 1, or those in `order`. With `repeats`, an epoch has the
-    first n / repeats of them, each that often in a batch, and the same number of steps.
+    first n / repeats of them, each that often, and the same number of steps. The repetitions of an
+    image are in one batch, or at the end of one and the start of the next.
     """
     order = permutation(seed, epoch, n) if order is None else np.asarray(order)
     order = np.repeat(order, repeats)[: len(order)]

@@ -70,16 +70,11 @@ def run(subject, options, paths=(), photos=()):
     ]
     order = np.argsort(each["cider"], kind="stable")
     shown = min(options.shown, len(order))
-    parts = {
-        title: [
-            card(np.uint8(np.rint(255 * image)), rows[i], references[i])
-            for i, image in zip(chosen, subject.images(chosen)["image"], strict=True)
-        ]
-        for title, chosen in {
-            "Best by CIDEr": order[::-1][:shown],
-            "Worst by CIDEr": order[:shown],
-        }.items()
-    }
+    best, worst = order[::-1][:shown], order[:shown]
+    chosen = np.concatenate([best, worst])
+    images = np.uint8(np.rint(255 * subject.images(chosen)["image"]))
+    cards = [card(image, rows[i], references[i]) for i, image in zip(chosen, images, strict=True)]
+    parts = {"Best by CIDEr": cards[:shown], "Worst by CIDEr": cards[shown:]}
     if photos:
         parts["Photographs"] = describe_photographs(subject, paths, photos)
     table = {SCORES[name]: f"{values[name]:.1f}" if name in values else "-" for name in SCORES}

@@ -310,4 +310,10 @@ def create_task(config, mapping=None):
         *(() if found.heads else ("head_lr_factor", "new_head")),
     ]
     config_lib.check_unused(config, unused, f"the task {config.task!r} does not use it")
-    return found.create(config, mapping or create_mapping(config.mapping))
+    task = found.create(config, mapping or create_mapping(config.mapping))
+    if config.ema_every > task.total_steps:
+        raise UserError(
+            f"config.ema_every is {config.ema_every}, but the run has {task.total_steps} steps, so "
+            "the EMA weights would never change. Set a smaller one."
+        )
+    return task

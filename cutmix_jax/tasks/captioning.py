@@ -50,7 +50,8 @@ class Captioning(Task):
         if config.init_from is None and not config.captions.finetune:
             raise UserError(
                 "The encoder would stay random, because config.captions.finetune is False. Give "
-                "the workdir of a classifier as --config.init_from, or train the encoder, too."
+                "the workdir or file of a classifier as --config.init_from, or train the encoder "
+                "as well."
             )
         if not config.captions.finetune:
             reason = "without config.captions.finetune the encoder runs as in evaluation"

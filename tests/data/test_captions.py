@@ -343,6 +343,16 @@ def test_streamed_images_have_the_bits_of_resident_ones(form):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_photographs_of_ones_own_are_not_cropped_again(tree):
+    """They come in the arrays, as `captions.fit` returns them."""
+    own = {"image": np.arange(2 * 9 * 9 * 3, dtype=np.uint8).reshape(2, 9, 9, 3)}
+    own["tokens"] = np.zeros((2, 1, 2), np.int32)
+    xs = {"index": np.arange(2), "mask": np.ones(2, bool)}
+    for source in ("resident", "streaming"):
+        found = open_captions(config(tree, source=source)).load_eval(own, xs)
+        np.testing.assert_array_equal(found["image"], own["image"])
+
+
 def evaluated(data):
     """The batches of evaluation."""
     for xs in data.eval_batches("test"):

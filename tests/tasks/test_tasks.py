@@ -35,8 +35,10 @@ def test_held_out_images_rank_an_epoch_if_there_are_any():
 
 def test_a_network_for_large_images_is_noted_on_small_ones():
     task = types.SimpleNamespace(
-        config=types.SimpleNamespace(model="resnet18", dataset="cifar100"),
-        data=types.SimpleNamespace(image_shape=(32, 32, 3), num_classes=100, examples={}, kind=""),
+        config=types.SimpleNamespace(model="resnet18", dataset="cifar100", repeats=1),
+        data=types.SimpleNamespace(
+            image_shape=(32, 32, 3), eval_shape=None, num_classes=100, examples={}, kind=""
+        ),
         mix=mix.create_mix("none"),
     )
     words = Classification.describe(task)["model"]
