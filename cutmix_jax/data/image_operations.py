@@ -63,26 +63,29 @@ class Operations(NamedTuple):
 def create_operations(index, magnitude, spatial_shape: tuple[int, int]) -> Operations:
     """Operations of given magnitudes, for images of one shape.
 
-    | operation | output | magnitude `m` |
-    |---|---|---|
-    | `identity` | the image | none |
-    | `shear_x`, `shear_y` | the input at `(x + m y, y)`, or `(x, y + m x)` | slope |
-    | `translate_x`, `translate_y` | moved right, or down, by `m` | pixels |
-    | `rotate` | rotated about the center, counterclockwise | degrees |
-    | `brightness` | `m v` for a level `v` | factor, 1 for no change |
-    | `contrast` | `g + m (v - g)` with the mean gray level `g` | factor |
-    | `color` | `g + m (v - g)` with the pixel's gray level `g` | factor |
-    | `sharpness` | `s + m (v - s)` with the smoothed image `s` | factor |
-    | `posterize` | the upper `m` bits of `v` | bits, 0 to 8 |
-    | `solarize` | `255 - v` for `v >= m` | level |
-    | `solarize_add` | `min(v + m, 255)` for `v < 128` | levels |
-    | `auto_contrast` | each channel stretched to 0 to 255 | none |
-    | `equalize` | each channel with an even histogram | none |
-    | `invert` | `255 - v` | none |
+    ============================  ===============================================  =============
+    operation                     output                                           magnitude `m`
+    ============================  ===============================================  =============
+    `identity`                    the image                                        none
+    `shear_x`, `shear_y`          the input at `(x + m y, y)`, or `(x, y + m x)`   slope
+    `translate_x`, `translate_y`  moved right, or down, by `m`                     pixels
+    `rotate`                      rotated about the center, counterclockwise       degrees
+    `brightness`                  `m v` for a level `v`                            factor
+    `contrast`                    `g + m (v - g)` with the mean gray level `g`     factor
+    `color`                       `g + m (v - g)` with the pixel's gray level `g`  factor
+    `sharpness`                   `s + m (v - s)` with the smoothed image `s`      factor
+    `posterize`                   the upper `m` bits of `v`                        bits, 0 to 8
+    `solarize`                    `255 - v` for `v >= m`                           level
+    `solarize_add`                `min(v + m, 255)` for `v < 128`                  levels
+    `auto_contrast`               each channel stretched to 0 to 255               none
+    `equalize`                    each channel with an even histogram              none
+    `invert`                      `255 - v`                                        none
+    ============================  ===============================================  =============
 
     Args:
         index: int `[...]`, positions in `OPERATIONS`.
-        magnitude: float `[...]`. NumPy's are used in float64, others in float32.
+        magnitude: float `[...]`; a factor of 1 changes nothing. NumPy's are used in float64, others
+            in float32.
         spatial_shape: (height, width) of the images, in pixels.
 
     Returns:

@@ -360,7 +360,7 @@ def timm_magnitudes(level, negative, spatial_shape: tuple[int, int]) -> dict:
         spatial_shape: (height, width) of the images, in pixels.
 
     Returns:
-        `{name: float [B]}`, in the operations' own units.
+        A dict from names to float `[B]`, in the operations' own units.
 
     Example:
         >>> found = timm_magnitudes(jnp.array([7.0]), jnp.array([False]), (10, 10))
