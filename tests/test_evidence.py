@@ -1,11 +1,15 @@
 """The tables of docs/evidence.md match the records in docs/evidence/."""
 
+import csv
+import gzip
 import json
 import pathlib
 import re
 import statistics
 
 import pytest
+
+from cutmix_jax.data import shapes
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 RECORDS = DOCS / "evidence/cifar100_resnet18"
@@ -120,9 +124,56 @@ def voc_overfit():
     yield ["mAP", *(f"{value:.3f}" for value in maps if value is not None)]
 
 
+def name_parts(caption):
+    """(form, texture, color, color of the ground) in a caption of `shapes`; None: not named."""
+    of_object, _, of_ground = caption.lower().partition(" on ")
+    kinds = (shapes.CLASS_NAMES, shapes.TEXTURES[1:], shapes.COLORS)
+    found = [next((word for word in kind if word in of_object.split()), None) for kind in kinds]
+    return *found, next((word for word in shapes.COLORS if word in of_ground.split()), None)
+
+
+def shapes_captions():
+    """Scores of captions, and the shares that name each part right, in percent."""
+    for encoder in ("frozen", "fine-tuned"):
+        folders = sorted((DOCS / "evidence/shapes_captions").glob(f"{encoder}-seed*"))
+        cells = []
+        for seed, folder in enumerate(folders):
+            results = json.loads((folder / "results.json").read_text())
+            assert results["config"]["seed"] == seed
+            assert results["config"]["captions"]["finetune"] == (encoder == "fine-tuned")
+            scores = json.loads((folder / "captions.json").read_text())
+            with gzip.open(folder / "captions.csv.gz", "rt") as file:
+                rows = [
+                    (name_parts(row["caption"]), name_parts(row["references"]))
+                    for row in csv.DictReader(file)
+                ]
+            assert len(rows) == scores["examples"] == 2000
+            right = [sum(a[i] == b[i] for a, b in rows) / 20 for i in range(4)]
+            values = [scores["cider"], scores["bleu4"], *right, results["seconds"] / 60]
+            cells.append([f"{value:.1f}" for value in values])
+        yield [encoder, *(", ".join(values) for values in zip(*cells, strict=True))]
+
+
+def coco_overfit():
+    folder = DOCS / "evidence/coco_overfit"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "test_bleu4" in record]
+    for words, key in (("BLEU-4", "test_bleu4"), ("CIDEr", "test_cider")):
+        yield [words, *(f"{record[key]:.1f}" for record in records)]
+
+
 @pytest.mark.parametrize(
     "table",
-    [errors, evaluations, shapes_ssd, shapes_faster_rcnn, shapes_transfer, voc_overfit],
+    [
+        errors,
+        evaluations,
+        shapes_ssd,
+        shapes_faster_rcnn,
+        shapes_transfer,
+        voc_overfit,
+        shapes_captions,
+        coco_overfit,
+    ],
     ids=lambda table: table.__name__,
 )
 def test_the_table_is_that_of_the_records(table):
