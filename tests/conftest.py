@@ -75,6 +75,16 @@ def caption_sample(tfds_dir) -> dict[int, list[str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def unoptimized():
+    """For files in which compiling takes longer than running."""
+    import jax  # after the settings above
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Keeps the tests away from the user's cache. One folder per session, so that it is used."""

@@ -18,11 +18,7 @@ TINY = {"dataset": "folder", "model": "resnet8", "image_size": 16, "batch_size":
 LARGER = {"eval_size": 24, "eval_resize": 28}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 @pytest.fixture(scope="module")

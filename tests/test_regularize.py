@@ -13,13 +13,7 @@ from cutmix_jax import UserError, regularize
 from cutmix_jax.models import create_model
 from cutmix_jax.regularize import DropBlock, Regularization, ShakeDrop, StochasticDepth
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Compiling takes longer than running in these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 KEYS = jax.random.split(jax.random.key(0), 4000)

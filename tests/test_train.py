@@ -17,13 +17,7 @@ from cutmix_jax import UserError, metrics, tasks, train
 from cutmix_jax.parallel import AXIS, create_mapping
 from tests.commands import plain_config
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Compiling takes longer than running in these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def take_steps(task, count, state=None, calls=1):

@@ -135,6 +135,15 @@ def check_fits(
         )
 
 
+def is_resident(config: ConfigDict, count: int, shape: tuple[int, int, int], remedy: str) -> bool:
+    """Whether images of files stay in device memory: as `source` says; for 'auto', if they fit."""
+    if config.source == "auto":
+        return mib(count, shape) <= config.resident_limit_mib
+    if config.source == "resident":
+        check_fits(config, count, shape, remedy)
+    return config.source == "resident"
+
+
 def random_state(*seed: int) -> np.random.RandomState:
     """A generator whose numbers are stable across NumPy versions, unlike those of Generator."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))

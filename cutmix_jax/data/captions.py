@@ -1,6 +1,7 @@
 """Images with captions, for captioning: resident or streamed."""
 
 import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping
@@ -149,8 +150,16 @@ def open_captions(config, shards: Shards = ONE_DEVICE) -> CaptionData:
             config, arrays, vocabulary.words, shards, load_train, counted="tokens"
         )
     else:
-        loader = _create_loader(found, indices, image_of)
-        data = _open_streaming(config, loader, arrays, vocabulary.words, shards, load_train, size)
+        data = streaming.open_beside_arrays(
+            config,
+            _create_loader(found, indices, image_of),
+            arrays,
+            vocabulary.words,
+            shards,
+            load_train,
+            functools.partial(_load_streamed, size=size),
+            (size, size, 3),
+        )
     names = found.names and {
         split: [found.names[origin][i] for i in index] for split, (origin, index) in indices.items()
     }
@@ -166,6 +175,13 @@ def gather_captions(arrays: Mapping[str, jax.Array], xs: Mapping[str, jax.Array]
     found = resident.gather({name: arrays[name] for name in ("image_of", "tokens")}, xs)
     images = resident.gather({"image": arrays["image"]}, {"index": found["image_of"]})
     return images | {"tokens": found["tokens"]}
+
+
+def _load_streamed(arrays, xs, size: int) -> dict:
+    """The images at `xs['index']` in evaluation, with all their captions."""
+    found = resident.gather(arrays, xs)
+    # Photographs of one's own come in the arrays, and fit already.
+    return found | {"image": _central(xs["image"], size)} if "image" in xs else found
 
 
 def fit(image: np.ndarray, config: ConfigDict, shape: tuple[int, int, int]) -> np.ndarray:
@@ -245,13 +261,10 @@ def _is_resident(config: ConfigDict, side: int, size: int, counts: Mapping[str, 
         len(of_split) * (side if split == "train" else size) ** 2
         for split, of_split in counts.items()
     )
-    if config.source == "auto" and config.dataset != "shapes":
-        return batches.mib(pixels, (1, 1, 3)) <= config.resident_limit_mib
-    if config.source != "streaming":
-        more = ", or --config.source=streaming" * (config.dataset != "shapes")
-        remedy = f"Use fewer with --config.train_examples=N{more}"
-        batches.check_fits(config, pixels, (1, 1, 3), remedy)
-    return config.source != "streaming"
+    if config.dataset == "shapes":
+        return True  # `shapes` has checked that they fit
+    remedy = "Use fewer with --config.train_examples=N, or --config.source=streaming"
+    return batches.is_resident(config, pixels, (1, 1, 3), remedy)
 
 
 def _create_loader(
@@ -269,52 +282,6 @@ def _create_loader(
             split: np.full((len(index), 2), found.side, np.int32)
             for split, (_, index) in examples.items()
         },
-    )
-
-
-def _open_streaming(
-    config: ConfigDict,
-    loader: PaddedLoader,
-    arrays: Mapping[str, Mapping],
-    words: tuple[str, ...],
-    shards: Shards,
-    load_train: Callable,
-    size: int,
-) -> Data:
-    """Data whose images come with each batch; `arrays` has the tokens."""
-    train_batches, eval_batches = streaming.create_batches(
-        config,
-        loader,
-        shards,
-        fields=lambda name, images, labels: {"image": images},
-        sample=lambda epoch, row, copy: None,
-    )
-
-    def load_eval(arrays, xs) -> dict:
-        found = resident.gather(arrays, xs)
-        # Photographs of one's own come in the arrays, and fit already.
-        return found | {"image": _central(xs["image"], size)} if "image" in xs else found
-
-    def digest(split: str) -> str:
-        images, index = loader.splits[split]
-        once = dataclasses.replace(loader, splits={split: (images, np.unique(index))})
-        return streaming.digest_of(once, split, [index, *arrays[split].values()])
-
-    return Data(
-        kind="streaming",
-        num_classes=len(words),
-        class_names=words,
-        image_shape=(size, size, 3),
-        examples={split: len(index) for split, (_, index) in loader.splits.items()},
-        batch_size=config.batch_size,
-        arrays=arrays,
-        load_train=load_train,
-        load_eval=batches.with_mask(load_eval),
-        train_batches=train_batches,
-        train_shapes=batches.train_shapes(config, shards, image=(loader.shape, np.uint8)),
-        eval_batches=eval_batches,
-        digest=digest,
-        reader=image_files.libraries(),
     )
 
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from cutmix_jax import UserError, host
 from cutmix_jax.config import DEFAULTS, check_unused
-from cutmix_jax.data import batches, image_files, resident, shapes, streaming, voc
+from cutmix_jax.data import batches, resident, shapes, streaming, voc
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.loading import PaddedLoader
 from cutmix_jax.data.records import ObjectSet
@@ -69,28 +68,23 @@ def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
         splits={name: (found.images[origin], index) for name, (origin, index) in indices.items()},
         sizes={name: part["size"] for name, part in arrays.items()},
     )
-    if _is_resident(config, sum(len(index) for _, index in indices.values()), found.shape):
+    count = sum(len(index) for _, index in indices.values())
+    # `shapes` has checked that they fit.
+    if config.dataset == "shapes" or batches.is_resident(
+        config, count, found.shape, "Use --config.source=streaming"
+    ):
         arrays = {name: {"image": _read(loader, name), **part} for name, part in arrays.items()}
         data = resident.open_arrays(config, arrays, found.class_names, shards, _load_train)
     else:
-        data = _open_streaming(config, loader, arrays, found.class_names, shards)
+        data = streaming.open_beside_arrays(
+            config, loader, arrays, found.class_names, shards, _load_train, _load, found.shape
+        )
     if found.names is None:
         return data
     names = {
         split: [found.names[origin][i] for i in index] for split, (origin, index) in indices.items()
     }
     return dataclasses.replace(data, names=names)
-
-
-def _is_resident(config: ConfigDict, count: int, shape: tuple[int, int, int]) -> bool:
-    """Whether to keep the images in device memory; see `open_objects`."""
-    if config.dataset == "shapes":
-        return True  # `shapes` has checked that they fit
-    if config.source == "auto":
-        return batches.mib(count, shape) <= config.resident_limit_mib
-    if config.source == "resident":
-        batches.check_fits(config, count, shape, "Use --config.source=streaming")
-    return config.source == "resident"
 
 
 def _read(loader: PaddedLoader, name: str) -> np.ndarray:
@@ -103,39 +97,6 @@ def _read(loader: PaddedLoader, name: str) -> np.ndarray:
         fill, host.cores(), streaming.TOGETHER, rows, [None], loader.shape
     )
     return found
-
-
-def _open_streaming(
-    config: ConfigDict,
-    loader: PaddedLoader,
-    arrays: Mapping[str, Mapping],
-    class_names: tuple[str, ...],
-    shards: Shards,
-) -> Data:
-    """Data whose images come with each batch; `arrays` has the rest."""
-    train_batches, eval_batches = streaming.create_batches(
-        config,
-        loader,
-        shards,
-        fields=lambda name, images, labels: {"image": images},
-        sample=lambda epoch, row, copy: None,
-    )
-    return Data(
-        kind="streaming",
-        num_classes=len(class_names),
-        class_names=class_names,
-        image_shape=loader.shape,
-        examples={name: len(index) for name, (_, index) in loader.splits.items()},
-        batch_size=config.batch_size,
-        arrays=arrays,
-        load_train=_load_train,
-        load_eval=batches.with_mask(_load),
-        train_batches=train_batches,
-        train_shapes=batches.train_shapes(config, shards, image=(loader.shape, np.uint8)),
-        eval_batches=eval_batches,
-        digest=lambda name: streaming.digest_of(loader, name, arrays[name].values()),
-        reader=image_files.libraries(),
-    )
 
 
 def _load(arrays, xs) -> dict:

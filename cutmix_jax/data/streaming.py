@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -159,11 +159,65 @@ def create_batches(
     return train_batches, eval_batches
 
 
+def open_beside_arrays(
+    config: ConfigDict,
+    loader,
+    arrays: Mapping[str, Mapping],
+    class_names: tuple[str, ...],
+    shards: Shards,
+    load_train: Callable,
+    load_eval: Callable,
+    image_shape: tuple[int, int, int],
+) -> Data:
+    """Data whose batches bring images alone, and whose `arrays` have the rest on the device.
+
+    Args:
+        config: the config of the run.
+        loader: a loader from `loading.py`, for images without labels.
+        arrays: `Data.arrays`, without images.
+        class_names: one name per class.
+        shards: how batches are split over devices and processes.
+        load_train: `Data.load_train`.
+        load_eval: `Data.load_eval`, without the mask.
+        image_shape: (H, W, C) of the images that the model sees.
+    """
+    train_batches, eval_batches = create_batches(
+        config,
+        loader,
+        shards,
+        fields=lambda name, images, labels: {"image": images},
+        sample=lambda epoch, row, copy: None,
+    )
+    return Data(
+        kind="streaming",
+        num_classes=len(class_names),
+        class_names=class_names,
+        image_shape=image_shape,
+        examples={name: len(index) for name, (_, index) in loader.splits.items()},
+        batch_size=config.batch_size,
+        arrays=arrays,
+        load_train=load_train,
+        load_eval=batches.with_mask(load_eval),
+        train_batches=train_batches,
+        train_shapes=batches.train_shapes(config, shards, image=(loader.shape, np.uint8)),
+        eval_batches=eval_batches,
+        digest=lambda name: digest_of(loader, name, arrays[name].values()),
+        reader=image_files.libraries(),
+    )
+
+
 def digest_of(loader, name: str, arrays: Iterable[np.ndarray]) -> str:
-    """A text that changes with any record of a split, or with the arrays."""
+    """A text that changes with any record of a split, or with the arrays.
+
+    Each record is read once. If some occur again, the order of all counts, too.
+    """
     split, index = loader.splits[name]
-    stored = (split.read(int(i)) for i in index)
-    return records.digest(itertools.chain(stored, (values.tobytes() for values in arrays)))
+    once = dict.fromkeys(index.tolist())
+    stored = map(split.read, once)
+    order = [index] if len(once) < len(index) else []
+    return records.digest(
+        itertools.chain(stored, (values.tobytes() for values in (*order, *arrays)))
+    )
 
 
 def take(arrays, xs) -> dict:

@@ -37,12 +37,7 @@ TOKENS = np.array(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Compiling takes longer than running in these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,7 @@ from tests.models.reference import (
 TINY = {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_stem": True}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Compiling takes longer than running in these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def network(name="resnet18x0.25", classes=3, **options):

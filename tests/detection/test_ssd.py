@@ -24,12 +24,7 @@ TINY = {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock, "width": 4, "large_ste
 SIDE, CLASSES = 48, 3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Compiling takes longer than running in these tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 @pytest.mark.parametrize(

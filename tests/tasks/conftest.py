@@ -2,7 +2,6 @@
 
 import io
 
-import jax
 import pytest
 
 from cutmix_jax import models, run, signals
@@ -15,14 +14,6 @@ def module_patch():
     """A `MonkeyPatch` for all tests of a file."""
     with pytest.MonkeyPatch.context() as patch:
         yield patch
-
-
-@pytest.fixture(scope="module")
-def unoptimized():
-    """Compiling takes longer than running."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
