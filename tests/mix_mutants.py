@@ -234,4 +234,28 @@ MUTANTS = {
         "words = jax.random.bits(key, (size,), jnp.uint32) >> lax.iota(jnp.uint32, size) // 2",
         "test_mix_draws.py::test_all_permutations_are_as_frequent",
     ),
+    "what a box in the middle leaves is cut": (
+        "boxes.py",
+        "== box.shape[-1] - 1",
+        ">= 0",
+        "test_mix_boxes.py::test_objects_are_those_whose_pixels_are_left",
+    ),
+    "an image that is its own partner loses objects": (
+        "boxes.py",
+        "same = _is_itself(plan)",
+        "same = _is_itself(plan) & False",
+        "test_mix_boxes.py::test_objects_are_those_whose_pixels_are_left",
+    ),
+    "objects in a frame are only moved": (
+        "boxes.py",
+        "low + boxes * (high - low) /",
+        "low + boxes *",
+        "test_mix_boxes.py::test_objects_are_those_whose_pixels_are_left",
+    ),
+    "objects are weighted by the partner's part of a blend": (
+        "boxes.py",
+        "own_weight = ratio",
+        "own_weight = 1 - ratio",
+        "test_mix_boxes.py::test_objects_are_those_whose_pixels_are_left",
+    ),
 }

@@ -32,7 +32,10 @@ def plans():
     (picked,) = mix.random_choice(*either, scope="image").sample(KEY, 6, (8, 12))
     cut = mix.sample_cutout(KEY, 6, (8, 12), size=3, fill=0.5)
     arrays = {"image": IMAGES, "half": IMAGES[:, ::2, ::2], "depth": IMAGES.astype(np.float16)}
+    low = np.random.default_rng(0).integers(0, 6, (6, 2, 2), np.int32)
+    objects = np.concatenate([low, low + 2], -1).astype(np.float16), np.ones((6, 2), bool)
     return [
+        [mix.mix_boxes(plan, *objects, {"ids": low}) for plan in (inside, blend, picked, cut)],
         mix.apply(inside, arrays, paste="window"),
         mix.apply(picked, arrays),
         mix.apply(cut, arrays),
@@ -64,7 +67,7 @@ CASES = (one_calls, plans, named_mixes, wider_under_x64)
 
 def test_the_cases_use_every_public_name():
     used = set(re.findall(r"mix\.(\w+)", pathlib.Path(__file__).read_text()))
-    assert set(mix.__all__) - {"LAYERS", "Mix", "Plan"} <= used
+    assert set(mix.__all__) - {"LAYERS", "Mix", "MixedBoxes", "Plan"} <= used
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ A `Plan` says what will be mixed. It is sampled from a key and a shape, without 
 mix of the paper by its name. `chain` and `random_choice` combine mixes.
 """
 
+from cutmix_jax.mix.boxes import MixedBoxes, mix_boxes
 from cutmix_jax.mix.calls import cutmix, cutout, mixup
 from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
@@ -21,6 +22,7 @@ from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
 __all__ = [
     "LAYERS",
     "Mix",
+    "MixedBoxes",
     "Plan",
     "apply",
     "apply_at",
@@ -29,6 +31,7 @@ __all__ = [
     "cutmix",
     "cutout",
     "kept_fraction",
+    "mix_boxes",
     "mix_labels",
     "mix_losses",
     "mix_values",
