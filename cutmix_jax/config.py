@@ -259,6 +259,9 @@ SCHEMA = {
     "mix.size": Key(
         float, None, None, "Fixed side of the box in pixels; below 1, as a fraction of the image's."
     ),
+    "mix.lengths": Key(
+        str, None, None, "Sides of the box: 'beta', or 'uniform' between the next two."
+    ),
     "mix.min_ratio": Key(float, None, None, "Smallest side of the box, relative to the image's."),
     "mix.max_ratio": Key(float, None, None, "Largest side of the box, relative to the image's."),
     "mix.placement": Key(
@@ -276,12 +279,17 @@ SCHEMA = {
         str, None, None, "Choice of partners: 'permutation', 'reverse' or 'rotate'."
     ),
     "mix.across_devices": Key(bool, None, None, "Take partners from the batches of all devices."),
-    "mix.fill": Key(float, None, None, "Value that Cutout writes into the box."),
+    "mix.fill": Key(float, None, None, "Value that Cutout and erasing write into the box."),
+    "mix.area": Key(tuple, None, None, "Area of the box of erasing over the image's: (low, high)."),
+    "mix.aspect": Key(tuple, None, None, "Height over width of the box of erasing: (low, high)."),
     "mix.layers": Key(tuple, None, None, "Feature maps that are mixed, by name or number."),
     "mix.schedule": Key(str, None, None, "'linear' raises `prob` from 0 over the run."),
     "mix.until": Key(float, None, None, "Fraction of training after which nothing is mixed."),
     "mix.switch_prob": Key(
         float, None, None, "Probability of the second mix in `FIRST_or_SECOND`."
+    ),
+    "mix.switch_scope": Key(
+        str, None, None, "One choice in `FIRST_or_SECOND` per 'batch', 'device' or 'image'."
     ),
     # Data
     "dataset": Key(

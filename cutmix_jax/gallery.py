@@ -34,6 +34,7 @@ MIXES = (
     "mixup",
     "manifold_mixup",
     "cutout",
+    "erasing",
     "cutout+mixup",
     "cutout+manifold_mixup",
     "cutmix_or_mixup",
@@ -101,8 +102,8 @@ def read_digits(count, side):
 def mix_for_picture(name, images, *, seed, scope):
     """Returns mixed images, labels `[B, B]` (each image its own class), and the plans."""
     # The mean, which is zero in normalized images.
-    parameters = {"fill": 128.0} if "cutout" in name else {}
-    if scope == "image" and not re.fullmatch(r"cutout(_[a-z]+[\d.]+)*", name):
+    parameters = {"fill": 128.0} if re.search("cutout|erasing", name) else {}
+    if scope == "image" and not re.fullmatch(r"(cutout|erasing)(_[a-z]+[\d.]+)*", name):
         parameters |= {"scope": "image", "partner": "rotate"}
     chosen = methods.create_mix({"name": name, **parameters}, "--mixes")
     sides = {

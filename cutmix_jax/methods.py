@@ -5,9 +5,10 @@ regularizer from the tables below. It may carry parameters, each as `_NAMEvalue`
 
     cutmix    cutmix+shake_drop    cutout+manifold_mixup    mixup_alpha0.5+label_smoothing
 
-`A_or_B` chooses one of two or more mixes at random for each batch. Regularizers and a single mix
-set their keys in the config. Several mixes have parameters of their own, so `mix.name` keeps their
-words. This module imports neither jax nor the mixes, so command lines are parsed at once.
+`A_or_B` chooses one of two or more mixes at random for each batch, and `A_weight3_or_B` chooses A
+three times as often as B. Regularizers and a single mix set their keys in the config. Several mixes
+have parameters of their own, so `mix.name` keeps their words. This module imports neither jax nor
+the mixes, so command lines are parsed at once.
 """
 
 import difflib
@@ -36,6 +37,7 @@ PAPER_VALUES = {
     "mixup": {},
     "manifold_mixup": {},
     "cutout": _CUTOUT,
+    "erasing": {},
 }
 # For light networks. The authors named this value for ResNet-110.
 LIGHT_CUTMIX_PROB = {"resnet110": 1.0}
@@ -63,6 +65,7 @@ PARAMETERS = {
     "mixup": {"alpha": "alpha", "prob": "prob"},
     "manifold_mixup": {"alpha": "alpha", "prob": "prob", "layer": "layers"},
     "cutout": {"prob": "prob", "size": "size"},
+    "erasing": {"prob": "prob"},
     "stochastic_depth": {"prob": "stochastic_depth"},
     "shake_drop": {"prob": "shake_drop"},
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},
@@ -240,7 +243,8 @@ def create_mix(settings, where="config.mix"):
     Args:
         settings: a mapping with `name`, as described above, and parameters of `mix.create_mix`. A
             parameter goes to every mix that has it, unless the mix's word sets its own. None is the
-            mix's default. `switch_prob` is the probability of the second mix in 'FIRST_or_SECOND'.
+            mix's default. `switch_prob` is the probability of the second mix in 'FIRST_or_SECOND',
+            and `switch_scope` the scope of every choice.
         where: name of the settings in error messages.
 
     Returns:
@@ -259,27 +263,34 @@ def create_mix(settings, where="config.mix"):
     given = {key: value for key, value in settings.items() if value is not None}
     name, used = given.pop("name"), set()
 
-    def create_one(word):
+    def create_one(word, count):
         part, own = _read_word(word)
+        _check_weight(word, own, count)
+        weight = own.pop("weight", None)
         if part == "baseline":
-            return mix.create_mix("none")
+            return mix.create_mix("none"), weight
         if part not in PAPER_VALUES:
             raise UserError(f"There is no mix {word!r} ({nearest(word, PAPER_VALUES)}).")
         shared = {key: given[key] for key in given.keys() & parameters_of(part)}
         used.update(shared)
-        return mix.create_mix(part, **shared | own)
+        return mix.create_mix(part, **shared | own), weight
 
     def create_group(words):
-        parts = [create_one(word) for word in words]
+        parts, weights = zip(*(create_one(word, len(words)) for word in words), strict=True)
         if len(parts) == 1:
             return parts[0]
-        used.add("switch_prob")
+        used.update(("switch_prob", "switch_scope"))
+        weighted = any(weight is not None for weight in weights)
+        weights = [1.0 if weight is None else weight for weight in weights]
         second = given.get("switch_prob")
-        if second is not None and (len(parts) > 2 or not 0 <= second <= 1):
-            raise UserError(
-                f"switch_prob is {second!r}, but a number from 0 to 1 was expected, for two mixes."
-            )
-        return mix.random_choice(*parts, weights=None if second is None else (1 - second, second))
+        if second is not None:
+            if weighted or len(parts) > 2 or not 0 <= second <= 1:
+                raise UserError(
+                    f"switch_prob is {second!r}, but a number from 0 to 1 was expected, for two "
+                    "mixes without weights in their names."
+                )
+            weights = [1 - second, second]
+        return mix.random_choice(*parts, weights=weights, scope=given.get("switch_scope", "batch"))
 
     try:
         parts = [create_group(words) for words in _split(name)]
@@ -311,7 +322,7 @@ def _read_word(word):
         )
     given = {}
     for key, number in re.findall(r"_([a-z]+)(-?[\d.]+)", rest):
-        keys = PARAMETERS.get(name, {})
+        keys = PARAMETERS.get(name, {}) | ({"weight": "weight"} if name in PAPER_VALUES else {})
         if key not in keys:
             raise UserError(
                 f"The method {name!r} has no parameter {key!r}, which {word!r} sets. It has "
@@ -331,6 +342,15 @@ def _to_value(word, key, number):
     return (int(value),) if key == "layers" else int(value)
 
 
+def _check_weight(word, given, count):
+    """Rejects the weight of a mix that is not one of several."""
+    if "weight" in given and count == 1:
+        raise UserError(
+            f"{word!r} has a weight, but only mixes that '_or_' joins have one, as in "
+            "cutmix_weight3_or_mixup."
+        )
+
+
 def _check_together(method, groups, names):
     """Rejects words that contradict each other."""
     twice = [name for name in names if names.count(name) > 1]
@@ -344,6 +364,8 @@ def _check_together(method, groups, names):
             f"The method {method!r} joins 'baseline' with other methods. Remove 'baseline' or the "
             "others."
         )
+    for group in groups:
+        _check_weight(group[0][0], group[0][2], len(group))
     if any(len(group) > 1 and name in REGULARIZERS for group in groups for _, name, _ in group):
         raise UserError(
             f"The method {method!r} joins a regularizer by '_or_', which joins only mixes, as in "

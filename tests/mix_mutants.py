@@ -212,7 +212,7 @@ MUTANTS = {
     ),
     "square root for any number of axes": (
         "sample.py",
-        "(1 - lam) ** (1 / len(sides))",
+        "(1 - lam) ** (1 / axes)",
         "jnp.sqrt(1 - lam)",
         "test_mix_draws.py::test_side_exponent_by_the_number_of_sides",
     ),
@@ -257,5 +257,29 @@ MUTANTS = {
         "own_weight = ratio",
         "own_weight = 1 - ratio",
         "test_mix_boxes.py::test_objects_are_those_whose_pixels_are_left",
+    ),
+    "erased boxes are as wide as they are high": (
+        "sample.py",
+        "jnp.stack([root, 1 / root], axis=-1)",
+        "jnp.stack([root / root, root / root], axis=-1)",
+        "test_mix_draws.py::test_area_and_aspect_of_boxes_that_always_fit_are_uniform",
+    ),
+    "noise is one value per image": (
+        "pixels.py",
+        'noise.per == "image" and a in axes',
+        "a in axes",
+        "test_mix.py::test_noise_fills_the_box_and_nothing_else",
+    ),
+    "a fill is for every image of a choice": (
+        "plan.py",
+        "filled=jnp.where(take, plan.filled, result.filled)",
+        "filled=jnp.where(take, plan.filled, plan.filled)",
+        "test_mix_named.py::test_mixes_that_fill_and_paste_are_one_plan_per_image",
+    ),
+    "both lengths are the same": (
+        "sample.py",
+        "return low + (high - low) * uniform",
+        "return low + (high - low) * uniform[:, :1]",
+        "test_mix_draws.py::test_uniform_lengths_are_independent_and_between_their_bounds",
     ),
 }

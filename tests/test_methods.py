@@ -124,6 +124,34 @@ def test_every_mix_has_its_word_and_its_parameters():
             assert set(parameters.values()) <= set(named.parameters_of(name))
 
 
+def test_mixes_are_chosen_by_the_weights_in_their_words():
+    config = base_config()
+    method = "cutmix_weight3_or_mixup_alpha0.2_weight0.5_or_erasing"
+    methods.apply_method(config, f",{method}", "resnet20")
+    assert config.mix.name == method
+    mixing = methods.create_mix(config.mix)
+    assert (mixing.weights, mixing.scope) == ((3.0, 0.5, 1.0), "batch")
+    assert mixing.parts[1].options["alpha"] == 0.2
+    config.mix.switch_scope = "image"
+    assert methods.create_mix(config.mix).scope == "image"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": "cutmix_weight0_or_mixup_weight0"}, "not all of them 0"),
+        ({"name": "cutmix_weight-1_or_mixup"}, "each of the weights must be at least 0"),
+        ({"name": "cutmix_weight2_or_mixup", "switch_prob": 0.5}, "without weights in their names"),
+        ({"name": "cutmix", "switch_scope": "image"}, "'cutmix' has no parameter 'switch_scope'"),
+        ({"name": "cutmix_or_mixup", "switch_scope": "pair"}, "scope 'pair' is unknown"),
+        ({"name": "mixup_weight2"}, "'mixup_weight2' has a weight, but only"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(settings, told):
+    with pytest.raises(UserError, match=told):
+        methods.create_mix(settings)
+
+
 def test_each_of_several_mixes_has_its_own_parameters():
     config = base_config()
     methods.apply_method(config, ",cutout_size8+cutmix_alpha0.5", "resnet20", "cifar")
@@ -147,6 +175,9 @@ def test_each_of_several_mixes_has_its_own_parameters():
         ("baseline_prob0.5", r"'baseline' has no parameter 'prob'"),
         ("feature_cutmix_layer1.5", r"1\.5, but a whole number"),
         ("cutmix+cutmix_alpha0.5", r"names 'cutmix' twice"),
+        ("cutmix_weight2", r"'cutmix_weight2' has a weight, but only mixes that '_or_' joins"),
+        ("cutmix_weight2+mixup", r"'cutmix_weight2' has a weight"),
+        ("drop_block_weight2", r"'drop_block' has no parameter 'weight'"),
         ("baseline+cutmix", r"joins 'baseline' with other methods"),
         ("cutmix_or_shake_drop", r"'_or_'.*joins only mixes"),
     ],

@@ -50,6 +50,7 @@ CASES = {
     "mixup": (mix.sample_mixup, {}, (3, 5, 4, 2), jnp.float32),
     "mixup, uint8": (mix.sample_mixup, {"scope": "image"}, (4, 3, 3, 1), jnp.uint8),
     "cutout": (mix.sample_cutout, {"fill": 7, "size": 3}, (5, 7, 6, 1), jnp.uint8),
+    "erasing": (mix.sample_erasing, {"fill": 7, "area": (0.1, 0.5)}, (4, 7, 6, 2), jnp.uint8),
 }
 
 
@@ -143,7 +144,7 @@ def mixed_by_case(case):
 
         @jax.jit
         def mixed(key, images, alpha):
-            drawn = {} if sampler is mix.sample_cutout else {"alpha": alpha}
+            drawn = {} if "fill" in options else {"alpha": alpha}
             plan = sampler(key, shape[0], shape[1:3], **drawn, **options)
             return mix.apply(plan, images, paste="mask" if plan.ratio is None else "auto"), plan
 
@@ -401,6 +402,53 @@ def test_other_wrong_fills_are_refused():
         mix.cutout(key, images, fill=[[1, 2], [3]])
 
 
+@pytest.mark.parametrize(
+    ("fill", "axes"), [("noise", (1, 2)), ("color", (1, 2)), ("color", (2, 3))]
+)
+def test_noise_fills_the_box_and_nothing_else(fill, axes):
+    images = np.full((64, 12, 12, 12), 7.0, np.float32)
+    plan = mix.sample_erasing(jax.random.key(0), 64, (12, 12), fill=fill)
+    plan = replace(plan, fill=replace(plan.fill, mean=3.0, std=np.float32(0.5)))
+    mixed = np.asarray(mix.apply(plan, images, spatial_axes=axes))
+    channels_last = np.moveaxis(mixed, axes, (1, 2))
+    values = []
+    for image, (low, high) in zip(channels_last, np.asarray(plan.box), strict=True):
+        inside = np.zeros((12, 12), bool)
+        inside[low[0] : high[0], low[1] : high[1]] = True
+        assert (image[~inside] == 7).all()
+        values.append(image[inside] if fill == "noise" else np.unique(image[inside], axis=0))
+        assert fill == "noise" or len(values[-1]) == 1
+    z = (np.concatenate(values).ravel() - 3) / 0.5
+    assert len(np.unique(z)) > 0.99 * len(z)  # each has its own
+    assert abs(z.mean()) < 4 / np.sqrt(len(z))
+    assert abs(z.std() - 1) < 4 / np.sqrt(2 * len(z))
+
+
+def test_noise_is_refused_where_it_has_no_scale():
+    plan = mix.sample_erasing(jax.random.key(0), 2, (4, 4), fill="noise", scope="batch")
+    with pytest.raises(ValueError, match=r"cannot fill an array of uint8\. Normalize"):
+        jax.eval_shape(lambda: mix.apply(plan, jnp.zeros((2, 4, 4, 3), jnp.uint8)))
+    with pytest.raises(ValueError, match="the plan fills with noise"):
+        mix.apply(plan, jnp.zeros((2, 4, 4, 3)), paste="window")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"area": (0.5, 0.2)}, r"area must be \(low, high\) with 0 < low <= high <= 1, but .*0.5"),
+        ({"area": 0.5}, r"area must be \(low, high\), but got 0.5"),
+        ({"aspect": (0, 2)}, r"aspect must be .* 0 < low <= high, but"),
+        ({"fill": "nois"}, "mean 'noise'"),
+        ({"scope": "pair"}, "scope 'pair' is unknown"),
+        ({"prob": 2}, "prob must be"),
+        ({"sides": (8,)}, r"height and width, .* \(8,\)"),
+    ],
+)
+def test_wrong_options_of_erasing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        mix.sample_erasing(jax.random.key(0), 2, **{"sides": (8, 8)} | options)
+
+
 def test_complex_arrays_keep_both_of_their_parts():
     waves = np.array([[1 + 2j] * 4, [3 - 4j] * 4], np.complex64)
     plan = plan_with([[0], [0]], [1, 0], (4,), ratio=jnp.array([0.25]), lam=jnp.array([0.25]))
@@ -514,6 +562,13 @@ WRONG_CALLS = {
         CLASS_IDS,
         {"min_ratio": 0.5, "max_ratio": 0.2},
         "min_ratio=0.5 is above max_ratio=0.2",
+    ),
+    "lengths of another kind": (IMAGES, CLASS_IDS, {"lengths": "unifrm"}, "mean 'uniform'"),
+    "lengths of a fixed size": (
+        IMAGES,
+        CLASS_IDS,
+        {"lengths": "uniform", "size": 4},
+        "lengths='uniform' samples the box, but size=4 fixes it",
     ),
     "box too large": (IMAGES, CLASS_IDS, {"size": 9}, r"size=9 does not fit .* \(8, 8\)"),
     "sizes for three sides": (IMAGES, CLASS_IDS, {"size": (2, 2, 2)}, r"size=\(2, 2, 2\)"),

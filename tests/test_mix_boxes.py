@@ -55,8 +55,11 @@ def expected(plan, boxes, valid):
     own_part = np.where(pasted, 0, ratio[:, None, None, None])
     other_part = (plan.fill is None) * (1 - own_part)
     frame = getattr(plan, "frame", None)
-    if frame is None and plan.fill is None:
-        itself = (partner == np.arange(len(partner)))[:, None, None, None]
+    if plan.fill is None:
+        itself = partner == np.arange(len(partner))
+        if frame is not None:
+            itself &= (np.asarray(frame) == [[0, 0], [SIDE, SIDE]]).all((1, 2))
+        itself = itself[:, None, None, None]
         own_part, other_part = np.where(itself, 1, own_part), np.where(itself, 0, other_part)
     others = boxes[partner]
     if frame is not None:
@@ -99,6 +102,7 @@ def random_plan(kind):
         start = RANDOM.integers(-8, SIDE, (IMAGES, 2))
         length = RANDOM.choice([SIDE // 2, SIDE, 2 * SIDE], (IMAGES, 1))
         frame = np.stack([start, start + length], 1)
+        frame[::5] = [[0, 0], [SIDE, SIDE]]
         box = np.clip(frame, 0, SIDE)
         return FramedPlan(**fields | {"box": jnp.asarray(box), "frame": jnp.asarray(frame)})
     plan = mix.Plan(**fields)

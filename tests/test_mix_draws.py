@@ -171,6 +171,70 @@ def test_side_exponent_by_the_number_of_sides(sides):
     np.testing.assert_allclose(quantiles, [0.1, 0.3, 0.7, 0.9], atol=0.03)
 
 
+@pytest.fixture(scope="module")
+def erased():
+    """20,000 boxes of random erasing in images of 60x90: (top, left, bottom, right)."""
+    plans = draw(mix.sample_erasing, sides=(60, 90), draws=20_000, prob=0.25)
+    return plans.box.reshape(20_000, 4).T
+
+
+def test_boxes_to_erase_have_the_papers_distribution(erased):
+    top, left, bottom, right = erased
+    height, width = bottom - top, right - left
+    some = height > 0
+    assert close(some, 0.25, errors=5)
+    assert min(top.min(), left.min()) == 0
+    assert (bottom <= 60).all()
+    assert (right <= 90).all()
+    # By Monte Carlo from the definition, with NumPy's random numbers.
+    random = np.random.default_rng(0)
+    area = random.uniform(0.02, 0.33, 200_000) * 60 * 90
+    aspect = np.exp(random.uniform(np.log(0.3), np.log(3.3), 200_000))
+    h, w = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
+    h, w = h[(h < 60) & (w < 90)], w[(h < 60) & (w < 90)]
+    for got, want in ((height, h), (width, w), (height * width, h * w)):
+        for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+            expected = np.quantile(want, quantile)
+            assert abs(np.quantile(got[some], quantile) - expected) < 0.06 * expected + 1
+    for start, length, size in ((top, height, 60), (left, width, 90)):
+        part = (start[some] + 0.5) / (size - length[some] + 1)
+        assert abs(part.mean() - 0.5) < 0.015
+        assert abs(part.std() - 1 / np.sqrt(12)) < 0.015
+
+
+def test_area_and_aspect_of_boxes_that_always_fit_are_uniform():
+    options = {"area": (0.1, 0.4), "aspect": (0.5, 2.0), "sides": (4000, 4000)}
+    box = draw(mix.sample_erasing, draws=20_000, **options).box[:, 0].astype(float)
+    height, width = (box[:, 1] - box[:, 0]).T
+    for found, low, high in (
+        (height * width / 4000**2, 0.1, 0.4),
+        (np.log(height / width), -np.log(2), np.log(2)),
+    ):
+        assert stats.kstest(found, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(height * width, np.log(height / width))[0, 1]) < 4 / np.sqrt(20_000)
+
+
+@pytest.mark.parametrize("sides", [(40,), (224, 160), (30, 40, 50)])
+def test_uniform_lengths_are_independent_and_between_their_bounds(sides):
+    options = {"lengths": "uniform", "min_ratio": 0.2, "max_ratio": 0.8, "placement": "inside"}
+    plans = draw(mix.sample_cutmix, sides=sides, draws=50_000, **options)
+    lengths = (plans.box[:, 0, 1] - plans.box[:, 0, 0]).astype(float)
+    for length, side in zip(lengths.T, sides, strict=True):
+        whole = np.arange(side + 1)
+        edges = np.clip((np.stack([whole - 0.5, whole + 0.5]) - 0.2 * side) / (0.6 * side), 0, 1)
+        counts = np.bincount(length.astype(int), minlength=side + 1)
+        likely = (edges[1] - edges[0]) > 1e-6  # 0.2 and 0.8 of a side, rounded in float32
+        assert counts[~likely].sum() == 0
+        expected = (edges[1] - edges[0])[likely] * len(length)
+        fit = stats.chisquare(counts[likely], expected * counts[likely].sum() / expected.sum())
+        assert fit.pvalue > 1e-3
+    if len(sides) > 1:
+        off = np.corrcoef(lengths.T)[np.triu_indices(len(sides), 1)]
+        assert np.abs(off).max() < 4 / np.sqrt(len(lengths))
+    # The mean area of independent lengths with mean 1/2.
+    assert plans.lam.mean() == pytest.approx(1 - 0.5 ** len(sides), abs=4e-3)
+
+
 def test_one_fixed_point_of_the_permutation_on_average():
     keys = jax.random.split(jax.random.key(0), 20_000)
     partners = jax.jit(jax.vmap(lambda key: mix.sample_cutmix(key, 7, (8, 8)).partner))(keys)

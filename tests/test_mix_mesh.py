@@ -21,6 +21,8 @@ def pastes(images, ids):
         yield mix.cutmix(KEY, images, ids, num_classes=9, scope=scope)[:2]
     yield mix.cutmix(KEY, images, jax.nn.one_hot(ids, 9), paste="window")[:2]
     yield mix.cutout(KEY, images, size=4, fill=(1.0, 2.0))[0]
+    for fill in ("color", "noise"):
+        yield mix.apply(mix.sample_erasing(KEY, 8, (8, 8), fill=fill), images)
     plan = mix.sample_cutmix(KEY, 8, (8, 8))
     yield [mix.apply(plan, images, paste=paste) for paste in ("window", "mask")]
     mixing = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
@@ -103,7 +105,7 @@ def test_the_same_without_jit_and_under_set_mesh(axis_type, unsharded):
 def test_images_may_be_sharded_on_other_axes_too(axes, unsharded):
     mesh = mesh_of((2, 2), ("data", "space"), AxisType.Explicit)
     images, _ = put(mesh, *axes)
-    expected = unsharded[pastes][len(SCOPES) + 2]
+    expected = unsharded[pastes][len(SCOPES) + 4]
     mixed = jax.jit(lambda images: mix.apply(mix.sample_cutmix(KEY, 8, (8, 8)), images))(images)
     check(mixed, expected[0], 2)
     assert mixed.sharding.is_equivalent_to(images.sharding, images.ndim)

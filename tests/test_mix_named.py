@@ -15,7 +15,7 @@ SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16,
     "layer3": (8, 8)
 }
 
-# The name in the paper, where it mixes, and what its description has to contain.
+# The name, where it mixes, and what its description has to contain.
 PAPER = {
     "none": ((), "no mixing"),
     "cutmix": (("image",), "Beta(1, 1)"),
@@ -28,6 +28,7 @@ PAPER = {
     "mixup": (("image",), "Mixup: lambda ~ Beta(1, 1)"),
     "manifold_mixup": (("image", "layer1", "layer2"), "at one of image, layer1, layer2"),
     "cutout": (("image",), "filled with 0"),
+    "erasing": (("image",), "area 0.02 to 0.33, height over width 0.3 to 3.3), filled with 0"),
 }
 COMBINED = {
     "cutout+mixup": (mix.chain, ("image",), ", then Mixup"),
@@ -89,6 +90,9 @@ def test_wrong_mixes_raise(name, parameters, message):
 
 
 def test_sizes_in_words():
+    assert "filled with noise" in mix.create_mix("erasing", fill="noise").describe()
+    uniform = mix.create_mix("cutmix", lengths="uniform", min_ratio=0.2, max_ratio=0.8)
+    assert "(lengths 0.2 to 0.8 of the sides, uniform;" in uniform.describe()
     assert "(size 16;" in mix.create_mix("cutout", size=16.0).describe()
     assert "(size 8 x 0.5 of the side;" in mix.create_mix("cutout", size=(8, 0.5)).describe()
 
@@ -146,6 +150,41 @@ def test_the_choice_of_an_image_is_one_plan_of_plans_drawn_apart():
     assert 16 < second.sum() < 48
 
 
+def test_mixes_that_fill_and_paste_are_one_plan_per_image():
+    """Each image and its objects are as their mix makes them alone."""
+    parts = [mix.create_mix("cutmix", scope="image"), mix.create_mix("mixup", scope="image")]
+    parts += [mix.create_mix("erasing", fill=[5.0, 6.0])]
+    mixing = mix.random_choice(*parts, weights=(1, 1, 2), scope="image")
+    (plan,) = jax.jit(lambda key: mixing.sample(key, 64, (8, 8)))(KEY)
+    key, *keys = jax.random.split(KEY, 4)
+    number = jax.random.uniform(key, (64,)) * 4
+    chosen = np.asarray((number < 3).astype(int) + (number < 2))
+    assert set(chosen) == {0, 1, 2}
+    images = jnp.arange(64 * 128.0).reshape(64, 8, 8, 2)
+    boxes, valid = jnp.tile(jnp.array([1.0, 1, 7, 7]), (64, 2, 1)), jnp.ones((64, 2), bool)
+    drawn = [part.sample(k, 64, (8, 8))[0] for k, part in zip(keys, parts, strict=True)]
+    apart = [jax.jit(mix.apply)(p, images) for p in drawn]
+    objects = [mix.mix_boxes(p, boxes, valid) for p in drawn]
+    mixed, found = mix.apply(plan, images), mix.mix_boxes(plan, boxes, valid)
+    for i, part in enumerate(chosen):
+        np.testing.assert_array_equal(mixed[i], apart[part][i])
+        for got, expected in zip(found[:4], objects[part][:4], strict=True):
+            np.testing.assert_array_equal(got[i], expected[i])
+    parts = mix.create_mix("cutmix"), mix.create_mix("cutout", scope="batch")
+    (plan,) = mix.random_choice(*parts, scope="device").sample(KEY, 64, (8, 8))
+    with pytest.raises(ValueError, match="the plan fills some boxes only"):
+        mix.apply(plan, images, paste="window")
+
+
+def test_one_plan_has_one_fill():
+    fills = [mix.create_mix("erasing", fill=fill) for fill in (0.0, 1.0)]
+    same = [mix.create_mix("cutout", fill=1.0), fills[1]]
+    (plan,) = mix.random_choice(*same, scope="image").sample(KEY, 4, (8, 8))
+    assert plan.fill == 1.0
+    with pytest.raises(ValueError, match="and one fill at most"):
+        mix.random_choice(*fills, scope="image").sample(KEY, 4, (8, 8))
+
+
 def test_a_choice_per_device_differs_between_devices():
     parts = [mix.create_mix("cutmix"), mix.create_mix("mixup")]
     (plan,) = jax.vmap(
@@ -160,7 +199,6 @@ def test_a_choice_per_device_differs_between_devices():
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (("cutmix", "cutout"), {"scope": "image"}, "needs mixes that have one plan each"),
         (("cutmix", "manifold_mixup"), {"scope": "device"}, "needs mixes that have one plan each"),
         (("cutmix", "mixup"), {"scope": "pair"}, "scope 'pair' is unknown"),
         (("cutmix", "mixup"), {"weights": (1.0,)}, "one number per mix.* for 2 mixes"),

@@ -10,10 +10,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from cutmix_jax import mix
 from cutmix_jax.data import policies
 from cutmix_jax.data.policies import fold_in_each
+from cutmix_jax.mix.plan import rescaled_fill
 
 # Eigenvalues and eigenvectors (rows R, G, B) of ImageNet's colors, in [0, 1] units.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -28,15 +29,8 @@ PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # NumPy's names
 COLOR = 2**31 - 1
 # The same for operations of a policy, and for random erasing.
 POLICY, ERASING = COLOR - 1, COLOR - 2
-# Boxes that random erasing tries, until one fits into the image.
-ATTEMPTS = 10
-ERASING_AREA, ERASING_ASPECT = (0.02, 0.33), (0.3, 3.3)
-# The shape of the random numbers of an image; None for no random numbers.
-ERASING_FILLS = {
-    "constant": lambda height, width, channels: None,
-    "color": lambda height, width, channels: (1, 1, channels),
-    "noise": lambda height, width, channels: (height, width, channels),
-}
+# The fills of random erasing, as `mix.sample_erasing` names them, for normalized images.
+ERASING_FILLS = {"constant": 0.0, "color": "color", "noise": "noise"}
 
 
 def example_keys(
@@ -229,10 +223,9 @@ def random_erasing(
 ) -> jax.Array:
     """Random erasing: with some probability, a random box of an image is filled.
 
-    The box has the area `s H W` and the aspect ratio `height / width = r`, with `s ~ U(0.02, 0.33)`
-    and `log r ~ U(log 0.3, log 3.3)`. Its position inside the image is uniform. A box that does not
-    fit is drawn again, at most 9 times; then nothing is erased. The box becomes `mean + std z`. So
-    images in [0, 1] become what timm and torchvision erase after normalization, as `z`.
+    `mix.sample_erasing` samples the box, with its default area and aspect ratio. It becomes
+    `mean + std z`. So images in [0, 1] become what timm and torchvision erase after normalization,
+    as `z`.
 
     Args:
         keys: `[B]` keys, one per image.
@@ -264,42 +257,14 @@ def random_erasing(
         raise ValueError(f"fill is {fill!r}, but one of {tuple(ERASING_FILLS)} was expected")
     if not 0 <= probability <= 1:
         raise ValueError(f"probability is {probability}, but a number from 0 to 1 was expected")
-    height, width, channels = images.shape[1:]
-    boxes, fill_keys = erasing_draws(keys, (height, width), probability)
-    shape = ERASING_FILLS[fill](height, width, channels)
-    if shape is None:
-        values = jnp.zeros((), images.dtype)
-    else:
-        values = jax.vmap(lambda key: jax.random.normal(key, shape, images.dtype))(fill_keys)
-    values = jnp.asarray(mean, images.dtype) + jnp.asarray(std, images.dtype) * values
-    top, left, bottom, right = (boxes[:, i, None, None] for i in range(4))
-    row, column = jnp.arange(height)[:, None], jnp.arange(width)
-    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-    return jnp.where(inside[..., None], values, images)
 
+    def erase(key, image):
+        plan = mix.sample_erasing(
+            key, 1, image.shape[:2], prob=probability, fill=ERASING_FILLS[fill]
+        )
+        return mix.apply(rescaled_fill(plan, mean, std), image[None], paste="mask")[0]
 
-def erasing_draws(
-    keys: jax.Array, spatial_shape: tuple[int, int], probability: float
-) -> tuple[jax.Array, jax.Array]:
-    """(boxes int32 [B, 4], keys [B] for the fill); (top, left, bottom, right), empty for none."""
-    sides = jnp.array(spatial_shape, jnp.int32)
-
-    def draw(key):
-        for_use, for_area, for_aspect, for_position, for_fill = jax.random.split(key, 5)
-        low, high = ERASING_AREA
-        area = jax.random.uniform(for_area, (ATTEMPTS,), minval=low, maxval=high) * sides.prod()
-        low, high = np.log(ERASING_ASPECT)
-        root = jnp.exp(jax.random.uniform(for_aspect, (ATTEMPTS,), minval=low, maxval=high) / 2)
-        tried = jnp.round(jnp.sqrt(area)[:, None] * jnp.stack([root, 1 / root], -1))
-        fits = (tried < sides).all(-1)
-        used = (jax.random.uniform(for_use) < probability) & fits.any()
-        box = jnp.where(used, tried[jnp.argmax(fits)].astype(jnp.int32), 0)
-        corner = (
-            jax.random.bits(for_position, (2,)) % (sides - box + 1).astype(jnp.uint32)
-        ).astype(jnp.int32)
-        return jnp.concatenate([corner, corner + box]), for_fill
-
-    return jax.vmap(draw)(keys)
+    return jax.vmap(erase)(keys, images)
 
 
 def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Array:

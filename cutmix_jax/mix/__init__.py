@@ -17,7 +17,7 @@ from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
 from cutmix_jax.mix.plan import Plan, kept_fraction
-from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
+from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_erasing, sample_mixup
 
 __all__ = [
     "LAYERS",
@@ -39,5 +39,6 @@ __all__ = [
     "random_choice",
     "sample_cutmix",
     "sample_cutout",
+    "sample_erasing",
     "sample_mixup",
 ]

@@ -121,13 +121,12 @@ def _mixed(plan, boxes, valid, values):
         own_weight = ratio
         mean = _over(shown_area + (1 - ratio) * (other_area - shown_area), other_area)
         other_weight = jnp.where(blends, mean, 1)
-    if plan.fill is not None:
-        seen = jnp.zeros_like(seen)
-    else:
-        same = _is_itself(plan)
-        own = jnp.where(same[..., None, None], corners, own)
-        left, seen = jnp.where(same, own_area, left), jnp.where(same, 0, seen)
-        own_weight = jnp.where(same, 1, own_weight)
+    filled = plan.filled if plan.fill is not None else jnp.zeros(1, bool)
+    filled = jnp.ones((1, 1), bool) if filled is None else filled[:, None]
+    same = _is_itself(plan) & ~filled
+    own = jnp.where(same[..., None, None], corners, own)
+    left, seen = jnp.where(same, own_area, left), jnp.where(same | filled, 0, seen)
+    own_weight = jnp.where(same, 1, own_weight)
 
     def both(own, other):
         return jnp.concatenate([own, other], axis=1)
@@ -182,17 +181,26 @@ def _resized(plan, boxes):
     if frame is None:
         return boxes
     low, high = (frame.astype(boxes.dtype)[:, None, None, end] for end in (0, 1))
-    return low + boxes * (high - low) / jnp.asarray([[[plan.sides]]], boxes.dtype)
+    resized = low + boxes * (high - low) / jnp.asarray([[[plan.sides]]], boxes.dtype)
+    # A product and a quotient may round.
+    return jnp.where(_keeps_size(plan)[..., None, None], boxes, resized)
+
+
+def _keeps_size(plan):
+    """Whether the partner is not resized: bool `[1 or B, 1]`."""
+    frame = getattr(plan, "frame", None)  # plan.frame, once plans have it
+    if frame is None:
+        return jnp.ones((1, 1), bool)
+    whole = jnp.asarray([[[0] * len(plan.sides), plan.sides]], frame.dtype)
+    return (frame == whole).all((1, 2))[:, None]
 
 
 def _is_itself(plan):
     """Whether an image is its own partner, in place: bool `[B, 1]`."""
-    if getattr(plan, "frame", None) is not None:  # plan.frame, once plans have it
-        return jnp.zeros((1, 1), bool)
     own = jnp.arange(plan.partner.shape[0], dtype=jnp.int32)
     if plan.across is not None:
         own += plan.partner.shape[0] * lax.axis_index(plan.across)
-    return (plan.partner == own)[:, None]
+    return (plan.partner == own)[:, None] & _keeps_size(plan)
 
 
 def _checked(plan, boxes, valid):

@@ -66,6 +66,20 @@ def number(name, value, low, high, *, above=False):
     return jnp.asarray(value, jnp.float32)
 
 
+def bounds(name, value, most):
+    """Returns (low, high) as float32 `[2]`, or raises if it is known to be no interval above 0."""
+    try:
+        low, high = value
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (low, high), but got {value}.") from None
+    if is_concrete(low) and is_concrete(high) and not 0 < low <= high <= most:
+        limit = "" if most == math.inf else f" <= {most}"
+        raise ValueError(
+            f"{name} must be (low, high) with 0 < low <= high{limit}, but got {value}."
+        )
+    return jnp.stack([jnp.asarray(end, jnp.float32) for end in (low, high)])
+
+
 def choice(what, value, table):
     """Returns `table[value]`, or raises an error that lists the choices."""
     if value in table:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import on_device, select, switched
-from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
+from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_erasing, sample_mixup
 
 # The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
 # 0, the image. 'stem' is the map after the first convolution.
@@ -194,7 +194,9 @@ def _sides_at(layer, sides, mix):
 
 def _box_words(options):
     size, placement = options["size"], options["placement"]
-    if size is None:
+    if size is None and options["lengths"] == "uniform":
+        size = "lengths {min_ratio:g} to {max_ratio:g} of the sides, uniform".format(**options)
+    elif size is None:
         size = f"lambda ~ Beta({options['alpha']:g}, {options['alpha']:g})"
         bounds = (options["min_ratio"], options["max_ratio"])
         if bounds != (0, 1):
@@ -237,10 +239,18 @@ def _cutout_words(options):
     return f"Cutout: {_box_words(options)}, filled with {options['fill']}"
 
 
+def _erasing_words(options):
+    fill, bounds = options["fill"], (*options["area"], *options["aspect"])
+    fill = {"color": "a random color", "noise": "noise"}[fill] if isinstance(fill, str) else fill
+    shape = "area {:g} to {:g}, height over width {:g} to {:g}".format(*bounds)
+    return f"random erasing: one box per {options['scope']} ({shape}), filled with {fill}"
+
+
 WORDS = {
     sample_cutmix: _cutmix_words,
     sample_mixup: _mixup_words,
     sample_cutout: _cutout_words,
+    sample_erasing: _erasing_words,
 }
 
 # What each mix of the paper changes of its sampler's defaults.
@@ -255,6 +265,7 @@ MIXES = {
     "mixup": (sample_mixup, {}),
     "manifold_mixup": (sample_mixup, {"layers": (0, 2, 3)}),
     "cutout": (sample_cutout, {}),
+    "erasing": (sample_erasing, {}),
 }
 
 
@@ -273,10 +284,10 @@ def create_mix(name, **parameters):
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`. `chain` and
-            `random_choice` combine mixes.
-        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`) that
-            differ from the defaults of the mix, and for all of them
+            `'cutout'`, `'erasing'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`.
+            `chain` and `random_choice` combine mixes.
+        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`,
+            `sample_erasing`) that differ from the defaults of the mix, and for all of them
 
             * `schedule`: `'linear'` multiplies prob by the fraction of training that is done,
               `'constant'` does not;
@@ -350,7 +361,7 @@ def random_choice(*mixes, weights=None, scope="batch"):
         weights: one number per mix, at least 0; None: all are equally likely. May be traced.
         scope: `'batch'`: one choice per batch, the same on every device. `'device'`: one per
             device. `'image'`: one per image. The last two make one plan, applied in one pass. Each
-            mix must then have one plan, at the same layer and without a `fill`.
+            mix must then have one plan, at the same layer, and all that fill the same `fill`.
 
     Returns:
         A `Mix`.

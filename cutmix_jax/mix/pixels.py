@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cutmix_jax.mix import check
+from cutmix_jax.mix.plan import Noise
 
 # Window sizes of `paste='window'`, as quarters of the image. Each is a branch to compile. With
 # eight of them, the branches cost more than the smaller copy saves.
@@ -74,7 +75,10 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
     def mixed(leaf):
         leaf = jnp.asarray(leaf)
         axes = _checked_axes(plan, leaf, spatial_axes)
-        fill = None if plan.fill is None else check_fill(plan.fill, leaf)
+        if isinstance(plan.fill, Noise):
+            fill = _noise(plan.fill, leaf, axes)
+        else:
+            fill = None if plan.fill is None else check_fill(plan.fill, leaf)
         return _apply_to(replace(plan, fill=fill), leaf, axes, paste)
 
     return jax.tree.map(mixed, tree)
@@ -151,6 +155,10 @@ def _obstacle_to_window(plan):
         return "a plan that only pastes, but this one blends too"
     if plan.across is not None:
         return "partners on this device, but the plan has them on all"
+    if plan.filled is not None:
+        return "one fill for the whole batch, but the plan fills some boxes only"
+    if isinstance(plan.fill, Noise):
+        return "one number to fill with, but the plan fills with noise"
     if _fill_shape(plan):
         return f"one number to fill with, but the plan's have shape {_fill_shape(plan)}"
     return None
@@ -198,6 +206,25 @@ def check_fill(fill, x):
                 f"fill={fill} does not fit into an array of {x.dtype}. Expected {low} to {high}."
             )
     return jnp.asarray(fill)
+
+
+def _noise(noise, x, axes):
+    """Returns noise like `x`, or of one value per image and channel."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"noise from N(0, 1) cannot fill an array of {x.dtype}. Normalize images before mixing,"
+            f" or fill with a number."
+        )
+    shape = [1 if noise.per == "image" and a in axes else side for a, side in enumerate(x.shape)]
+    fine = precise(x.dtype)
+    mean, std = (jnp.asarray(value, fine) for value in (noise.mean, noise.std))
+    mean, std = (v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in (mean, std))
+    noise = (mean + std * jax.random.normal(noise.key, shape, fine)).astype(x.dtype)
+    sharding = _explicit_sharding(x)
+    if sharding is None:
+        return noise
+    names = [name if side > 1 else None for name, side in zip(sharding.spec, shape, strict=False)]
+    return jax.sharding.reshard(noise, NamedSharding(sharding.mesh, PartitionSpec(*names)))
 
 
 def _fill_shape(plan):
@@ -266,7 +293,10 @@ def _pasted(plan, x):
     fill = jnp.asarray(plan.fill)
     if not jnp.issubdtype(x.dtype, jnp.inexact) and jnp.issubdtype(fill.dtype, jnp.floating):
         fill = jnp.round(fill)
-    return fill.astype(x.dtype)
+    fill = fill.astype(x.dtype)
+    if plan.filled is None:
+        return fill
+    return jnp.where(_per_example(plan.filled, x.ndim), fill, partners(plan, x))
 
 
 def _blended(plan, x):

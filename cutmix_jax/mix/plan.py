@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -27,7 +28,8 @@ class Plan:
         ratio: float32 `[1 or B]`, the weight r of the image itself outside the box; `None` in plans
             that only paste.
         lam: float32 `[1 or B]`, the weight of the image's own label.
-        fill: `None`, or the value that replaces the partner's pixels in the box.
+        fill: `None`, or the value that replaces the partner's pixels in the box, or `Noise`.
+        filled: bool `[1 or B]`, which boxes have the fill; `None`: all, if there is a fill.
         sides: height and width of the image that the box is measured in (static).
         layer: the feature map that the plan is for, `'image'` by default (static).
         across: `None`, or the name of the mapped axis, if partners come from all devices (static).
@@ -49,9 +51,45 @@ class Plan:
     lam: jax.Array
     ratio: jax.Array | None = None
     fill: Any = None
+    filled: jax.Array | None = None
     sides: tuple[int, ...] = field(metadata={"static": True})
     layer: str = field(default="image", metadata={"static": True})
     across: str | None = field(default=None, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """A fill that is random: mean + std z, with z ~ N(0, 1) per image and channel, or per pixel.
+
+    Attributes:
+        key: a JAX random key.
+        mean: float, or one per channel, as for `fill`.
+        std: the same.
+        per: `'image'` or `'pixel'` (static).
+    """
+
+    key: jax.Array
+    mean: Any = 0.0
+    std: Any = 1.0
+    per: str = field(default="pixel", metadata={"static": True})
+
+
+def rescaled_fill(plan, mean, std):
+    """Returns a plan for normalized images as one for images before `(images - mean) / std`.
+
+    Args:
+        plan: a `Plan`, with or without a fill.
+        mean: float, or `[C]` for images `[B, H, W, C]`.
+        std: the same.
+    """
+    mean, std = jnp.asarray(mean), jnp.asarray(std)
+    fill = plan.fill
+    if isinstance(fill, Noise):
+        fill = replace(fill, mean=mean + std * fill.mean, std=std * fill.std)
+    elif fill is not None:
+        fill = mean + std * fill
+    return replace(plan, fill=fill)
 
 
 def outside_fraction(box, sides):
@@ -109,16 +147,17 @@ def select(chosen, sampled):
     """
     plans = [plan for plans in sampled for plan in plans]
     kinds = {(plan.layer, plan.across) for plan in plans}
+    fills = [plan.fill for plan in plans if plan.fill is not None]
     if (
         len(kinds) > 1
         or any(len(plans) != 1 for plans in sampled)
-        or any(plan.fill is not None for plan in plans)
+        or any(not _same_fill(fill, fills[0]) for fill in fills)
     ):
         raise ValueError(
             "random_choice() per device or image needs mixes that have one plan each, at the same"
-            " layer, with partners from the same devices, and without a fill. Use scope='batch'."
+            " layer, with partners from the same devices, and one fill at most. Use scope='batch'."
         )
-    result, *others = plans
+    result, *others = [replace(plan, filled=_filled(plan)) for plan in plans]
     for i, plan in enumerate(others, 1):
         take, ratio = chosen == i, None
         if (result.ratio, plan.ratio) != (None, None):
@@ -130,8 +169,17 @@ def select(chosen, sampled):
             box=jnp.where(take[:, None, None], plan.box, result.box),
             lam=jnp.where(take, plan.lam, result.lam),
             ratio=ratio,
+            filled=jnp.where(take, plan.filled, result.filled),
         )
-    return result
+    return replace(result, fill=fills[0]) if fills else replace(result, filled=None)
+
+
+def _filled(plan):
+    return jnp.full(1, plan.fill is not None) if plan.filled is None else plan.filled
+
+
+def _same_fill(fill, other):
+    return fill is other or (np.isscalar(fill) and np.isscalar(other) and fill == other)
 
 
 def on_device(key, axis_name):

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.plan import Plan, on_device, outside_fraction, switched
+from cutmix_jax.mix.plan import Noise, Plan, on_device, outside_fraction, switched
 
 
 def symmetric_beta(size, side, alpha):
@@ -76,6 +76,21 @@ def box_lengths(size, sides):
             f" fraction between 0 and 1 of the image's side, for all sides or for each of them."
         )
     return jnp.asarray(lengths, jnp.float32)
+
+
+def _beta_ratios(uniform, numbers, axes):
+    lam = symmetric_beta(uniform[:, :1], uniform[:, 1:], numbers["alpha"])
+    return jnp.clip((1 - lam) ** (1 / axes), numbers["min_ratio"], numbers["max_ratio"])
+
+
+def _uniform_ratios(uniform, numbers, axes):
+    low, high = numbers["min_ratio"], numbers["max_ratio"]
+    return low + (high - low) * uniform
+
+
+# lengths=: how many uniform numbers a box needs (None: one per side), and the lengths over their
+# sides from them.
+LENGTHS = {"beta": (2, _beta_ratios), "uniform": (None, _uniform_ratios)}
 
 
 # label=: the weight of the image's own label, from the fraction that is kept.
@@ -164,7 +179,7 @@ NUMBERS = {
 
 # The static options of sampling a plan.
 BATCH_OPTIONS = ("batch_size", "sides", "scope", "partner", "axis_name", "across_devices")
-BOX_OPTIONS = (*BATCH_OPTIONS, "size", "box", "placement", "label", "correct_lam")
+BOX_OPTIONS = (*BATCH_OPTIONS, "size", "lengths", "box", "placement", "label", "correct_lam")
 
 
 def checked_numbers(**values):
@@ -184,6 +199,7 @@ def sample_cutmix(
     alpha=1.0,
     prob=1.0,
     size=None,
+    lengths="beta",
     min_ratio=0.0,
     max_ratio=1.0,
     box="exact",
@@ -214,6 +230,8 @@ def sample_cutmix(
         prob: the probability to mix at all, in [0, 1]; may be traced.
         size: a fixed size of the box instead of a sampled one: pixels, or below 1 a fraction of
             the image's side; one number, or one per side.
+        lengths: how the box is sampled: `'beta'`, its area as above, with the image's aspect ratio;
+            `'uniform'`, each length over its side uniform in [min_ratio, max_ratio], independently.
         min_ratio: lower bound of a box's length over the image's side, in [0, 1]; may be traced.
         max_ratio: upper bound of the same; may be traced.
         box: `'exact'` rounds lengths to whole pixels; `'paper'` repeats the authors' code, where
@@ -264,6 +282,7 @@ def sample_cutmix(
         batch_size=check.whole("batch_size", batch_size, 0),
         sides=check.sides(sides),
         size=check.size(size),
+        lengths=lengths,
         box=box,
         placement=placement,
         label=label,
@@ -279,20 +298,21 @@ def sample_cutmix(
 # makes no difference.
 @partial(jax.jit, inline=True, static_argnames=BOX_OPTIONS)
 def _draw_cutmix(
-    key, numbers, *, batch_size, sides, size, box, placement, label, correct_lam, **whom
+    key, numbers, *, batch_size, sides, size, lengths, box, placement, label, correct_lam, **whom
 ):
     weigh = check.choice("label", label, LABELS)
-    partners, uniform = assign(key, 3 + len(sides), batch_size, **whom)
+    count, ratios_of = check.choice("lengths", lengths, LENGTHS)
+    count = count or len(sides)
+    partners, uniform = assign(key, 1 + count + len(sides), batch_size, **whom)
+    where = uniform[:, 1 + count :]
     side = jnp.asarray([sides], jnp.float32)
     if size is None:
-        lam = symmetric_beta(uniform[:, 1:2], uniform[:, 2:3], numbers["alpha"])
-        ratios = jnp.clip((1 - lam) ** (1 / len(sides)), numbers["min_ratio"], numbers["max_ratio"])
-        lengths = side * ratios
+        lengths = side * ratios_of(uniform[:, 1 : 1 + count], numbers, len(sides))
+    elif lengths != "beta":
+        raise ValueError(f"lengths='{lengths}' samples the box, but size={size} fixes it.")
     else:
-        lengths = jnp.broadcast_to(box_lengths(size, sides), uniform[:, 3:].shape)
-    boxes = boxes_at(
-        uniform[:, 3:], lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"]
-    )
+        lengths = jnp.broadcast_to(box_lengths(size, sides), where.shape)
+    boxes = boxes_at(where, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"])
     kept = outside_fraction(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
     plan = Plan(
         partner=partners,
@@ -454,3 +474,122 @@ def sample_cutout(
     own = jnp.arange(len(plan.partner), dtype=jnp.int32)
     fill = fill if np.isscalar(fill) else check.array("fill", fill)
     return replace(plan, partner=own, lam=jnp.ones(1, jnp.float32), fill=fill)
+
+
+# Boxes that random erasing samples, until one fits into the image.
+ATTEMPTS = 10
+# fill=: what is sampled once, if the fill is a word.
+NOISES = {"color": "image", "noise": "pixel"}
+
+
+def sample_erasing(
+    key,
+    batch_size,
+    sides,
+    *,
+    area=(0.02, 0.33),
+    aspect=(0.3, 3.3),
+    fill=0.0,
+    prob=1.0,
+    scope="image",
+    axis_name=None,
+):
+    r"""Samples a plan of random erasing: a box of random shape is filled, labels do not change.
+
+    .. math::
+        s \sim U(\text{area}), \quad \log r \sim U(\log \text{aspect}), \quad
+        \text{height} = \sqrt{s H W r}, \quad \text{width} = \sqrt{s H W / r}
+
+    Lengths are rounded to whole pixels. A box that is not smaller than the image on both sides is
+    sampled again, at most 9 times; then nothing is erased. The position inside the image is
+    uniform.
+
+    Args:
+        key: a JAX random key.
+        batch_size: B, of this device.
+        sides: height and width of the image, `(H, W)`.
+        area: (low, high), bounds of the box's area over the image's, in (0, 1]; may be traced.
+        aspect: (low, high), bounds of height over width, above 0; may be traced.
+        fill: as for `sample_cutout`; or `'color'`, a value from N(0, 1) per image and channel; or
+            `'noise'`, one per pixel and channel. The last two are for normalized, floating images.
+        prob: the probability to erase at all, in [0, 1]; may be traced. Recipes of today have 0.1
+            to 0.25.
+        scope: `'image'`: one box per image; or `'batch'`, `'device'`. Noise is always sampled per
+            image.
+        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
+
+    Returns:
+        A `Plan` whose `lam` is 1. With noise it has a key, and `apply` samples the values.
+
+    Raises:
+        ValueError: while tracing, if an argument is out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_erasing(jax.random.key(1), 2, (6, 6))
+        >>> mix.apply(plan, jnp.ones((2, 6, 6), jnp.uint8))[0]
+        Array([[1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 1, 1, 1],
+               [1, 1, 1, 0, 0, 1],
+               [1, 1, 1, 0, 0, 1]], dtype=uint8)
+
+    Reference:
+        Zhong et al., "Random Erasing Data Augmentation", AAAI 2020; the logarithm is that of timm
+        and torchvision.
+    """
+    sides = check.sides(sides)
+    if len(sides) != 2:
+        raise ValueError(f"sides must be height and width, which an aspect has, but got {sides}.")
+    if isinstance(fill, str):
+        check.choice("fill", fill, NOISES)
+    elif not np.isscalar(fill):
+        fill = check.array("fill", fill)
+    numbers = checked_numbers(prob=prob) | {
+        "area": check.bounds("area", area, 1),
+        "aspect": check.bounds("aspect", aspect, math.inf),
+    }
+    plan = _draw_erasing(
+        key,
+        numbers,
+        batch_size=check.whole("batch_size", batch_size, 0),
+        sides=sides,
+        scope=check.choice("scope", scope, ("image", "batch", "device")),
+        axis_name=axis_name,
+    )
+    if isinstance(fill, str):
+        noise_key = on_device(jax.random.fold_in(key, 1), axis_name)
+        fill = Noise(key=noise_key, per=NOISES[fill])
+    return replace(plan, fill=fill)
+
+
+@partial(jax.jit, inline=True, static_argnames=("batch_size", "sides", "scope", "axis_name"))
+def _draw_erasing(key, numbers, *, batch_size, sides, scope, axis_name):
+    whom = {"partner": "reverse", "across_devices": False}  # not used, needs no random numbers
+    count = 1 + 2 * ATTEMPTS + len(sides)
+    key = jax.random.fold_in(key, 0)  # 1 is that of noise
+    _, uniform = assign(key, count, batch_size, scope=scope, axis_name=axis_name, **whom)
+    use, uniform, where = jnp.split(uniform, [1, 1 + 2 * ATTEMPTS], axis=1)
+    areas, aspects = (
+        low + (high - low) * numbers
+        for (low, high), numbers in zip(
+            (numbers["area"], jnp.log(numbers["aspect"])),
+            jnp.split(uniform, 2, axis=1),
+            strict=True,
+        )
+    )
+    root = jnp.exp(aspects / 2)
+    lengths = jnp.stack([root, 1 / root], axis=-1) * jnp.sqrt(areas * math.prod(sides))[..., None]
+    lengths = jnp.floor(lengths + 0.5)
+    fits = (lengths < jnp.asarray([[sides]], jnp.float32)).all(-1)
+    first = jnp.argmax(fits, axis=1)[:, None, None]
+    lengths = jnp.take_along_axis(lengths, first, axis=1)[:, 0]
+    plan = Plan(
+        partner=jnp.arange(batch_size, dtype=jnp.int32),
+        box=boxes_at(where, lengths, sides, rule="exact", placement="inside", sigma=1.0),
+        lam=jnp.ones(1, jnp.float32),
+        sides=sides,
+    )
+    return switched(plan, (use[:, 0] < numbers["prob"]) & fits.any(1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax import data as data_module
+from cutmix_jax import mix
 from cutmix_jax.config import from_plain
 from cutmix_jax.data import Shards, augment, open_data, policies, resident
 
@@ -174,38 +175,6 @@ def test_colors_change_by_seed_epoch_and_index_too():
     np.testing.assert_allclose(first, lit, atol=2e-6)
 
 
-@pytest.fixture(scope="module")
-def boxes():
-    """20,000 boxes in images of 60x90, as NumPy (top, left, bottom, right)."""
-    keys = augment.example_keys(0, 0, jnp.arange(20_000))
-    draws = jax.jit(augment.erasing_draws, static_argnums=(1, 2))
-    return np.asarray(draws(keys, (60, 90), 0.25)[0]).T
-
-
-def test_boxes_to_erase_have_the_papers_distribution(boxes):
-    top, left, bottom, right = boxes
-    height, width = bottom - top, right - left
-    some = height > 0
-    assert abs(some.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 20_000)
-    assert min(top.min(), left.min()) == 0
-    assert (bottom <= 60).all()
-    assert (right <= 90).all()
-    # By Monte Carlo from the definition, with NumPy's random numbers.
-    random = np.random.default_rng(0)
-    area = random.uniform(0.02, 0.33, 200_000) * 60 * 90
-    aspect = np.exp(random.uniform(np.log(0.3), np.log(3.3), 200_000))
-    h, w = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
-    h, w = h[(h < 60) & (w < 90)], w[(h < 60) & (w < 90)]
-    for got, want in ((height, h), (width, w), (height * width, h * w)):
-        for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
-            expected = np.quantile(want, quantile)
-            assert abs(np.quantile(got[some], quantile) - expected) < 0.06 * expected + 1
-    for start, length, size in ((top, height, 60), (left, width, 90)):
-        part = (start[some] + 0.5) / (size - length[some] + 1)
-        assert abs(part.mean() - 0.5) < 0.015
-        assert abs(part.std() - 1 / np.sqrt(12)) < 0.015
-
-
 @pytest.mark.parametrize("fill", ["constant", "color", "noise"])
 def test_erasing_equals_erasing_after_normalization(fill):
     mean, std = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.25, 0.3])
@@ -215,7 +184,8 @@ def test_erasing_equals_erasing_after_normalization(fill):
     got = np.asarray(jax.jit(functools.partial(erase, mean=mean, std=std))(keys, images))
     want = jax.jit(erase)(keys, (images - mean) / std)
     np.testing.assert_allclose((got - mean) / std, want, atol=1e-5)
-    boxes = np.asarray(augment.erasing_draws(keys, (12, 10), 0.6)[0])
+    sample = functools.partial(mix.sample_erasing, batch_size=1, sides=(12, 10), prob=0.6)
+    boxes = np.asarray(jax.jit(jax.vmap(sample))(keys).box).reshape(500, 4)
     filled = []
     for before, after, (top, left, bottom, right) in zip(images, got, boxes, strict=True):
         inside = np.zeros((12, 10), bool)
