@@ -25,6 +25,8 @@ TASKS = {
     "faster_rcnn": "cutmix_jax.tasks.faster_rcnn:FasterRCNN",
     "captioning": "cutmix_jax.tasks.captioning:Captioning",
 }
+# Keeps the keys of mixing apart from those of augmentation, which are folded by epoch.
+MIXING = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Task:
     left_out: ClassVar[tuple[str, ...]] = ()  # modules of another run that this one has not
     frozen: ClassVar[tuple[str, ...]] = ()  # parameters that stay: beginnings of paths, * is any
     undecayed: ClassVar[tuple[str, ...]] = ()  # without weight decay: ends of paths
-    uses_mix: ClassVar[bool] = False  # whether it applies config.mix, loss, label_smoothing
+    uses_mix: ClassVar[bool] = False  # whether it applies all of `mix_keys`
+    mix_keys: ClassVar[tuple[str, ...]] = ("mix.name", "label_smoothing", "loss")  # refused if not
     pictures: ClassVar[tuple[str, ...]] = ()  # files that the plots below write
 
     @classmethod
@@ -256,6 +259,13 @@ def in_order(outputs):
     return {name: values[order] for name, values in outputs.items() if name != "index"}
 
 
+def mixing_key(seed, step):
+    """The key of a step's mix, the same on every device."""
+    stream = jax.random.fold_in(jax.random.key(seed), MIXING)
+    # The split only keeps the numbers of runs from before colors had keys of their own.
+    return jax.random.split(jax.random.fold_in(stream, step))[0]
+
+
 def check_channels(config, image_shape):
     """Refuses a config whose `normalize` does not have a value per channel of (H, W, C).
 
@@ -306,7 +316,7 @@ def create_task(config, mapping=None):
     config_lib.check_config(config)
     found = find_task(config.task)
     unused = [
-        *(() if found.uses_mix else ("mix.name", "label_smoothing", "loss")),
+        *(() if found.uses_mix else found.mix_keys),
         *(() if found.heads else ("head_lr_factor", "new_head")),
     ]
     config_lib.check_unused(config, unused, f"the task {config.task!r} does not use it")

@@ -11,10 +11,7 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, methods, metrics, mix, models
 from cutmix_jax.data import open_data
 from cutmix_jax.parallel import AXIS
-from cutmix_jax.tasks import Task, check_channels
-
-# Keeps the keys of mixing apart from those of augmentation, which are folded by epoch.
-MIXING = 2**31 - 1
+from cutmix_jax.tasks import Task, check_channels, mixing_key
 
 
 class Classification(Task):
@@ -109,11 +106,7 @@ class Classification(Task):
         data = self.data
         batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
         size = batch["label"].shape[0]
-        # Apart from the keys of augmentation, which are folded from the same seed by epoch.
-        stream = jax.random.fold_in(jax.random.key(xs["seed"]), MIXING)
-        # The split only keeps the numbers of runs from before colors had keys of their own.
-        key = jax.random.split(jax.random.fold_in(stream, step))[0]
-        progress = step / self.total_steps
+        key, progress = mixing_key(xs["seed"], step), step / self.total_steps
         plans = self.mix.sample(key, size, self.sides, progress=progress, axis_name=AXIS)
         images = mix.apply_at(plans, "image", self.normalize(batch["image"]))
         targets = jax.nn.one_hot(batch["label"], data.num_classes)

@@ -1,18 +1,23 @@
-"""What detectors have in common as tasks: data, difficult objects, mAP, words and plots."""
+"""What detectors have in common as tasks: data, mixes, difficult objects, mAP, words and plots."""
 
+import functools
 from typing import ClassVar
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, models
+from cutmix_jax import UserError, methods, mix, models
 from cutmix_jax.config import check_unused
 from cutmix_jax.data import objects
 from cutmix_jax.detection import ssd
 from cutmix_jax.detection.average_precision import Truths, mean_average_precision
+from cutmix_jax.mix.plan import rescaled_fill
 from cutmix_jax.parallel import AXIS
-from cutmix_jax.tasks import Task, check_channels
+from cutmix_jax.tasks import Task, check_channels, mixing_key
+
+# An object of a mixed image is learned if this fraction of it can be seen, as in Ultralytics.
+MIN_VISIBLE = 0.1
 
 
 class Detector(Task):
@@ -24,6 +29,7 @@ class Detector(Task):
 
     ranked_by, higher_is_better = "map", True
     measure_name, in_percent = "mAP", True
+    mix_keys = ("label_smoothing", "loss")
     left_out = ("fc",)  # of a classifier
     pictures = ("objects.png", "map.png")
     losses: ClassVar[dict[str, str]] = {}  # counters of `loss`, and their words
@@ -45,6 +51,38 @@ class Detector(Task):
         models.check_image_size(config.model, (config.image_size,) * 2 + (3,))
         unused = [f"detection.{key}" for key in cls.unused]
         check_unused(config, unused, f"the task {config.task!r} does not use it")
+        cls._check_mix(config)
+
+    @classmethod
+    def _check_mix(cls, config):
+        """Refuses mixes that blend, as the losses have no weight per object, or at feature maps."""
+        mixing = methods.create_mix(config.mix)
+        if set(mixing.layers) - {"image"}:
+            raise UserError(
+                f"config.mix mixes at {', '.join(mixing.layers)}, but a detector can only mix "
+                "images. Set config.mix.layers=('image',), or another mix."
+            )
+        for shape in cls.shapes(config):
+
+            def sample(key, shape=shape):
+                return mixing.sample(key, 2, shape, axis_name=AXIS)
+
+            keys = jax.random.split(jax.random.key(0), 2)
+            try:
+                plans = jax.eval_shape(jax.vmap(sample, axis_name=AXIS), keys)
+            except ValueError as error:
+                raise UserError(f"config.mix does not suit images of {shape}: {error}") from None
+            # plan.mask, once plans have it
+            if any(p.ratio is not None or getattr(p, "mask", None) is not None for p in plans):
+                raise UserError(
+                    f"config.mix.name is {config.mix.name!r}, but objects in a blend have no box "
+                    "or weight that a detector could learn. Use a mix of boxes, such as cutmix."
+                )
+
+    @classmethod
+    def shapes(cls, config):
+        """(height, width) of each kind of training images."""
+        return ((config.image_size,) * 2,)
 
     @classmethod
     def open_data(cls, config, shards):
@@ -72,8 +110,28 @@ class Detector(Task):
         side = self.config.image_size
         return self.model.init(key, jnp.zeros((1, side, side, self.data.image_shape[-1])))
 
+    @functools.cached_property
+    def mix(self):
+        """The mix of `config.mix`."""
+        return methods.create_mix(self.config.mix)
+
+    def mixed(self, batch, xs, step):
+        """A batch of augmented images and their objects, as `augmented` returns it, mixed."""
+        plans = self.mix.sample(
+            mixing_key(xs["seed"], step),
+            len(batch["label"]),
+            batch["image"].shape[1:3],
+            progress=step / self.total_steps,
+            axis_name=AXIS,
+        )
+        normalize = self.config.normalize
+        for plan in plans:  # a fill is for normalized images
+            plan = rescaled_fill(plan, normalize.mean, normalize.std)
+            batch = mix_objects(plan, batch)
+        return batch
+
     def augmented(self, arrays, xs, step):
-        """One device's training images in [0, 1], with their objects; traced.
+        """One device's training images in [0, 1], with their objects, mixed; traced.
 
         Returns:
             `{'image': float32 [b, H, W, 3], 'boxes': float32 [b, G, 4], 'label': int32 [b, G],
@@ -116,6 +174,10 @@ class Detector(Task):
             f"{count:,} {split.replace('_', '-')}" for split, count in data.examples.items()
         )
         return f"{self.config.dataset}: {examples}; resized to {resized}, {data.kind}"
+
+    def describe_mix(self):
+        """`{'mix': words}`, or `{}` if nothing is mixed."""
+        return {} if self.config.mix.name == "none" else {"mix": self.mix.describe()}
 
     def describe_epoch(self, history):
         record = history[-1]
@@ -171,3 +233,36 @@ class Detector(Task):
         from cutmix_jax import pictures
 
         pictures.draw_measure(history, "map", "mAP", folder / "map.png")
+
+
+def mix_objects(plan, batch):
+    """Mixes images and their objects by a plan that pastes boxes; traced.
+
+    Objects of which less than `MIN_VISIBLE` can be seen get label -1.
+
+    Args:
+        plan: a `mix.Plan` for the images.
+        batch: `{'image': float [b, H, W, 3], 'boxes': float32 [b, G, 4], 'label': int32 [b, G],
+            'difficult': bool [b, G]}`, boxes as fractions of the images. 'size', int32 `[b, 2]`,
+            is the height and width of an image in the corner of its canvas, if it has one.
+
+    Returns:
+        A batch like `batch`, with 2 G objects per image. An image grows if its partner's, pasted
+        into it, reaches further.
+    """
+    canvas = jnp.array(2 * plan.sides, jnp.float32)
+    values = {name: batch[name] for name in ("label", "difficult")}
+    found = mix.mix_boxes(plan, batch["boxes"] * canvas, batch["label"] >= 0, values)
+    kept = found.valid & (found.visible >= MIN_VISIBLE)
+    mixed = {
+        "image": mix.apply(plan, batch["image"]),
+        "boxes": jnp.where(kept[..., None], found.boxes / canvas, 0),
+        "label": jnp.where(kept, found.values["label"], -1),
+        "difficult": found.values["difficult"],
+    }
+    if "size" in batch:  # what the partner's image covers is found as if it were an object
+        size = batch["size"]
+        image = jnp.pad(size.astype(jnp.float32), ((0, 0), (2, 0)))[:, None]
+        pasted = mix.mix_boxes(plan, image, jnp.ones(image.shape[:2], bool)).boxes[:, 1, 2:]
+        mixed["size"] = jnp.maximum(size, jnp.ceil(pasted).astype(size.dtype))
+    return batch | mixed

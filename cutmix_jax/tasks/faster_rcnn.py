@@ -64,6 +64,10 @@ class FasterRCNN(Detector):
         return buckets.Canvas(low, high), buckets.Canvas(high, low)
 
     @classmethod
+    def shapes(cls, config):
+        return tuple(canvas.shape for canvas in cls.canvases(config))
+
+    @classmethod
     def open_data(cls, config, shards):
         data, canvases = super().open_data(config, shards), cls.canvases(config)
         if len(canvases) == 1:
@@ -110,7 +114,8 @@ class FasterRCNN(Detector):
         epoch = step // self.data.steps_per_epoch
         batch = self.data.load_train(arrays, xs, epoch)
         mirror = jax.vmap(jax.random.bernoulli)(self._keys(xs, step)[0])
-        return self.fitted(batch | {"label": self.learned(batch)}, xs, mirror)
+        batch = self.fitted(batch | {"label": self.learned(batch)}, xs, mirror)
+        return self.mixed(batch, xs, step)
 
     def _keys(self, xs, step):
         """Keys `[3, b]`, for the mirror, the sampled anchors and the sampled regions."""
@@ -225,4 +230,5 @@ class FasterRCNN(Detector):
             "maps": f"layer{options.region_stage}, stride {self.model.stride}, for the RPN; "
             f"{anchors:,} anchors",
             "data": self.describe_data(resized),
+            **self.describe_mix(),
         }

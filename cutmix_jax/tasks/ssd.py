@@ -54,13 +54,14 @@ class SSD(Detector):
     def augmented(self, arrays, xs, step):
         epoch = step // self.data.steps_per_epoch
         batch = self.data.load_train(arrays, xs, epoch)
-        return augment.augment_ssd(
+        batch = augment.augment_ssd(
             example_keys(xs["seed"], epoch, xs["index"]),
             batch | {"label": self.learned(batch)},
             self.config.image_size,
             self.fill,
             **CROPS[self.config.detection.crop],
         )
+        return self.mixed(batch, xs, step)
 
     def load(self, arrays, xs, step):
         batch = self.augmented(arrays, xs, step)
@@ -131,6 +132,7 @@ class SSD(Detector):
             "model": f"SSD on {self.config.model}, {self.data.num_classes} classes",
             "maps": f"of sides {sides}; {len(self.priors):,} priors",
             "data": self.describe_data(f"{side}x{side}"),
+            **self.describe_mix(),
         }
 
 

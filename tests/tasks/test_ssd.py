@@ -185,7 +185,7 @@ def test_another_network_is_refused(task, monkeypatch):
         ("last_stride", 1, r"config.last_stride=1 does not have"),
         ("image_size", 16, "too small for resnet10x0.0625"),
         ("image_size", None, r"config\.image_size, which is not set"),
-        ("mix.name", "cutmix", "does not use it"),
+        ("label_smoothing", 0.1, "does not use it"),
         ("augment.flip", True, "a detector does not use it"),
         ("augment.policy", "trivial_augment", "a detector does not use it"),
         ("augment.erasing", 0.5, "a detector does not use it"),
