@@ -53,13 +53,24 @@ def named_mixes():
     return [drawn, [mix.apply_at(drawn, name, x) for name, x in maps.items()]]
 
 
+def masks():
+    drawn = [
+        mix.sample_hmix(KEY, 6, (8, 12)),
+        mix.sample_gmix(KEY, 6, (8, 12), scope="image"),
+        mix.sample_gridmix(KEY, 6, (8, 12), scope="pair"),
+        mix.sample_fmix(KEY, 6, (8, 12), resolution=9),
+        mix.sample_cowmix(KEY, 6, (8, 12)),
+    ]
+    return [drawn, [mix.apply(plan, IMAGES) for plan in drawn]]
+
+
 def wider_under_x64():
     """Sampled by `jax.random.randint`, whose default dtype and bits depend on x64."""
     layers = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
     return [mix.sample_cutmix(KEY, 6, (8, 12), partner="rotate"), layers.sample(KEY, 6, MAPS)]
 
 
-CASES = (one_calls, plans, named_mixes, wider_under_x64)
+CASES = (one_calls, plans, named_mixes, masks, wider_under_x64)
 
 
 def test_the_cases_use_every_public_name():
