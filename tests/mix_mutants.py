@@ -234,4 +234,28 @@ MUTANTS = {
         "words = jax.random.bits(key, (size,), jnp.uint32) >> lax.iota(jnp.uint32, size) // 2",
         "test_mix_draws.py::test_all_permutations_are_as_frequent",
     ),
+    "all equal values are kept": (
+        "masks.py",
+        "(jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= missing)",
+        "(missing > 0)",
+        "test_mix_sampled_masks.py::test_the_largest_values_are_as_many_as_asked_for",
+    ),
+    "the partner has the largest values of the noise": (
+        "masks.py",
+        "return ~largest(",
+        "return largest(",
+        "test_mix_sampled_masks.py::test_the_noise_and_the_mask_of_fmix",
+    ),
+    "the blur is too narrow": (
+        "masks.py",
+        "kernel = jnp.exp(-0.5 * distance**2)",
+        "kernel = jnp.exp(-1.0 * distance**2)",
+        "test_mix_sampled_masks.py::test_the_blur_and_the_threshold_of_cowmix",
+    ),
+    "the blend ignores that the box is clipped": (
+        "sample.py",
+        "lam / jnp.maximum(outside, 1e-30)",
+        "lam / (1 - area[:, 0])",
+        "test_mix_sampled_masks.py::test_the_label_weight_of_hmix_is_beta_and_its_box_a_part_of_it",
+    ),
 }

@@ -130,7 +130,7 @@ def test_noise_of_fewer_points_has_the_same_covariance_after_the_blur():
     place, points = ((np.arange(n) + 0.5) / n for n in (130, 1300))
     kernel = np.exp(-0.5 * ((place[:, None] - points) * 32) ** 2)
     expected = kernel @ kernel.T / 1300 * 64
-    np.testing.assert_allclose(rows.T @ rows, expected, atol=2e-3 * expected.max())
+    np.testing.assert_allclose(rows.T @ rows, expected, atol=6e-3 * expected.max())
 
 
 # Samplers with options, by sides and the scope of the plan.
@@ -185,7 +185,7 @@ def test_other_numbers_do_not_recompile_and_jit_agrees_with_eager(case):
     step = jax.jit(lambda key, numbers: sample_case(case, key, **numbers))
     usual = step(KEY, numbers)
     jax.tree.map(np.testing.assert_array_equal, usual, sample_case(case))
-    others = step(KEY, {key: np.float32(value * 0.8 + 0.1) for key, value in numbers.items()})
+    others = step(KEY, {key: np.float32(value * 0.7 + 0.2) for key, value in numbers.items()})
     off = step(KEY, numbers | {"prob": np.float32(0)})
     assert step._cache_size() == 1
     assert (usual.lam != others.lam).any()

@@ -236,7 +236,11 @@ def sample_gmix(
         >>> import jax
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_gmix(jax.random.key(1), batch_size=4, sides=(2, 3))
-        >>> plan.mask, plan.lam
+        >>> plan.mask.round(2)
+        Array([[[0.81, 0.15, 0.  ],
+                [0.06, 0.01, 0.  ]]], dtype=float32)
+        >>> plan.lam
+        Array([0.82697505], dtype=float32)
 
     Reference:
         Park et al., "A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function
@@ -314,6 +318,11 @@ def sample_gridmix(
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_gridmix(jax.random.key(1), batch_size=4, sides=(5, 6))
         >>> plan.mask[0].astype(int), plan.lam
+        (Array([[0, 0, 0, 0, 0, 0],
+               [0, 0, 0, 0, 0, 0],
+               [1, 0, 1, 0, 1, 0],
+               [0, 0, 0, 0, 0, 0],
+               [1, 0, 1, 0, 1, 0]], dtype=int32), Array([0.8], dtype=float32))
 
     Reference:
         Baek et al., "GridMix: Strong regularization through local context mapping", Pattern
@@ -396,6 +405,11 @@ def sample_fmix(
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_fmix(jax.random.key(1), batch_size=4, sides=(5, 8))
         >>> plan.mask[0].astype(int), plan.lam
+        (Array([[1, 1, 1, 0, 0, 0, 0, 0],
+               [1, 1, 1, 0, 0, 0, 0, 0],
+               [1, 1, 1, 0, 0, 0, 0, 1],
+               [1, 1, 0, 0, 0, 0, 0, 1],
+               [1, 1, 1, 0, 0, 0, 0, 0]], dtype=int32), Array([0.6], dtype=float32))
 
     Reference:
         Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", 2020.
@@ -479,6 +493,11 @@ def sample_cowmix(
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_cowmix(jax.random.key(1), batch_size=2, sides=(5, 8))
         >>> plan.mask[0].astype(int), plan.lam
+        (Array([[1, 1, 1, 1, 1, 1, 0, 0],
+               [1, 1, 1, 1, 0, 0, 0, 0],
+               [1, 1, 0, 0, 0, 0, 0, 0],
+               [1, 0, 0, 0, 0, 0, 0, 0],
+               [1, 0, 0, 0, 0, 0, 0, 0]], dtype=int32), Array([0.65, 0.6 ], dtype=float32))
 
     Reference:
         French et al., "Milking CowMask for Semi-Supervised Image Classification", 2020.

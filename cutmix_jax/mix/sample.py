@@ -369,7 +369,10 @@ def sample_hmix(
         >>> import jax
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_hmix(jax.random.key(1), batch_size=4, sides=(32, 32))
-        >>> plan.box[0].tolist(), plan.ratio, plan.lam
+        >>> plan.box[0].tolist(), plan.ratio
+        ([[0, 0], [12, 8]], Array([0.6749482], dtype=float32))
+        >>> mix.kept_fraction(plan), plan.lam
+        (Array([0.6116718], dtype=float32), Array([0.6116718], dtype=float32))
 
     Reference:
         Park et al., "A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function
