@@ -234,4 +234,22 @@ MUTANTS = {
         "words = jax.random.bits(key, (size,), jnp.uint32) >> lax.iota(jnp.uint32, size) // 2",
         "test_mix_draws.py::test_all_permutations_are_as_frequent",
     ),
+    "cells of a mask are read at their corners": (
+        "regions.py",
+        "(2 * np.arange(side) + 1) * of // (2 * side)",
+        "np.arange(side) * of // side",
+        "test_mix_masks.py::test_pixels_come_from_the_mask",
+    ),
+    "a soft mask multiplies what has no weight": (
+        "pixels.py",
+        "return jnp.where(ratio == 0, partner, mixed) if soft else mixed",
+        "return mixed",
+        "test_mix_masks.py::test_nan_of_what_is_not_taken_does_not_spread",
+    ),
+    "ClassMix rounds half of the classes down": (
+        "masks.py",
+        "chosen = rank < (count + 1) // 2",
+        "chosen = rank < count // 2",
+        "test_mix_masks.py::test_classmix_takes_half_of_the_classes_of_each_map",
+    ),
 }

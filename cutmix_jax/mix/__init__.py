@@ -13,6 +13,7 @@ mix of the paper by its name. `chain` and `random_choice` combine mixes.
 
 from cutmix_jax.mix.calls import cutmix, cutout, mixup
 from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
+from cutmix_jax.mix.masks import classmix_mask, plan_from_mask
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
 from cutmix_jax.mix.plan import Plan, kept_fraction
@@ -25,6 +26,7 @@ __all__ = [
     "apply",
     "apply_at",
     "chain",
+    "classmix_mask",
     "create_mix",
     "cutmix",
     "cutout",
@@ -33,6 +35,7 @@ __all__ = [
     "mix_losses",
     "mix_values",
     "mixup",
+    "plan_from_mask",
     "random_choice",
     "sample_cutmix",
     "sample_cutout",
