@@ -235,19 +235,19 @@ MUTANTS = {
         "test_mix_draws.py::test_all_permutations_are_as_frequent",
     ),
     "all equal values are kept": (
-        "masks.py",
+        "sampled_masks.py",
         "(jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= missing)",
         "(missing > 0)",
         "test_mix_sampled_masks.py::test_the_largest_values_are_as_many_as_asked_for",
     ),
     "the partner has the largest values of the noise": (
-        "masks.py",
+        "sampled_masks.py",
         "return ~largest(",
         "return largest(",
         "test_mix_sampled_masks.py::test_the_noise_and_the_mask_of_fmix",
     ),
     "the blur is too narrow": (
-        "masks.py",
+        "sampled_masks.py",
         "kernel = jnp.exp(-0.5 * distance**2)",
         "kernel = jnp.exp(-1.0 * distance**2)",
         "test_mix_sampled_masks.py::test_the_blur_and_the_threshold_of_cowmix",
@@ -257,5 +257,23 @@ MUTANTS = {
         "lam / jnp.maximum(outside, 1e-30)",
         "lam / (1 - area[:, 0])",
         "test_mix_sampled_masks.py::test_the_label_weight_of_hmix_is_beta_and_its_box_a_part_of_it",
+    ),
+    "cells of a mask are read at their corners": (
+        "regions.py",
+        "(2 * np.arange(side) + 1) * of // (2 * side)",
+        "np.arange(side) * of // side",
+        "test_mix_masks.py::test_pixels_come_from_the_mask",
+    ),
+    "a soft mask multiplies what has no weight": (
+        "pixels.py",
+        "return jnp.where(ratio == 0, partner, mixed) if soft else mixed",
+        "return mixed",
+        "test_mix_masks.py::test_nan_of_what_is_not_taken_does_not_spread",
+    ),
+    "ClassMix rounds half of the classes down": (
+        "masks.py",
+        "chosen = rank < (count + 1) // 2",
+        "chosen = rank < count // 2",
+        "test_mix_masks.py::test_classmix_takes_half_of_the_classes_of_each_map",
     ),
 }

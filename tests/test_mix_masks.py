@@ -318,3 +318,82 @@ def test_masks_may_be_arrays_of_numpy():
         plan = replace(expected, mask=other)
         np.testing.assert_array_equal(mix.apply(plan, images), mix.apply(expected, images))
         np.testing.assert_array_equal(mix.kept_fraction(plan), mix.kept_fraction(expected))
+
+
+def test_a_plan_from_a_mask_weighs_labels_by_what_is_kept():
+    mask = jnp.asarray(np.arange(12).reshape(1, 3, 4) < 9)
+    plan = mix.plan_from_mask(mask, np.array([2, 0, 1]), (6, 4))
+    assert (plan.lam, plan.sides) == (0.25, (6, 4))
+    check_mixed(plan, random_images((6, 4), jnp.float32))
+    soft = mix.plan_from_mask(jnp.full((3, 4, 4), 0.75), "reverse")
+    assert (soft.lam.tolist(), soft.partner.tolist()) == ([0.25] * 3, [2, 1, 0])
+    assert soft.sides == (4, 4)
+    key = jax.random.key(0)
+    drawn = mix.plan_from_mask(mask, "permutation", key=key, batch_size=64)
+    assert sorted(drawn.partner.tolist()) == list(range(64))
+    assert (drawn.partner != jnp.arange(64)).any()
+    rotated = mix.plan_from_mask(mask, "rotate", key=key, batch_size=5).partner
+    assert (rotated != jnp.arange(5)).all()
+
+
+def test_partners_of_all_devices():
+    images = random_images((8, 6), jnp.float32, 4)
+    mask, partner = random_mask(0, (4, 8, 6), False), np.array([3, 2, 1, 0])
+    expected = mix.apply(mix.plan_from_mask(mask, partner), images)
+
+    def step(images, mask, partner):
+        return mix.apply(mix.plan_from_mask(mask, partner, across="data"), images)
+
+    parts = [jnp.reshape(x, (2, 2, *x.shape[1:])) for x in (images, mask, partner)]
+    mixed = jax.vmap(step, axis_name="data")(*parts)
+    np.testing.assert_array_equal(mixed.reshape(images.shape), expected)
+
+
+def test_plans_from_wrong_masks_and_partners_are_refused():
+    mask = jnp.ones((1, 4, 4), bool)
+    for partner, options, message in (
+        ("permutation", {}, "needs a key"),
+        ("revers", {}, "mean 'reverse'"),
+        ("reverse", {"across": "data"}, "across must be None"),
+        (jnp.ones(3), {}, r"float32\[3\]\. Expected integers \[B\], or one of 'permutation'"),
+        (jnp.zeros((3, 1), int), {}, r"int32\[3, 1\]\. Expected integers \[B\]"),
+        ([1, 0], {"sides": (4,)}, "one axis per side"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mix.plan_from_mask(mask, partner, **options)
+    with pytest.raises(ValueError, match=r"int32\[1, 4, 4\]\. Expected bool"):
+        mix.plan_from_mask(mask.astype(int), [1, 0])
+    with pytest.raises(ValueError, match=r"class_ids are float32\[1, 2\]\. Expected integers"):
+        mix.classmix_mask(jax.random.key(0), jnp.ones((1, 2)), 3)
+
+
+@pytest.mark.parametrize("ignore", [None, 0, 255])
+def test_classmix_takes_half_of_the_classes_of_each_map(ignore):
+    maps = np.random.default_rng(0).integers(0, 7, (6, 9, 5)).astype(np.uint8)
+    maps[1], maps[2, :, 1:], maps[3], maps[4] = 3, 255, 255, np.minimum(maps[4], 4)
+    draw = jax.jit(lambda key: mix.classmix_mask(key, maps, 7, ignore=ignore))
+    often = np.zeros(7)
+    for seed in range(60):
+        mask = np.asarray(draw(jax.random.key(seed)))
+        for ids, taken in zip(maps, mask, strict=True):
+            present = set(ids.ravel().tolist()) - {ignore, 255}
+            chosen = set(ids[taken].tolist())
+            assert len(chosen) == -(-len(present) // 2)
+            assert chosen <= present
+            np.testing.assert_array_equal(taken, np.isin(ids, list(chosen)))
+        often += np.isin(np.arange(7), maps[0][mask[0]])
+    classes = np.arange(7) != ignore
+    expected = 60 * -(-classes.sum() // 2) / classes.sum()
+    assert (np.abs(often - expected)[classes] < 4 * np.sqrt(60) / 2).all()
+
+
+def test_classmix_pastes_ids_as_they_are():
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 8, 6)), jnp.uint8)
+    ids = ids.at[:, 0].set(255)
+    partner = jnp.array([1, 2, 0])
+    mask = mix.classmix_mask(jax.random.key(0), ids[partner], 4, ignore=255)
+    plan = mix.plan_from_mask(mask, partner)
+    mixed = mix.apply(plan, ids)
+    np.testing.assert_array_equal(mixed, np.where(mask, ids[partner], ids))
+    assert not mask[:, 0].any()
+    np.testing.assert_array_equal(plan.lam, np.float32((~np.asarray(mask)).mean((1, 2))))

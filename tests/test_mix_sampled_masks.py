@@ -10,7 +10,8 @@ import pytest
 from scipy import integrate, ndimage, special, stats
 
 from cutmix_jax import mix
-from cutmix_jax.mix import masks, named
+from cutmix_jax.mix import named
+from cutmix_jax.mix import sampled_masks as masks
 from cutmix_jax.mix.sample import NUMBERS, symmetric_beta
 
 KEY = jax.random.key(0)

@@ -54,6 +54,15 @@ def named_mixes():
 
 
 def masks():
+    ids, shares = IMAGES[..., 0] // 64, IMAGES[:, ::4, :5, 1] / np.float32(255)
+    half = mix.classmix_mask(KEY, ids, 4, ignore=3)
+    pasted = mix.plan_from_mask(half, IDS[::-1])
+    soft = mix.plan_from_mask(shares, "permutation", (8, 12), key=KEY)
+    arrays = {"image": IMAGES, "half": IMAGES[:, ::2, ::2], "depth": IMAGES.astype(np.float16)}
+    return [pasted, soft, mix.apply(pasted, arrays | {"ids": ids}), mix.apply(soft, arrays)]
+
+
+def sampled_masks():
     drawn = [
         mix.sample_hmix(KEY, 6, (8, 12)),
         mix.sample_gmix(KEY, 6, (8, 12), scope="image"),
@@ -70,7 +79,7 @@ def wider_under_x64():
     return [mix.sample_cutmix(KEY, 6, (8, 12), partner="rotate"), layers.sample(KEY, 6, MAPS)]
 
 
-CASES = (one_calls, plans, named_mixes, masks, wider_under_x64)
+CASES = (one_calls, plans, named_mixes, masks, sampled_masks, wider_under_x64)
 
 
 def test_the_cases_use_every_public_name():

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.masks import sample_cowmix, sample_fmix, sample_gmix, sample_gridmix
 from cutmix_jax.mix.plan import on_device, select, switched
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_hmix, sample_mixup
+from cutmix_jax.mix.sampled_masks import sample_cowmix, sample_fmix, sample_gmix, sample_gridmix
 
 # The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
 # 0, the image. 'stem' is the map after the first convolution.

@@ -1,5 +1,6 @@
 """The region that a plan pastes, its box and its mask, in the cells of an array."""
 
+import functools
 from fractions import Fraction
 
 import jax
@@ -35,21 +36,47 @@ def inside(box, shape, axes):
     return inside
 
 
-def mask_on(mask, sides, channels=1):
-    """Returns the mask at another resolution: for each pixel, the cell that holds its center.
-
-    The last axis is read once per channel: `[1 or B, S_1, ..., S_n * channels]`.
-    """
+def mask_on(mask, sides):
+    """Returns the mask at another resolution: for each pixel, the cell that holds its center."""
     # From the last axis to the first: first single elements of a small array, then whole rows.
     for axis in range(len(sides), 0, -1):
         of, side = mask.shape[axis], sides[axis - 1]
-        cells = (2 * np.arange(side) + 1) * of // (2 * side)
-        if axis == len(sides):
-            cells = np.repeat(cells, channels)
-        if not np.array_equal(cells, np.arange(of)):
-            read = mask.at[(slice(None),) * axis + (cells,)]
-            mask = read.get(mode="promise_in_bounds", out_sharding=explicit_sharding(mask))
+        if side % of == 0:
+            mask = jnp.repeat(mask, side // of, axis)
+        else:
+            mask = _taken(mask, (2 * np.arange(side) + 1) * of // (2 * side), axis)
     return mask
+
+
+def mask_with_box(mask, box):
+    """Returns the bool mask, true inside the box too. Without any box the mask is not written."""
+    mask = jnp.broadcast_to(mask, (max(len(mask), len(box)), *mask.shape[1:]))
+    return lax.cond(
+        (box[:, 0] < box[:, 1]).all(-1).any(),
+        lambda: mask | inside(box, mask.shape, range(1, mask.ndim)),
+        lambda: mask,
+    )
+
+
+def mask_per_channel(mask, channels):
+    """Returns the mask with each element of the last axis once per channel.
+
+    On a CPU, with a few channels, `jnp.repeat` takes most of the time of a mix. A gather is faster,
+    and for bool the union of masks with gaps, one per channel, is fastest.
+    """
+    if channels == 1 or channels > 4:
+        return jnp.repeat(mask, channels, -1)
+    if mask.dtype != bool:
+        return _taken(mask, np.repeat(np.arange(mask.shape[-1]), channels), mask.ndim - 1)
+    numbers, others = mask.astype(jnp.uint8), [(0, 0, 0)] * (mask.ndim - 1)
+    edges = [(i, channels - 1 - i, channels - 1) for i in range(channels)]
+    parts = [lax.pad(numbers, jnp.uint8(0), [*others, edge]) for edge in edges]
+    return functools.reduce(jnp.bitwise_or, parts) != 0
+
+
+def _taken(mask, cells, axis):
+    read = mask.at[(slice(None),) * axis + (cells,)]
+    return read.get(mode="promise_in_bounds", out_sharding=explicit_sharding(mask))
 
 
 def checked_mask(plan):
