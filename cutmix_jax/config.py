@@ -270,11 +270,34 @@ SCHEMA = {
     "mix.sigma": Key(
         float, None, None, "Standard deviation of 'gaussian', relative to the image's side."
     ),
+    "mix.box_fraction": Key(
+        float, None, None, "Fraction of the partner's weight in HMix's box, before clipping."
+    ),
+    "mix.decay": Key(float, None, None, "Exponent of FMix's noise, 1 / f^decay."),
+    "mix.resolution": Key(
+        int, None, None, "Cells of FMix's mask along the longest side; default: one per pixel."
+    ),
+    "mix.min_area": Key(
+        float, None, None, "Smallest area of GridMix's region or CowMix's mask, of the image's."
+    ),
+    "mix.max_area": Key(
+        float, None, None, "Largest area of GridMix's region or CowMix's mask, of the image's."
+    ),
+    "mix.min_aspect": Key(float, None, None, "Smallest height over width of GridMix's region."),
+    "mix.max_aspect": Key(float, None, None, "Largest height over width of GridMix's region."),
+    "mix.min_cells": Key(float, None, None, "Smallest number of GridMix's cells across."),
+    "mix.max_cells": Key(float, None, None, "Largest number of GridMix's cells across."),
+    "mix.min_sigma": Key(
+        float, None, None, "Smallest blur of CowMix's noise, relative to the image's side."
+    ),
+    "mix.max_sigma": Key(
+        float, None, None, "Largest blur of CowMix's noise, relative to the image's side."
+    ),
     "mix.label": Key(str, None, None, "Label weight: 'area', 'one_hot' or 'complete'."),
     "mix.correct_lam": Key(
         bool, None, None, "Weight labels by the pasted area, not by the sampled lambda."
     ),
-    "mix.scope": Key(str, None, None, "One box per 'batch', 'device', 'pair' or 'image'."),
+    "mix.scope": Key(str, None, None, "One box or mask per 'batch', 'device', 'pair' or 'image'."),
     "mix.partner": Key(
         str, None, None, "Choice of partners: 'permutation', 'reverse' or 'rotate'."
     ),

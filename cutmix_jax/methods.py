@@ -16,7 +16,7 @@ import re
 
 from cutmix_jax import UserError, nearest
 
-# The paper's parameters of each mix where they differ from the mix's defaults, by kind of dataset.
+# The CutMix paper's parameters of each mix where they differ from its defaults, by kind of dataset.
 _CUTMIX = {
     "cifar": {"box": "paper", "prob": 0.5},
     "imagenet": {"box": "paper", "prob": 1.0},
@@ -38,6 +38,11 @@ PAPER_VALUES = {
     "manifold_mixup": {},
     "cutout": _CUTOUT,
     "erasing": {},
+    "hmix": {},
+    "gmix": {},
+    "gridmix": {},
+    "fmix": {},
+    "cowmix": {},
 }
 # For light networks. The authors named this value for ResNet-110.
 LIGHT_CUTMIX_PROB = {"resnet110": 1.0}
@@ -60,12 +65,15 @@ ROWS = {("imagenet", "drop_block"): {"epochs": 270}}
 
 # What `_NAMEvalue` sets: a parameter of `mix.create_mix` for mixes, a config key for the others.
 _BOX = {"alpha": "alpha", "prob": "prob", "size": "size", "layer": "layers"}
+_BETA = {"alpha": "alpha", "prob": "prob"}
 PARAMETERS = {
     **dict.fromkeys(PAPER_VALUES, _BOX),
-    "mixup": {"alpha": "alpha", "prob": "prob"},
+    **dict.fromkeys(("mixup", "hmix", "gmix", "gridmix"), _BETA),
     "manifold_mixup": {"alpha": "alpha", "prob": "prob", "layer": "layers"},
     "cutout": {"prob": "prob", "size": "size"},
     "erasing": {"prob": "prob"},
+    "fmix": {"alpha": "alpha", "prob": "prob", "decay": "decay"},
+    "cowmix": {"prob": "prob"},
     "stochastic_depth": {"prob": "stochastic_depth"},
     "shake_drop": {"prob": "shake_drop"},
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},

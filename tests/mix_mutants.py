@@ -11,7 +11,7 @@ MUTANTS = {
         "test_mix.py::test_pixels_come_from_the_plan",
     ),
     "the box has no last row and column": (
-        "pixels.py",
+        "regions.py",
         "(low <= index) & (index < high)",
         "(low <= index) & (index < high - 1)",
         "test_mix.py::test_pixels_come_from_the_plan",
@@ -60,8 +60,8 @@ MUTANTS = {
     ),
     "pixels are multiplied by a mask": (
         "pixels.py",
-        "return jnp.where(_inside(box, x.shape, axes), _pasted(plan, x), _blended(plan, x))",
-        "m = _inside(box, x.shape, axes); return m * _pasted(plan, x) + (1 - m) * x",
+        "return jnp.where(pasted, _pasted(plan, x), _blended(plan, x))",
+        "return pasted * _pasted(plan, x) + (1 - pasted) * x",
         "test_mix.py::test_nan_outside_the_pasted_region_stays_out",
     ),
     "the window starts a pixel late": (
@@ -78,8 +78,8 @@ MUTANTS = {
     ),
     "a blend of weight zero is computed": (
         "pixels.py",
-        "return jnp.where(ratio == 1, x, blend.astype(x.dtype))",
-        "return blend.astype(x.dtype)",
+        "mixed = jnp.where(ratio == 1, x, blend.astype(x.dtype))",
+        "mixed = blend.astype(x.dtype)",
         "test_mix.py::test_nan_of_a_partner_without_weight_stays_out_of_a_blend",
     ),
     "ids are compared in their own dtype": (
@@ -89,13 +89,13 @@ MUTANTS = {
         "test_mix.py::test_class_ids_of_any_dtype_meet_any_number_of_classes",
     ),
     "boxes are computed in their own dtype": (
-        "pixels.py",
+        "regions.py",
         "box = plan.box.astype(jnp.int32)",
         "box = plan.box",
         "test_mix.py::test_boxes_of_narrow_dtypes_are_as_good_as_wide_ones",
     ),
     "cells of long series overflow": (
-        "pixels.py",
+        "regions.py",
         "Fraction(*pair) for pair",
         "Fraction(*pair) if False else type('Whole', (), dict(numerator=pair[0],"
         " denominator=pair[1])) for pair",
@@ -103,7 +103,7 @@ MUTANTS = {
     ),
     "gathers do not specify the sharding of their result": (
         "pixels.py",
-        "out_sharding=_explicit_sharding(x)",
+        "out_sharding=explicit_sharding(x)",
         "out_sharding=None",
         "test_mix_mesh.py::test_a_sharded_batch_is_mixed_as_an_unsharded_one",
     ),
@@ -144,15 +144,15 @@ MUTANTS = {
         "test_mix.py::test_labels_sum_to_one",
     ),
     "cells of a smaller mask are placed by their corners": (
-        "pixels.py",
+        "regions.py",
         "return -((of - 2 * box * side) // (2 * of))",
         "return box * side // of",
         "test_mix.py::test_a_batch_is_mixed_in_all_its_parts",
     ),
     "the box is on the first two axes": (
-        "pixels.py",
-        "low, high = (_per_example(box[:, end, i], len(shape)) for end in (0, 1))",
-        "low, high = (_per_example(box[:, end, 0], len(shape)) for end in (0, 1))",
+        "regions.py",
+        "low, high = (per_example(box[:, end, i], len(shape)) for end in (0, 1))",
+        "low, high = (per_example(box[:, end, 0], len(shape)) for end in (0, 1))",
         "test_mix.py::test_any_layout_by_its_spatial_axes",
     ),
     "no gradient to the partner": (
@@ -281,5 +281,47 @@ MUTANTS = {
         "return low + (high - low) * uniform",
         "return low + (high - low) * uniform[:, :1]",
         "test_mix_draws.py::test_uniform_lengths_are_independent_and_between_their_bounds",
+    ),
+    "all equal values are kept": (
+        "sampled_masks.py",
+        "(jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= missing)",
+        "(missing > 0)",
+        "test_mix_sampled_masks.py::test_the_largest_values_are_as_many_as_asked_for",
+    ),
+    "the partner has the largest values of the noise": (
+        "sampled_masks.py",
+        "return ~largest(",
+        "return largest(",
+        "test_mix_sampled_masks.py::test_the_noise_and_the_mask_of_fmix",
+    ),
+    "the blur is too narrow": (
+        "sampled_masks.py",
+        "kernel = jnp.exp(-0.5 * distance**2)",
+        "kernel = jnp.exp(-1.0 * distance**2)",
+        "test_mix_sampled_masks.py::test_the_blur_and_the_threshold_of_cowmix",
+    ),
+    "the blend ignores that the box is clipped": (
+        "sample.py",
+        "lam / jnp.maximum(outside, 1e-30)",
+        "lam / (1 - area[:, 0])",
+        "test_mix_sampled_masks.py::test_the_label_weight_of_hmix_is_beta_and_its_box_a_part_of_it",
+    ),
+    "cells of a mask are read at their corners": (
+        "regions.py",
+        "(2 * np.arange(side) + 1) * of // (2 * side)",
+        "np.arange(side) * of // side",
+        "test_mix_masks.py::test_pixels_come_from_the_mask",
+    ),
+    "a soft mask multiplies what has no weight": (
+        "pixels.py",
+        "return jnp.where(ratio == 0, partner, mixed) if soft else mixed",
+        "return mixed",
+        "test_mix_masks.py::test_nan_of_what_is_not_taken_does_not_spread",
+    ),
+    "ClassMix rounds half of the classes down": (
+        "masks.py",
+        "chosen = rank < (count + 1) // 2",
+        "chosen = rank < count // 2",
+        "test_mix_masks.py::test_classmix_takes_half_of_the_classes_of_each_map",
     ),
 }

@@ -29,6 +29,10 @@ def pastes(images, ids):
     for plan in mixing.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
         images = mix.apply_at([plan], plan.layer, images)
         yield images
+    ids = (images[..., 0] > 0).astype(np.int32)
+    for mask in (mix.classmix_mask(KEY, ids, 2), images[:, ::2, :3, 0] > 0, IMAGES[:1, ..., 0] > 0):
+        masked = mix.plan_from_mask(mask, np.roll(IDS, 1), (8, 8))
+        yield [mix.apply(masked, images), mix.apply(masked, ids)]
 
 
 def blends(images, ids):
@@ -46,6 +50,8 @@ def blends(images, ids):
     for plan in mixing.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
         images = mix.apply_at([plan], plan.layer, images)
         yield images
+    masked = mix.plan_from_mask(np.abs(np.sin(IMAGES[:, :4, :, 0])), np.roll(IDS, 1), (8, 8))
+    yield mix.apply(masked, images)
 
 
 # The rounding of products and sums depends on the vector width in which a shard is computed.

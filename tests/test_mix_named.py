@@ -30,6 +30,13 @@ PAPER = {
     "cutout": (("image",), "filled with 0"),
     "erasing": (("image",), "area 0.02 to 0.33, height over width 0.3 to 3.3), filled with 0"),
 }
+OTHERS = {
+    "hmix": "HMix: one box in a blend per batch (lambda ~ Beta(1, 1); the box has 0.5 of",
+    "gmix": "GMix: one Gaussian bump per batch (lambda ~ Beta(1, 1)), partner by permutation",
+    "gridmix": "area 0.5 to 1; aspect 0.5 to 2; cells 2 to 6), partner",
+    "fmix": "FMix: one mask from noise of 1 / f^3 per batch (lambda ~ Beta(1, 1)), partner",
+    "cowmix": "one mask from blurred noise per image (area 0.2 to 0.8; sigma 0.125 to 0.5 of the",
+}
 COMBINED = {
     "cutout+mixup": (mix.chain, ("image",), ", then Mixup"),
     "cutout+manifold_mixup": (mix.chain, ("image", "layer1", "layer2"), ", then Mixup"),
@@ -40,6 +47,15 @@ COMBINED = {
 @pytest.mark.parametrize("name", PAPER)
 def test_every_mix_of_the_paper_has_a_name(name):
     check_mix(mix.create_mix(name), name, *PAPER[name])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_mixes_have_a_name(name):
+    check_mix(mix.create_mix(name), name, ("image",), OTHERS[name])
+
+
+def test_the_resolution_in_words():
+    assert "Beta(1, 1); 56 cells along" in mix.create_mix("fmix", resolution=56).describe()
 
 
 @pytest.mark.parametrize("name", COMBINED)

@@ -58,13 +58,33 @@ def named_mixes():
     return [drawn, [mix.apply_at(drawn, name, x) for name, x in maps.items()]]
 
 
+def masks():
+    ids, shares = IMAGES[..., 0] // 64, IMAGES[:, ::4, :5, 1] / np.float32(255)
+    half = mix.classmix_mask(KEY, ids, 4, ignore=3)
+    pasted = mix.plan_from_mask(half, IDS[::-1])
+    soft = mix.plan_from_mask(shares, "permutation", (8, 12), key=KEY)
+    arrays = {"image": IMAGES, "half": IMAGES[:, ::2, ::2], "depth": IMAGES.astype(np.float16)}
+    return [pasted, soft, mix.apply(pasted, arrays | {"ids": ids}), mix.apply(soft, arrays)]
+
+
+def sampled_masks():
+    drawn = [
+        mix.sample_hmix(KEY, 6, (8, 12)),
+        mix.sample_gmix(KEY, 6, (8, 12), scope="image"),
+        mix.sample_gridmix(KEY, 6, (8, 12), scope="pair"),
+        mix.sample_fmix(KEY, 6, (8, 12), resolution=9),
+        mix.sample_cowmix(KEY, 6, (8, 12)),
+    ]
+    return [drawn, [mix.apply(plan, IMAGES) for plan in drawn]]
+
+
 def wider_under_x64():
     """Sampled by `jax.random.randint`, whose default dtype and bits depend on x64."""
     layers = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
     return [mix.sample_cutmix(KEY, 6, (8, 12), partner="rotate"), layers.sample(KEY, 6, MAPS)]
 
 
-CASES = (one_calls, plans, named_mixes, wider_under_x64)
+CASES = (one_calls, plans, named_mixes, masks, sampled_masks, wider_under_x64)
 
 
 def test_the_cases_use_every_public_name():

@@ -8,16 +8,29 @@ A `Plan` says what will be mixed. It is sampled from a key and a shape, without 
     labels = mix.mix_labels(plan, labels, num_classes=10)
 
 `cutmix(key, images, labels, num_classes=10)` does all of this in one call. `create_mix` makes any
-mix of the paper by its name. `chain` and `random_choice` combine mixes.
+mix by its name. `chain` and `random_choice` combine mixes.
 """
 
 from cutmix_jax.mix.boxes import MixedBoxes, mix_boxes
 from cutmix_jax.mix.calls import cutmix, cutout, mixup
 from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
+from cutmix_jax.mix.masks import classmix_mask, plan_from_mask
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
 from cutmix_jax.mix.plan import Plan, kept_fraction
-from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_erasing, sample_mixup
+from cutmix_jax.mix.sample import (
+    sample_cutmix,
+    sample_cutout,
+    sample_erasing,
+    sample_hmix,
+    sample_mixup,
+)
+from cutmix_jax.mix.sampled_masks import (
+    sample_cowmix,
+    sample_fmix,
+    sample_gmix,
+    sample_gridmix,
+)
 
 __all__ = [
     "LAYERS",
@@ -27,6 +40,7 @@ __all__ = [
     "apply",
     "apply_at",
     "chain",
+    "classmix_mask",
     "create_mix",
     "cutmix",
     "cutout",
@@ -36,9 +50,15 @@ __all__ = [
     "mix_losses",
     "mix_values",
     "mixup",
+    "plan_from_mask",
     "random_choice",
+    "sample_cowmix",
     "sample_cutmix",
     "sample_cutout",
     "sample_erasing",
+    "sample_fmix",
+    "sample_gmix",
+    "sample_gridmix",
+    "sample_hmix",
     "sample_mixup",
 ]

@@ -205,7 +205,7 @@ def _is_itself(plan):
 
 def _checked(plan, boxes, valid):
     """Returns boxes and valid as arrays, or raises."""
-    if getattr(plan, "mask", None) is not None:  # plan.mask, once plans have it
+    if plan.mask is not None:
         raise ValueError(
             "mix_boxes needs a plan that pastes a box or blends, but this one pastes a mask, which"
             " leaves no boxes. Mix masks of the objects by apply() instead."

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import on_device, select, switched
-from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_erasing, sample_mixup
+from cutmix_jax.mix.sample import (
+    sample_cutmix,
+    sample_cutout,
+    sample_erasing,
+    sample_hmix,
+    sample_mixup,
+)
+from cutmix_jax.mix.sampled_masks import sample_cowmix, sample_fmix, sample_gmix, sample_gridmix
 
 # The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
 # 0, the image. 'stem' is the map after the first convolution.
@@ -192,12 +199,16 @@ def _sides_at(layer, sides, mix):
     return sides
 
 
+def _beta_words(options):
+    return "lambda ~ Beta({0:g}, {0:g})".format(options["alpha"])
+
+
 def _box_words(options):
     size, placement = options["size"], options["placement"]
     if size is None and options["lengths"] == "uniform":
         size = "lengths {min_ratio:g} to {max_ratio:g} of the sides, uniform".format(**options)
     elif size is None:
-        size = f"lambda ~ Beta({options['alpha']:g}, {options['alpha']:g})"
+        size = _beta_words(options)
         bounds = (options["min_ratio"], options["max_ratio"])
         if bounds != (0, 1):
             size += ", length {:g} to {:g} of the side".format(*bounds)
@@ -229,10 +240,7 @@ def _cutmix_words(options):
 
 
 def _mixup_words(options):
-    alpha = f"{options['alpha']:g}"
-    return (
-        f"Mixup: lambda ~ Beta({alpha}, {alpha}) per {options['scope']}, {_partner_words(options)}"
-    )
+    return f"Mixup: {_beta_words(options)} per {options['scope']}, {_partner_words(options)}"
 
 
 def _cutout_words(options):
@@ -246,14 +254,56 @@ def _erasing_words(options):
     return f"random erasing: one box per {options['scope']} ({shape}), filled with {fill}"
 
 
+def _mask_words(name, what, options, *values):
+    values = "; ".join(value for value in values if value)
+    return f"{name}: one {what} per {options['scope']} ({values}), {_partner_words(options)}"
+
+
+def _range_words(name, options):
+    return f"{name} {options[f'min_{name}']:g} to {options[f'max_{name}']:g}"
+
+
+def _hmix_words(options):
+    fraction = f"the box has {options['box_fraction']:g} of the partner's weight"
+    return _mask_words("HMix", "box in a blend", options, _beta_words(options), fraction)
+
+
+def _gmix_words(options):
+    return _mask_words("GMix", "Gaussian bump", options, _beta_words(options))
+
+
+def _gridmix_words(options):
+    ranges = [_range_words(name, options) for name in ("area", "aspect", "cells")]
+    return _mask_words("GridMix", "grid", options, _beta_words(options), *ranges)
+
+
+def _fmix_words(options):
+    cells = options["resolution"]
+    cells = "" if cells is None else f"{cells} cells along the longest side"
+    noise = f"mask from noise of 1 / f^{options['decay']:g}"
+    return _mask_words("FMix", noise, options, _beta_words(options), cells)
+
+
+def _cowmix_words(options):
+    sigma = _range_words("sigma", options) + " of the side"
+    return _mask_words(
+        "CowMix", "mask from blurred noise", options, _range_words("area", options), sigma
+    )
+
+
 WORDS = {
     sample_cutmix: _cutmix_words,
     sample_mixup: _mixup_words,
     sample_cutout: _cutout_words,
     sample_erasing: _erasing_words,
+    sample_hmix: _hmix_words,
+    sample_gmix: _gmix_words,
+    sample_gridmix: _gridmix_words,
+    sample_fmix: _fmix_words,
+    sample_cowmix: _cowmix_words,
 }
 
-# What each mix of the paper changes of its sampler's defaults.
+# What each mix changes of its sampler's defaults.
 MIXES = {
     "cutmix": (sample_cutmix, {}),
     "center_gaussian_cutmix": (sample_cutmix, {"placement": "gaussian"}),
@@ -266,6 +316,11 @@ MIXES = {
     "manifold_mixup": (sample_mixup, {"layers": (0, 2, 3)}),
     "cutout": (sample_cutout, {}),
     "erasing": (sample_erasing, {}),
+    "hmix": (sample_hmix, {}),
+    "gmix": (sample_gmix, {}),
+    "gridmix": (sample_gridmix, {}),
+    "fmix": (sample_fmix, {}),
+    "cowmix": (sample_cowmix, {}),
 }
 
 
@@ -284,10 +339,11 @@ def create_mix(name, **parameters):
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`, `'erasing'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`.
-            `chain` and `random_choice` combine mixes.
-        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`,
-            `sample_erasing`) that differ from the defaults of the mix, and for all of them
+            `'cutout'`, `'erasing'`, `'hmix'`, `'gmix'`, `'gridmix'`, `'fmix'`, `'cowmix'`. At
+            feature maps: `'manifold_mixup'`, `'feature_cutmix'`. `chain` and `random_choice`
+            combine mixes.
+        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, ...) that differ from
+            the defaults of the mix, and for all of them
 
             * `schedule`: `'linear'` multiplies prob by the fraction of training that is done,
               `'constant'` does not;

@@ -2,17 +2,26 @@
 
 import math
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import Noise
+from cutmix_jax.mix.regions import (
+    box_on,
+    checked_mask,
+    explicit_sharding,
+    inside,
+    mask_on,
+    mask_per_channel,
+    mask_with_box,
+    per_example,
+)
 
 # Window sizes of `paste='window'`, as quarters of the image. Each is a branch to compile. With
 # eight of them, the branches cost more than the smaller copy saves.
@@ -23,13 +32,15 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
     r"""Mixes every array of a pytree as the plan says.
 
     .. math::
-        \tilde x_i[p] = \begin{cases}
-            x_{partner_i}[p] \text{ or fill} & p \in \text{box}_i \\
-            r_i \, x_i[p] + (1 - r_i) \, x_{partner_i}[p] & \text{otherwise} \end{cases}
+        \tilde x_i[p] = s_i[p] \, x_i[p] + (1 - s_i[p]) \, x_{partner_i}[p], \qquad
+        s_i[p] = \begin{cases} 0 & p \in \text{box}_i \\
+            r_i \, (1 - M_i[p]) & \text{otherwise} \end{cases}
+
+    A `fill` replaces the partner's pixels in the box, and where a bool mask is true.
 
     Pixels are selected and never multiplied. So dtypes stay, uint8 is exact, and NaN outside the
-    pasted region of the partner does not spread. Only plans that blend (Mixup) multiply: in
-    float32, then rounded once to the array's dtype.
+    pasted region of the partner does not spread. Only plans that blend (a `ratio`, as in Mixup, or
+    a floating mask) multiply: in float32, then rounded once to the array's dtype.
 
     Args:
         plan: a `Plan` for batches of this size.
@@ -39,8 +50,8 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
         spatial_axes: the spatial axes, `(1, 2)` for `[B, H, W, C]`. Negative axes count from the
             end: `(-2, -1)` fits both `[B, C, H, W]` and `[B, H, W]`.
         paste: `'window'` touches only a window around the box. It needs a plan that only pastes,
-            with one box per batch. `'mask'` selects over the whole image. `'auto'` takes the window
-            if it can. Both give the same bits.
+            with one box per batch and no mask. `'mask'` selects over the whole image. `'auto'`
+            takes the window if it can. Both give the same bits.
 
     Returns:
         A pytree like `tree`.
@@ -66,6 +77,7 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
         Features", ICCV 2019.
     """
     check.choice("paste", paste, {"auto", "window", "mask"})
+    plan = replace(plan, mask=checked_mask(plan))
     obstacle = _obstacle_to_window(plan)
     if paste == "window" and obstacle:
         raise ValueError(f"paste='window' needs {obstacle}. Use paste='mask' or 'auto'.")
@@ -131,6 +143,8 @@ def _apply_if_any(plan, tree, **options):
     changes = (plan.box[:, 1] > plan.box[:, 0]).any()
     if plan.ratio is not None:
         changes |= (plan.ratio != 1).any()
+    if plan.mask is not None:
+        changes |= (plan.mask != 0).any()
     return lax.cond(changes, partial(apply, plan, **options), lambda tree: tree, tree)
 
 
@@ -138,13 +152,7 @@ def partners(plan, x):
     """Returns each example's partner, from the other devices too if the plan is across them."""
     if plan.across is not None:
         x = lax.all_gather(x, plan.across, tiled=True)
-    return x.at[plan.partner].get(mode="promise_in_bounds", out_sharding=_explicit_sharding(x))
-
-
-def _explicit_sharding(x):
-    """Returns the sharding of `x` over explicit mesh axes, which gathers need, or None."""
-    sharding = jax.typeof(x).sharding
-    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+    return x.at[plan.partner].get(mode="promise_in_bounds", out_sharding=explicit_sharding(x))
 
 
 def _obstacle_to_window(plan):
@@ -153,6 +161,8 @@ def _obstacle_to_window(plan):
         return f"one box for the whole batch, but the plan has {plan.box.shape[0]}"
     if plan.ratio is not None:
         return "a plan that only pastes, but this one blends too"
+    if plan.mask is not None:
+        return "a plan that pastes a box, but this one has a mask"
     if plan.across is not None:
         return "partners on this device, but the plan has them on all"
     if plan.filled is not None:
@@ -167,12 +177,14 @@ def _obstacle_to_window(plan):
 # Outside of jit this compiles to one pass over the images instead of several.
 @partial(jax.jit, inline=True, static_argnames=("axes", "paste"))
 def _apply_to(plan, x, axes, paste):
-    box = _box_on(plan, tuple(x.shape[axis] for axis in axes))
+    box = box_on(plan, tuple(x.shape[axis] for axis in axes))
     shape = x.shape
+    if plan.mask is not None:
+        plan, box = _placed_mask(plan, box, shape, axes)
     if _fill_shape(plan):
         ones = (1,) * (x.ndim - plan.fill.ndim)
         plan = replace(plan, fill=plan.fill.reshape(ones + plan.fill.shape))
-    last, sharding = max(axes), _explicit_sharding(x)
+    last, sharding = max(axes), explicit_sharding(x)
     if jax.default_backend() == "cpu" and not (sharding and any(sharding.spec[last + 1 :])):
         # XLA's CPU backend selects along the last axis. With three channels most of the time goes
         # into indices: for uint8, two to five times as much. So the last spatial axis is merged
@@ -184,7 +196,22 @@ def _apply_to(plan, x, axes, paste):
             before, behind = plan.fill.shape[:last], shape[last:]
             fill = jnp.broadcast_to(plan.fill, before + behind)
             plan = replace(plan, fill=fill.reshape(*before, math.prod(behind)))
+        if plan.mask is not None:
+            mask = plan.mask.reshape(plan.mask.shape[: last + 1])
+            plan = replace(plan, mask=mask_per_channel(mask, channels))
     return paste(plan, x, axes, box).reshape(shape)
+
+
+def _placed_mask(plan, box, shape, axes):
+    """Returns the plan with a mask that broadcasts against `shape`, and the box."""
+    order = np.argsort(axes).tolist()
+    mask = jnp.transpose(plan.mask, (0, *(1 + i for i in order)))
+    mask = mask_on(mask, [shape[axes[i]] for i in order])
+    if jax.default_backend() == "cpu" and mask.dtype == bool:
+        # XLA's CPU backend takes twice as long to select by both of them.
+        mask, box = mask_with_box(mask, box[:, :, np.array(order)]), jnp.zeros_like(box)
+    others = [axis for axis in range(1, len(shape)) if axis not in axes]
+    return replace(plan, mask=jnp.expand_dims(mask, others)), box
 
 
 def check_fill(fill, x):
@@ -220,7 +247,7 @@ def _noise(noise, x, axes):
     mean, std = (jnp.asarray(value, fine) for value in (noise.mean, noise.std))
     mean, std = (v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in (mean, std))
     noise = (mean + std * jax.random.normal(noise.key, shape, fine)).astype(x.dtype)
-    sharding = _explicit_sharding(x)
+    sharding = explicit_sharding(x)
     if sharding is None:
         return noise
     names = [name if side > 1 else None for name, side in zip(sharding.spec, shape, strict=False)]
@@ -258,34 +285,6 @@ def _checked_axes(plan, x, spatial_axes):
     return axes
 
 
-def _box_on(plan, sides):
-    """Returns the box in the cells of an array of another resolution, by the cells' centers."""
-    box = plan.box.astype(jnp.int32)
-    if sides == plan.sides:
-        return box
-    scales = [Fraction(*pair) for pair in zip(sides, plan.sides, strict=True)]
-    if any(2 * of * s.numerator >= 2**31 for of, s in zip(plan.sides, scales, strict=True)):
-        raise ValueError(f"sides {sides} and the plan's {plan.sides} need more than 32 bits.")
-    side = np.array([[[scale.numerator for scale in scales]]], np.int32)
-    of = np.array([[[scale.denominator for scale in scales]]], np.int32)
-    return -((of - 2 * box * side) // (2 * of))
-
-
-def _per_example(values, ndim):
-    return values.reshape(-1, *[1] * (ndim - 1))
-
-
-def _inside(box, shape, axes):
-    """Returns a bool array, true inside each box. It broadcasts against `shape`."""
-    inside = True
-    for i, axis in enumerate(axes):
-        line = [side if a == axis else 1 for a, side in enumerate(shape)]
-        index = lax.broadcasted_iota(jnp.int32, line, axis)
-        low, high = (_per_example(box[:, end, i], len(shape)) for end in (0, 1))
-        inside &= (low <= index) & (index < high)
-    return inside
-
-
 def _pasted(plan, x):
     """Returns what is pasted into the box: the partner's pixels, or the fill."""
     if plan.fill is None:
@@ -296,24 +295,29 @@ def _pasted(plan, x):
     fill = fill.astype(x.dtype)
     if plan.filled is None:
         return fill
-    return jnp.where(_per_example(plan.filled, x.ndim), fill, partners(plan, x))
+    return jnp.where(per_example(plan.filled, x.ndim), fill, partners(plan, x))
 
 
 def _blended(plan, x):
-    """Returns what is outside the box: the image, or its blend with the partner."""
-    if plan.ratio is None:
+    """Returns what is outside of what is pasted: the image, or its blend with the partner."""
+    soft = plan.mask is not None and plan.mask.dtype != bool
+    if plan.ratio is None and not soft:
         return x
     if not jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype != jnp.uint8:
         raise ValueError(
             f"an array of dtype {x.dtype} and shape {x.shape} cannot be blended: class ids have no"
-            f" mean. Give it as one-hot floats, or use a mix that only pastes."
+            f" mean. Give it as one-hot floats, or use a mix that only pastes (a mask of bool)."
         )
-    ratio = _per_example(plan.ratio, x.ndim)
+    ratio = 1 if plan.ratio is None else per_example(plan.ratio, x.ndim)
+    if soft:
+        ratio *= 1 - plan.mask.astype(jnp.float32)
     dtype = precise(x.dtype)
-    own, other = (a.astype(dtype) for a in (x, partners(plan, x)))
+    partner = partners(plan, x)
+    own, other = (a.astype(dtype) for a in (x, partner))
     blend = ratio.astype(dtype) * own + (1 - ratio).astype(dtype) * other
     blend = jnp.round(blend) if x.dtype == jnp.uint8 else blend
-    return jnp.where(ratio == 1, x, blend.astype(x.dtype))
+    mixed = jnp.where(ratio == 1, x, blend.astype(x.dtype))
+    return jnp.where(ratio == 0, partner, mixed) if soft else mixed
 
 
 def precise(dtype):
@@ -324,7 +328,10 @@ def precise(dtype):
 
 def _mask(plan, x, axes, box):
     """Selects over the whole image."""
-    return jnp.where(_inside(box, x.shape, axes), _pasted(plan, x), _blended(plan, x))
+    pasted = inside(box, x.shape, axes)
+    if plan.mask is not None and plan.mask.dtype == bool:
+        pasted |= plan.mask
+    return jnp.where(pasted, _pasted(plan, x), _blended(plan, x))
 
 
 def _window(plan, x, axes, box):
@@ -341,7 +348,7 @@ def _window(plan, x, axes, box):
                 start[axis] = jnp.minimum(box[0, 0, i], x.shape[axis] - shape[axis])
             corner = jnp.stack([start[axis] for axis in axes])[None, None]
             own = lax.dynamic_slice(x, start, shape)
-            mixed = jnp.where(_inside(box - corner, shape, axes), _pasted(plan, own), own)
+            mixed = jnp.where(inside(box - corner, shape, axes), _pasted(plan, own), own)
             return lax.dynamic_update_slice(x, mixed, start)
 
         return branch

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cutmix_jax.mix.regions import checked_mask, inside, mask_on, per_example
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +18,9 @@ class Plan:
     r"""What will be mixed with what: a small pytree, sampled before any pixel is touched.
 
     .. math::
-        \tilde x_i[p] = \begin{cases}
-            x_{partner_i}[p] \text{ or fill} & p \in \text{box}_i \\
-            r_i \, x_i[p] + (1 - r_i) \, x_{partner_i}[p] & \text{otherwise} \end{cases}, \qquad
+        \tilde x_i[p] = s_i[p] \, x_i[p] + (1 - s_i[p]) \, x_{partner_i}[p], \qquad
+        s_i[p] = \begin{cases} 0 & p \in \text{box}_i \\
+            r_i \, (1 - M_i[p]) & \text{otherwise} \end{cases}, \qquad
         \tilde y_i = \lambda_i y_i + (1 - \lambda_i) y_{partner_i}
 
     Attributes:
@@ -27,9 +29,13 @@ class Plan:
             pixels, for n spatial axes; low = high: nothing is pasted.
         ratio: float32 `[1 or B]`, the weight r of the image itself outside the box; `None` in plans
             that only paste.
+        mask: `[1 or B, m_1, ..., m_n]`, the partner's share M of each pixel, or `None`. bool pastes
+            the partner where it is true. Floating values in [0, 1] blend. Any resolution: pixel i
+            of a side S reads cell floor((i + 1/2) m / S), the one at its center.
         lam: float32 `[1 or B]`, the weight of the image's own label.
-        fill: `None`, or the value that replaces the partner's pixels in the box, or `Noise`.
-        filled: bool `[1 or B]`, which boxes have the fill; `None`: all, if there is a fill.
+        fill: `None`, or the value that replaces the partner's pixels in the box, and where a bool
+            mask is true; or `Noise`.
+        filled: bool `[1 or B]`, which images have the fill; `None`: all, if there is a fill.
         sides: height and width of the image that the box is measured in (static).
         layer: the feature map that the plan is for, `'image'` by default (static).
         across: `None`, or the name of the mapped axis, if partners come from all devices (static).
@@ -52,6 +58,7 @@ class Plan:
     ratio: jax.Array | None = None
     fill: Any = None
     filled: jax.Array | None = None
+    mask: jax.Array | None = None
     sides: tuple[int, ...] = field(metadata={"static": True})
     layer: str = field(default="image", metadata={"static": True})
     across: str | None = field(default=None, metadata={"static": True})
@@ -93,13 +100,17 @@ def rescaled_fill(plan, mean, std):
 
 
 def outside_fraction(box, sides):
-    """Returns the fraction of pixels outside each box: float32 `[1 or B]`, rounded once.
+    """Returns the fraction of pixels outside each box: float32 `[1 or B]`, rounded once."""
+    box = box.astype(jnp.int32)
+    return _unpasted_fraction(jnp.prod(box[:, 1] - box[:, 0], axis=-1), sides)
+
+
+def _unpasted_fraction(pasted, sides):
+    """Returns the fraction of pixels that are not pasted, from the number of those that are.
 
     XLA turns the division by a constant into a multiplication by its reciprocal. For every fourth
     area of a 224 x 224 image this is off by one unit in the last place. So the divisor is computed.
     """
-    box = box.astype(jnp.int32)
-    pasted = jnp.prod(box[:, 1] - box[:, 0], axis=-1)
     kept = math.prod(sides) - pasted
     pixels = kept + lax.optimization_barrier(pasted)
     return kept.astype(jnp.float32) / pixels.astype(jnp.float32)
@@ -108,14 +119,21 @@ def outside_fraction(box, sides):
 def kept_fraction(plan):
     r"""Returns the fraction of each mixed image that comes from the image itself.
 
-    .. math:: \text{kept}_i = r_i \, (1 - |\text{box}_i| / \textstyle\prod_k \text{side}_k)
+    .. math::
+        \text{kept}_i = \frac{1}{|P|} \sum_{p \in P} s_i[p]
+        = r_i \, (1 - |\text{box}_i| / |P|) \text{ without a mask}
+
+    P are the pixels of `plan.sides`, and s is the image's own share of each, as in `Plan`.
 
     Args:
         plan: a `Plan`.
 
     Returns:
         float32 `[1 or B]`, rounded once. CutMix weights labels by exactly this. The function is
-        useful for plans that do not, such as Cutout.
+        useful for plans that do not, such as Cutout. A floating mask is averaged in float32.
+
+    Raises:
+        ValueError: while tracing, if the mask does not fit the plan.
 
     Example:
         >>> import jax
@@ -124,8 +142,18 @@ def kept_fraction(plan):
         >>> mix.kept_fraction(plan), plan.lam
         (Array([0.8359375, 0.9121094], dtype=float32), Array([1.], dtype=float32))
     """
-    outside = outside_fraction(plan.box, plan.sides)
+    mask = checked_mask(plan)
+    outside = outside_fraction(plan.box, plan.sides) if mask is None else _unmasked(plan, mask)
     return outside if plan.ratio is None else outside * plan.ratio
+
+
+def _unmasked(plan, mask):
+    """Returns the mean of 1 - M over all pixels, where those in the box count 0."""
+    mask, axes = mask_on(mask, plan.sides), tuple(range(1, 1 + len(plan.sides)))
+    in_box = inside(plan.box.astype(jnp.int32), (1, *plan.sides), axes)
+    if mask.dtype == bool:
+        return _unpasted_fraction(jnp.sum(in_box | mask, axes, jnp.int32), plan.sides)
+    return jnp.mean(jnp.where(in_box, 0, 1 - mask.astype(jnp.float32)), axes)
 
 
 def switched(plan, on):
@@ -135,6 +163,9 @@ def switched(plan, on):
         box=jnp.where(on[:, None, None], plan.box, 0),
         lam=jnp.where(on, plan.lam, 1.0),
         ratio=None if plan.ratio is None else jnp.where(on, plan.ratio, 1.0),
+        mask=None
+        if plan.mask is None
+        else jnp.where(per_example(on, plan.mask.ndim), plan.mask, jnp.zeros((), plan.mask.dtype)),
     )
 
 
@@ -170,6 +201,7 @@ def select(chosen, sampled):
             lam=jnp.where(take, plan.lam, result.lam),
             ratio=ratio,
             filled=jnp.where(take, plan.filled, result.filled),
+            mask=_selected_mask(take, plan, result),
         )
     return replace(result, fill=fills[0]) if fills else replace(result, filled=None)
 
@@ -180,6 +212,19 @@ def _filled(plan):
 
 def _same_fill(fill, other):
     return fill is other or (np.isscalar(fill) and np.isscalar(other) and fill == other)
+
+
+def _selected_mask(take, plan, other):
+    """Returns the mask of `plan` where `take` is true, and that of `other` elsewhere."""
+    if plan.mask is None and other.mask is None:
+        return None
+    ndim = 1 + len(plan.sides)
+    empty = jnp.zeros((1,) * ndim, bool)
+    masks = [empty if p.mask is None else p.mask for p in (plan, other)]
+    if any(1 < min(pair) < max(pair) for pair in zip(*(m.shape[1:] for m in masks), strict=True)):
+        masks = [mask_on(mask, plan.sides) for mask in masks]
+    dtype = jnp.promote_types(*(mask.dtype for mask in masks))
+    return jnp.where(per_example(take, ndim), *(mask.astype(dtype) for mask in masks))
 
 
 def on_device(key, axis_name):

@@ -40,9 +40,13 @@ def _uniform(where, length, side, sigma):
     return side * where
 
 
+def normals(uniform):
+    """Returns normal numbers from uniform ones."""
+    return math.sqrt(2) * lax.erf_inv(2 * jnp.maximum(uniform, 2**-24) - 1)
+
+
 def _gaussian(where, length, side, sigma):
-    deviations = math.sqrt(2) * lax.erf_inv(2 * jnp.maximum(where, 2**-24) - 1)
-    return jnp.clip(side * (0.5 + sigma * deviations), 0, side - 1)
+    return jnp.clip(side * (0.5 + sigma * normals(where)), 0, side - 1)
 
 
 def _inside(where, length, side, sigma):
@@ -175,6 +179,16 @@ NUMBERS = {
     "sigma": {"low": 0, "high": math.inf, "above": True},
     "min_ratio": {"low": 0, "high": 1},
     "max_ratio": {"low": 0, "high": 1},
+    "box_fraction": {"low": 0, "high": 1},
+    "decay": {"low": 0, "high": math.inf},
+    "min_area": {"low": 0, "high": 1},
+    "max_area": {"low": 0, "high": 1},
+    "min_aspect": {"low": 0, "high": math.inf, "above": True},
+    "max_aspect": {"low": 0, "high": math.inf, "above": True},
+    "min_cells": {"low": 1, "high": math.inf},
+    "max_cells": {"low": 1, "high": math.inf},
+    "min_sigma": {"low": 1 / 64, "high": 1},
+    "max_sigma": {"low": 1 / 64, "high": 1},
 }
 
 # The static options of sampling a plan.
@@ -184,10 +198,14 @@ BOX_OPTIONS = (*BATCH_OPTIONS, "size", "lengths", "box", "placement", "label", "
 
 def checked_numbers(**values):
     """Returns the numbers as float32 scalars, or raises if one is out of its bounds."""
-    low, high = values.get("min_ratio", 0), values.get("max_ratio", 1)
     checked = {name: check.number(name, value, **NUMBERS[name]) for name, value in values.items()}
-    if check.is_concrete(low) and check.is_concrete(high) and float(low) > float(high):
-        raise ValueError(f"min_ratio={low} is above max_ratio={high}.")
+    for lower in values:
+        upper = lower.replace("min_", "max_")
+        if lower == upper or upper not in values:
+            continue
+        low, high = values[lower], values[upper]
+        if check.is_concrete(low) and check.is_concrete(high) and float(low) > float(high):
+            raise ValueError(f"{lower}={low} is above {upper}={high}.")
     return checked
 
 
@@ -318,6 +336,102 @@ def _draw_cutmix(
         partner=partners,
         box=boxes,
         lam=weigh(kept),
+        sides=sides,
+        across=whom["axis_name"] if whom["across_devices"] else None,
+    )
+    return switched(plan, uniform[:, 0] < numbers["prob"])
+
+
+def sample_hmix(
+    key,
+    batch_size,
+    sides,
+    *,
+    alpha=1.0,
+    prob=1.0,
+    box_fraction=0.5,
+    scope="batch",
+    partner="permutation",
+    axis_name=None,
+    across_devices=False,
+):
+    r"""Samples an HMix plan: a box of the partner is pasted, and images are averaged outside of it.
+
+    .. math::
+        \lambda \sim \text{Beta}(\alpha, \alpha), \quad
+        \text{length}_k = \text{side}_k \, (r (1 - \lambda))^{1/n}, \quad
+        \text{ratio} = \lambda / (1 - |\text{box}| / \textstyle\prod_k \text{side}_k)
+
+    The center of the box is uniform in the image, and the box is clipped at the border. The blend
+    outside makes up for that: the image's weight over all pixels is :math:`\lambda`. r = 1 is
+    CutMix, if the box is not clipped, and r = 0 is Mixup.
+
+    Args:
+        key: a JAX random key.
+        batch_size: B, of this device.
+        sides: the spatial shape of the image, such as `(H, W)`.
+        alpha: parameter of the Beta distribution, above 0; may be traced.
+        prob: the probability to mix at all, in [0, 1]; may be traced.
+        box_fraction: r, the fraction of the partner's weight that the box has before it is clipped,
+            in [0, 1]; may be traced.
+        scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
+        partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.
+        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
+        across_devices: whether partners come from all devices' batches.
+
+    Returns:
+        A `Plan` with a box and a `ratio`. Its `lam` is the mean weight of the image's pixels.
+
+    Raises:
+        ValueError: while tracing, if an argument is out of its range.
+
+    Example:
+        >>> import jax
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_hmix(jax.random.key(1), batch_size=4, sides=(32, 32))
+        >>> plan.box[0].tolist(), plan.ratio
+        ([[0, 0], [12, 8]], Array([0.6749482], dtype=float32))
+        >>> mix.kept_fraction(plan), plan.lam
+        (Array([0.6116718], dtype=float32), Array([0.6116718], dtype=float32))
+
+    Reference:
+        Park et al., "A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function
+        Perspective", NeurIPS 2022.
+    """
+    return _draw_hmix(
+        key,
+        checked_numbers(alpha=alpha, prob=prob, box_fraction=box_fraction),
+        batch_size=check.whole("batch_size", batch_size, 0),
+        sides=check.sides(sides),
+        scope=scope,
+        partner=partner,
+        axis_name=axis_name,
+        across_devices=across_devices,
+    )
+
+
+@partial(jax.jit, inline=True, static_argnames=BATCH_OPTIONS)
+def _draw_hmix(key, numbers, *, batch_size, sides, **whom):
+    partners, uniform = assign(key, 3 + len(sides), batch_size, **whom)
+    side = jnp.asarray([sides], jnp.float32)
+    lam = symmetric_beta(uniform[:, 1], uniform[:, 2], numbers["alpha"])
+    area = numbers["box_fraction"] * (1 - lam[:, None])
+    boxes = boxes_at(
+        uniform[:, 3:],
+        side * area ** (1 / len(sides)),
+        sides,
+        rule="exact",
+        placement="uniform",
+        sigma=None,
+    )
+    outside = outside_fraction(boxes, sides)
+    # A box that is rounded up may leave less than lam.
+    ratio = jnp.minimum(lam / jnp.maximum(outside, 1e-30), 1.0)
+    plan = Plan(
+        partner=partners,
+        box=boxes,
+        ratio=ratio,
+        lam=outside * ratio,
         sides=sides,
         across=whom["axis_name"] if whom["across_devices"] else None,
     )

@@ -297,4 +297,5 @@ def mixes_images(plan):
     """Whether a plan, on the host, changes any image."""
     pastes = (plan.box[:, 1] > plan.box[:, 0]).all(-1).any()
     blends = plan.ratio is not None and (plan.ratio != 1).any()
-    return plan.layer == "image" and bool(pastes or blends)
+    masks = plan.mask is not None and (plan.mask != 0).any()
+    return plan.layer == "image" and bool(pastes or blends or masks)
