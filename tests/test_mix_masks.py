@@ -358,6 +358,7 @@ def test_plans_from_wrong_masks_and_partners_are_refused():
         (jnp.ones(3), {}, r"float32\[3\]\. Expected integers \[B\], or one of 'permutation'"),
         (jnp.zeros((3, 1), int), {}, r"int32\[3, 1\]\. Expected integers \[B\]"),
         ([1, 0], {"sides": (4,)}, "one axis per side"),
+        ([1, 2], {}, "values from 1 to 2, but 2 examples have the numbers 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             mix.plan_from_mask(mask, partner, **options)

@@ -37,7 +37,8 @@ def plan_from_mask(mask, partner, sides=None, *, key=None, batch_size=None, acro
 
     Raises:
         ValueError: while tracing, if the mask is neither bool nor floating, does not fit batch and
-            sides, or is known to leave [0, 1]; or if `partner` is unknown or lacks its key.
+            sides, or is known to leave [0, 1]; or if `partner` is unknown, lacks its key,
+            or is known to leave the batch.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,6 +66,12 @@ def plan_from_mask(mask, partner, sides=None, *, key=None, batch_size=None, acro
         raise ValueError(
             f"partner is {partner.dtype}{list(partner.shape)}. Expected integers [B], or one of"
             f" {', '.join(map(repr, PARTNERS))}."
+        )
+    values = check.known(partner) if across is None else None
+    if values is not None and not ((values >= 0) & (values < len(values))).all():
+        raise ValueError(
+            f"partner has values from {values.min()} to {values.max()}, but"
+            f" {len(values)} examples have the numbers 0 to {len(values) - 1}."
         )
     plan = Plan(
         partner=partner.astype(jnp.int32),
@@ -123,7 +130,9 @@ def classmix_mask(key, class_ids, num_classes, ignore=None):
             f"class_ids are {class_ids.dtype}{list(class_ids.shape)}. Expected integers [B, H, W]."
         )
     classes = jnp.arange(num_classes, dtype=jnp.int32).reshape(*[1] * class_ids.ndim, -1)
-    is_class = (class_ids.astype(jnp.int32)[..., None] == classes) & (classes != ignore)
+    is_class = class_ids.astype(jnp.int32)[..., None] == classes
+    if ignore is not None:
+        is_class &= classes != ignore
     present = is_class.any(range(1, class_ids.ndim))
     numbers = jnp.where(present, jax.random.uniform(key, present.shape, jnp.float32), 2.0)
     rank = jnp.argsort(jnp.argsort(numbers, axis=1), axis=1).astype(jnp.int32)

@@ -144,7 +144,7 @@ def _apply_if_any(plan, tree, **options):
     if plan.ratio is not None:
         changes |= (plan.ratio != 1).any()
     if plan.mask is not None:
-        changes |= (plan.mask != 0).any()
+        changes |= plan.mask.astype(bool).any()
     return lax.cond(changes, partial(apply, plan, **options), lambda tree: tree, tree)
 
 
