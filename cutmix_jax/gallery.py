@@ -37,6 +37,7 @@ MIXES = (
     "cutout+mixup",
     "cutout+manifold_mixup",
     "cutmix_or_mixup",
+    "resizemix",
 )
 # Strides of the feature maps in the paper's networks for small images.
 MAPS = {"image": 1, "stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}

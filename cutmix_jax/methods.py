@@ -36,6 +36,7 @@ PAPER_VALUES = {
     "mixup": {},
     "manifold_mixup": {},
     "cutout": _CUTOUT,
+    "resizemix": {},
 }
 # For light networks. The authors named this value for ResNet-110.
 LIGHT_CUTMIX_PROB = {"resnet110": 1.0}
@@ -63,6 +64,7 @@ PARAMETERS = {
     "mixup": {"alpha": "alpha", "prob": "prob"},
     "manifold_mixup": {"alpha": "alpha", "prob": "prob", "layer": "layers"},
     "cutout": {"prob": "prob", "size": "size"},
+    "resizemix": {"prob": "prob"},
     "stochastic_depth": {"prob": "stochastic_depth"},
     "shake_drop": {"prob": "shake_drop"},
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},

@@ -38,6 +38,7 @@ def blends(images, ids):
     parts = [mix.create_mix("mixup", scope="image"), mix.create_mix("cutmix")]
     (either,) = mix.random_choice(*parts, scope="image").sample(KEY, 8, (8, 8))
     yield mix.apply(either, images)
+    yield mix.apply(mix.sample_resizemix(KEY, 8, (8, 8), scope="image"), images)
     yield jax.grad(lambda images: (mix.apply(either, images) ** 2).sum())(images)
     features = mix.create_mix("manifold_mixup", layers=("image", "layer1"))
     mixing = mix.chain(mix.create_mix("cutout"), features)

@@ -15,7 +15,7 @@ SIDES = {"image": (32, 32), "stem": (32, 32), "layer1": (32, 32), "layer2": (16,
     "layer3": (8, 8)
 }
 
-# The name in the paper, where it mixes, and what its description has to contain.
+# The name, where it mixes, and what its description has to contain.
 PAPER = {
     "none": ((), "no mixing"),
     "cutmix": (("image",), "Beta(1, 1)"),
@@ -28,6 +28,7 @@ PAPER = {
     "mixup": (("image",), "Mixup: lambda ~ Beta(1, 1)"),
     "manifold_mixup": (("image", "layer1", "layer2"), "at one of image, layer1, layer2"),
     "cutout": (("image",), "filled with 0"),
+    "resizemix": (("image",), "resized to 0.1 to 0.8 of the side"),
 }
 COMBINED = {
     "cutout+mixup": (mix.chain, ("image",), ", then Mixup"),
@@ -37,7 +38,7 @@ COMBINED = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_every_mix_of_the_paper_has_a_name(name):
+def test_every_mix_has_a_name(name):
     check_mix(mix.create_mix(name), name, *PAPER[name])
 
 

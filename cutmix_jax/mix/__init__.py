@@ -16,7 +16,7 @@ from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
 from cutmix_jax.mix.plan import Plan, kept_fraction
-from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
+from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup, sample_resizemix
 
 __all__ = [
     "LAYERS",
@@ -37,4 +37,5 @@ __all__ = [
     "sample_cutmix",
     "sample_cutout",
     "sample_mixup",
+    "sample_resizemix",
 ]

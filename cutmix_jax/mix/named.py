@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import on_device, select, switched
-from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup
+from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup, sample_resizemix
 
 # The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
 # 0, the image. 'stem' is the map after the first convolution.
@@ -237,13 +237,22 @@ def _cutout_words(options):
     return f"Cutout: {_box_words(options)}, filled with {options['fill']}"
 
 
+def _resizemix_words(options):
+    bounds = "{min_ratio:g} to {max_ratio:g}".format(**options)
+    return (
+        f"ResizeMix: one whole partner per {options['scope']}, resized to {bounds} of the side,"
+        f" {_partner_words(options)}; labels weighted by area"
+    )
+
+
 WORDS = {
     sample_cutmix: _cutmix_words,
     sample_mixup: _mixup_words,
     sample_cutout: _cutout_words,
+    sample_resizemix: _resizemix_words,
 }
 
-# What each mix of the paper changes of its sampler's defaults.
+# What each mix changes of its sampler's defaults.
 MIXES = {
     "cutmix": (sample_cutmix, {}),
     "center_gaussian_cutmix": (sample_cutmix, {"placement": "gaussian"}),
@@ -255,6 +264,7 @@ MIXES = {
     "mixup": (sample_mixup, {}),
     "manifold_mixup": (sample_mixup, {"layers": (0, 2, 3)}),
     "cutout": (sample_cutout, {}),
+    "resizemix": (sample_resizemix, {}),
 }
 
 
@@ -273,10 +283,10 @@ def create_mix(name, **parameters):
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`. `chain` and
-            `random_choice` combine mixes.
-        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`) that
-            differ from the defaults of the mix, and for all of them
+            `'cutout'`, `'resizemix'`. At feature maps: `'manifold_mixup'`, `'feature_cutmix'`.
+            `chain` and `random_choice` combine mixes.
+        **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, `sample_cutout`,
+            `sample_resizemix`) that differ from the defaults of the mix, and for all of them
 
             * `schedule`: `'linear'` multiplies prob by the fraction of training that is done,
               `'constant'` does not;

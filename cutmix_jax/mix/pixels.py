@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
-from cutmix_jax.mix import check
+from cutmix_jax.mix import check, resize
 
 # Window sizes of `paste='window'`, as quarters of the image. Each is a branch to compile. With
 # eight of them, the branches cost more than the smaller copy saves.
@@ -27,8 +27,10 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
             r_i \, x_i[p] + (1 - r_i) \, x_{partner_i}[p] & \text{otherwise} \end{cases}
 
     Pixels are selected and never multiplied. So dtypes stay, uint8 is exact, and NaN outside the
-    pasted region of the partner does not spread. Only plans that blend (Mixup) multiply: in
-    float32, then rounded once to the array's dtype.
+    pasted region of the partner does not spread. Only plans that blend (Mixup) or resize
+    (ResizeMix) multiply: in float32, then rounded once to the array's dtype. Resizing is bilinear
+    with antialiasing for floats and uint8. All others are class ids: a cell takes the id at its
+    center.
 
     Args:
         plan: a `Plan` for batches of this size.
@@ -37,9 +39,9 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
             takes what the image has at the cell's center.
         spatial_axes: the spatial axes, `(1, 2)` for `[B, H, W, C]`. Negative axes count from the
             end: `(-2, -1)` fits both `[B, C, H, W]` and `[B, H, W]`.
-        paste: `'window'` touches only a window around the box. It needs a plan that only pastes,
-            with one box per batch. `'mask'` selects over the whole image. `'auto'` takes the window
-            if it can. Both give the same bits.
+        paste: `'window'` touches only a window around the box. It needs a plan that only pastes
+            and does not resize, with one box per batch. `'mask'` selects over the whole image.
+            `'auto'` takes the window if it can. Both give the same bits.
 
     Returns:
         A pytree like `tree`.
@@ -153,6 +155,8 @@ def _obstacle_to_window(plan):
         return "partners on this device, but the plan has them on all"
     if _fill_shape(plan):
         return f"one number to fill with, but the plan's have shape {_fill_shape(plan)}"
+    if plan.frame is not None:
+        return "pixels at the same place of the partner, but the plan resizes it"
     return None
 
 
@@ -161,6 +165,8 @@ def _obstacle_to_window(plan):
 def _apply_to(plan, x, axes, paste):
     box = _box_on(plan, tuple(x.shape[axis] for axis in axes))
     shape = x.shape
+    if plan.frame is not None and plan.fill is None:
+        return jnp.where(_inside(box, shape, axes), _resized(plan, x, axes), _blended(plan, x))
     if _fill_shape(plan):
         ones = (1,) * (x.ndim - plan.fill.ndim)
         plan = replace(plan, fill=plan.fill.reshape(ones + plan.fill.shape))
@@ -267,6 +273,23 @@ def _pasted(plan, x):
     if not jnp.issubdtype(x.dtype, jnp.inexact) and jnp.issubdtype(fill.dtype, jnp.floating):
         fill = jnp.round(fill)
     return fill.astype(x.dtype)
+
+
+def _resized(plan, x, axes):
+    """Returns the partners, each as a whole resized into the plan's frame."""
+    other, frame = partners(plan, x), plan.frame.astype(jnp.int32)
+    if len(frame) > 1 and (sharding := _explicit_sharding(x)):
+        rows = sharding.update(spec=PartitionSpec(sharding.spec[0], None, None))
+        frame = frame.at[jnp.arange(len(frame))].get(mode="promise_in_bounds", out_sharding=rows)
+    if jnp.issubdtype(x.dtype, jnp.inexact) or x.dtype == jnp.uint8:
+        resized = resize.bilinear(other.astype(precise(x.dtype)), frame, plan.sides, axes)
+        resized = jnp.round(resized) if x.dtype == jnp.uint8 else resized
+        resized = resized.astype(x.dtype)
+    else:
+        resized = resize.nearest(other, frame, plan.sides, axes)
+    # A product with zero would spread NaN.
+    whole = (frame == np.array([[[0] * len(axes), plan.sides]], np.int32)).all((1, 2))
+    return jnp.where(_per_example(whole, x.ndim), other, resized)
 
 
 def _blended(plan, x):
