@@ -37,6 +37,7 @@ PAPER_VALUES = {
     "manifold_mixup": {},
     "cutout": _CUTOUT,
     "resizemix": {},
+    "saliencymix": {},
 }
 # For light networks. The authors named this value for ResNet-110.
 LIGHT_CUTMIX_PROB = {"resnet110": 1.0}
@@ -65,6 +66,7 @@ PARAMETERS = {
     "manifold_mixup": {"alpha": "alpha", "prob": "prob", "layer": "layers"},
     "cutout": {"prob": "prob", "size": "size"},
     "resizemix": {"prob": "prob"},
+    "saliencymix": {"alpha": "alpha", "prob": "prob"},
     "stochastic_depth": {"prob": "stochastic_depth"},
     "shake_drop": {"prob": "shake_drop"},
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},

@@ -210,6 +210,18 @@ MUTANTS = {
         "other, frame = partners(plan, x), plan.box.astype(jnp.int32)",
         "test_mix_resized.py::test_the_partner_is_cut_off_and_not_squeezed",
     ),
+    "the box follows the own saliency": (
+        "saliency.py",
+        "low = jnp.floor(partners(plan, own_peaks) - length / 2 + 0.5)",
+        "low = jnp.floor(own_peaks - length / 2 + 0.5)",
+        "test_mix_saliency.py::test_the_box_is_at_the_peak_of_the_partner",
+    ),
+    "the phase is squared away": (
+        "saliency.py",
+        "found = jnp.fft.ifftn(spectrum * factor, axes=along)",
+        "found = jnp.fft.ifftn(amplitude * factor.real, axes=along)",
+        "test_mix_saliency.py::test_the_map_is_the_spectral_residual",
+    ),
     "lambda has another distribution": (
         "sample.py",
         "-jnp.log1p(-size) / alpha",

@@ -27,6 +27,7 @@ def pastes(images, ids):
     for plan in mixing.sample(KEY, 8, {"image": (8, 8), "layer1": (8, 8)}):
         images = mix.apply_at([plan], plan.layer, images)
         yield images
+    yield mix.apply(mix.sample_saliencymix(KEY, 8, (8, 8), images=images), images)
 
 
 def blends(images, ids):

@@ -28,6 +28,7 @@ PAPER = {
     "mixup": (("image",), "Mixup: lambda ~ Beta(1, 1)"),
     "manifold_mixup": (("image", "layer1", "layer2"), "at one of image, layer1, layer2"),
     "cutout": (("image",), "filled with 0"),
+    "saliencymix": (("image",), "where its partner is most salient"),
     "resizemix": (("image",), "resized to 0.1 to 0.8 of the side"),
 }
 COMBINED = {
@@ -54,7 +55,8 @@ def check_mix(mixing, name, layers, words):
     assert mixing.layers == layers
     assert words in mixing.describe()
     hash(mixing)
-    plans = jax.eval_shape(lambda: mixing.sample(KEY, 5, SIDES, progress=0.5))
+    images = jnp.zeros((5, 32, 32, 1))
+    plans = jax.eval_shape(lambda: mixing.sample(KEY, 5, SIDES, images=images, progress=0.5))
     assert {plan.layer for plan in plans} == set(layers)
     for plan in plans:
         assert plan.sides == SIDES[plan.layer]

@@ -31,12 +31,14 @@ def plans():
     either = [mix.create_mix("cutmix", scope="image"), mix.create_mix("mixup", scope="image")]
     (picked,) = mix.random_choice(*either, scope="image").sample(KEY, 6, (8, 12))
     cut = mix.sample_cutout(KEY, 6, (8, 12), size=3, fill=0.5)
+    salient = mix.sample_saliencymix(KEY, 6, (8, 12), images=IMAGES)
     resized = mix.sample_resizemix(KEY, 6, (8, 12), scope="image")
     arrays = {"image": IMAGES, "half": IMAGES[:, ::2, ::2], "depth": IMAGES.astype(np.float16)}
     return [
         mix.apply(inside, arrays, paste="window"),
         mix.apply(picked, arrays),
         mix.apply(cut, arrays),
+        [salient, mix.saliency(IMAGES)],
         mix.apply(resized, {"image": IMAGES, "mask": IMAGES[:, ::2, ::2, 0].astype(np.int32)}),
         [mix.kept_fraction(plan) for plan in (inside, blend, picked, cut)],
         mix.mix_labels(picked, IDS, 300),

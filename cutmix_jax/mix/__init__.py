@@ -1,6 +1,7 @@
 """CutMix and related mixes, inside jit, for anything with a batch axis.
 
 A `Plan` says what will be mixed. It is sampled from a key and a shape, without touching a pixel.
+(Only SaliencyMix looks at the images first.)
 `apply` mixes images, masks and feature maps by it, and `mix_labels` mixes their labels::
 
     plan = mix.sample_cutmix(key, batch_size=64, sides=(32, 32))
@@ -16,6 +17,7 @@ from cutmix_jax.mix.labels import mix_labels, mix_losses, mix_values
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
 from cutmix_jax.mix.plan import Plan, kept_fraction
+from cutmix_jax.mix.saliency import saliency, sample_saliencymix
 from cutmix_jax.mix.sample import sample_cutmix, sample_cutout, sample_mixup, sample_resizemix
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "mix_values",
     "mixup",
     "random_choice",
+    "saliency",
     "sample_cutmix",
     "sample_cutout",
     "sample_mixup",
     "sample_resizemix",
+    "sample_saliencymix",
 ]

@@ -1,5 +1,6 @@
 """Resizing whole images into boxes of traced sizes."""
 
+import math
 from functools import partial
 
 import jax
@@ -49,9 +50,9 @@ def nearest(x, frame, sides, axes):
     """
     for i, axis in enumerate(axes):
         cells, side = x.shape[axis], sides[i]
-        factor = np.gcd(cells, side)
-        steps, pixels = int(cells // factor), int(side // factor)
-        # A cell and its center lie in the frame. So the products below stay under this number.
+        factor = math.gcd(cells, side)
+        steps, pixels = cells // factor, side // factor
+        # The largest product below, for a cell in a frame as large as the image.
         if 2 * side * cells >= 2**31:
             raise ValueError(
                 f"{cells} class ids along an image of {side} pixels need more than 32 bits to be"
@@ -59,7 +60,7 @@ def nearest(x, frame, sides, axes):
             )
         low, high = frame[:, :1, i], frame[:, 1:, i]
         center = (2 * lax.iota(jnp.int32, cells) + 1)[None] * pixels - 2 * steps * low
-        source = center * int(factor) // (2 * steps * jnp.maximum(high - low, 1))
+        source = center * factor // (2 * steps * jnp.maximum(high - low, 1))
         source = jnp.clip(source, 0, cells - 1)
         shape = [1] * x.ndim
         shape[0], shape[axis] = source.shape
