@@ -43,6 +43,8 @@ MIXES = (
     "gridmix",
     "fmix",
     "cowmix",
+    "resizemix",
+    "saliencymix",
 )
 # Strides of the feature maps in the paper's networks for small images.
 MAPS = {"image": 1, "stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}
@@ -115,7 +117,8 @@ def mix_for_picture(name, images, *, seed, scope):
         layer: tuple(max(1, side // scale) for side in images.shape[1:3])
         for layer, scale in MAPS.items()
     }
-    plans = chosen.sample(jax.random.key(seed), len(images), sides, progress=0.75)
+    key = jax.random.key(seed)
+    plans = chosen.sample(key, len(images), sides, images=images, progress=0.75)
     labels = jnp.eye(len(images))
     for plan in plans:
         images, labels = mix.apply(plan, images), mix.mix_labels(plan, labels)

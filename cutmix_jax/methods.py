@@ -43,6 +43,8 @@ PAPER_VALUES = {
     "gridmix": {},
     "fmix": {},
     "cowmix": {},
+    "resizemix": {},
+    "saliencymix": {},
 }
 # For light networks. The authors named this value for ResNet-110.
 LIGHT_CUTMIX_PROB = {"resnet110": 1.0}
@@ -74,6 +76,8 @@ PARAMETERS = {
     "erasing": {"prob": "prob"},
     "fmix": {"alpha": "alpha", "prob": "prob", "decay": "decay"},
     "cowmix": {"prob": "prob"},
+    "resizemix": {"prob": "prob"},
+    "saliencymix": {"alpha": "alpha", "prob": "prob"},
     "stochastic_depth": {"prob": "stochastic_depth"},
     "shake_drop": {"prob": "shake_drop"},
     "drop_block": {"rate": "drop_block.rate", "size": "drop_block.size"},

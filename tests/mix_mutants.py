@@ -42,8 +42,8 @@ MUTANTS = {
     ),
     "boxes are not clipped": (
         "sample.py",
-        "jnp.clip(jnp.stack([low, low + length], axis=1), 0, side[None])",
-        "jnp.stack([low, low + length], axis=1)",
+        "return jnp.clip(frames, 0, np.asarray(sides, np.int32)[None, None])",
+        "return frames",
         "test_mix.py::test_boxes_lie_inside_and_partners_in_the_batch",
     ),
     "pairs sample separately": (
@@ -203,6 +203,24 @@ MUTANTS = {
         '"exact": (lambda length: jnp.floor(length + 0.5), lambda center: center)',
         '"exact": (lambda length: jnp.floor(length + 0.5), jnp.floor)',
         "test_mix_draws.py::test_center_is_uniform_and_the_exact_box_has_no_side",
+    ),
+    "a clipped box squeezes the partner": (
+        "pixels.py",
+        "other, frame = partners(plan, x), plan.frame.astype(jnp.int32)",
+        "other, frame = partners(plan, x), plan.box.astype(jnp.int32)",
+        "test_mix_resized.py::test_the_partner_is_cut_off_and_not_squeezed",
+    ),
+    "the box follows the own saliency": (
+        "saliency.py",
+        "low = jnp.floor(partners(plan, own_peaks) - length / 2 + 0.5)",
+        "low = jnp.floor(own_peaks - length / 2 + 0.5)",
+        "test_mix_saliency.py::test_the_box_is_at_the_peak_of_the_partner",
+    ),
+    "the phase is squared away": (
+        "saliency.py",
+        "found = jnp.fft.ifftn(spectrum * factor, axes=along)",
+        "found = jnp.fft.ifftn(amplitude * factor.real, axes=along)",
+        "test_mix_saliency.py::test_the_map_is_the_spectral_residual",
     ),
     "lambda has another distribution": (
         "sample.py",

@@ -33,6 +33,7 @@ def pastes(images, ids):
     for mask in (mix.classmix_mask(KEY, ids, 2), images[:, ::2, :3, 0] > 0, IMAGES[:1, ..., 0] > 0):
         masked = mix.plan_from_mask(mask, np.roll(IDS, 1), (8, 8))
         yield [mix.apply(masked, images), mix.apply(masked, ids)]
+    yield mix.apply(mix.sample_saliencymix(KEY, 8, (8, 8), images=images), images)
 
 
 def blends(images, ids):
@@ -44,6 +45,7 @@ def blends(images, ids):
     parts = [mix.create_mix("mixup", scope="image"), mix.create_mix("cutmix")]
     (either,) = mix.random_choice(*parts, scope="image").sample(KEY, 8, (8, 8))
     yield mix.apply(either, images)
+    yield mix.apply(mix.sample_resizemix(KEY, 8, (8, 8), scope="image"), images)
     yield jax.grad(lambda images: (mix.apply(either, images) ** 2).sum())(images)
     features = mix.create_mix("manifold_mixup", layers=("image", "layer1"))
     mixing = mix.chain(mix.create_mix("cutout"), features)

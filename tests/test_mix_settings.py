@@ -32,6 +32,8 @@ def plans():
     (picked,) = mix.random_choice(*either, scope="image").sample(KEY, 6, (8, 12))
     cut = mix.sample_cutout(KEY, 6, (8, 12), size=3, fill=0.5)
     erase = mix.sample_erasing(KEY, 6, (8, 12), fill="noise")
+    salient = mix.sample_saliencymix(KEY, 6, (8, 12), images=IMAGES)
+    resized = mix.sample_resizemix(KEY, 6, (8, 12), scope="image")
     arrays = {"image": IMAGES, "half": IMAGES[:, ::2, ::2], "depth": IMAGES.astype(np.float16)}
     low = np.random.default_rng(0).integers(0, 6, (6, 2, 2), np.int32)
     objects = np.concatenate([low, low + 2], -1).astype(np.float16), np.ones((6, 2), bool)
@@ -41,6 +43,8 @@ def plans():
         mix.apply(picked, arrays),
         mix.apply(cut, arrays),
         mix.apply(erase, IMAGES.astype(np.float32)),
+        [salient, mix.saliency(IMAGES)],
+        mix.apply(resized, {"image": IMAGES, "mask": IMAGES[:, ::2, ::2, 0].astype(np.int32)}),
         [mix.kept_fraction(plan) for plan in (inside, blend, picked, cut)],
         mix.mix_labels(picked, IDS, 300),
         mix.mix_values(picked, [SOFT, IDS, SOFT.astype(np.float32)]),

@@ -1,6 +1,7 @@
 """CutMix and related mixes, inside jit, for anything with a batch axis.
 
 A `Plan` says what will be mixed. It is sampled from a key and a shape, without touching a pixel.
+(Only SaliencyMix looks at the images first.)
 `apply` mixes images, masks and feature maps by it, and `mix_labels` mixes their labels::
 
     plan = mix.sample_cutmix(key, batch_size=64, sides=(32, 32))
@@ -18,12 +19,14 @@ from cutmix_jax.mix.masks import classmix_mask, plan_from_mask
 from cutmix_jax.mix.named import LAYERS, Mix, chain, create_mix, random_choice
 from cutmix_jax.mix.pixels import apply, apply_at
 from cutmix_jax.mix.plan import Plan, kept_fraction
+from cutmix_jax.mix.saliency import saliency, sample_saliencymix
 from cutmix_jax.mix.sample import (
     sample_cutmix,
     sample_cutout,
     sample_erasing,
     sample_hmix,
     sample_mixup,
+    sample_resizemix,
 )
 from cutmix_jax.mix.sampled_masks import (
     sample_cowmix,
@@ -52,6 +55,7 @@ __all__ = [
     "mixup",
     "plan_from_mask",
     "random_choice",
+    "saliency",
     "sample_cowmix",
     "sample_cutmix",
     "sample_cutout",
@@ -61,4 +65,6 @@ __all__ = [
     "sample_gridmix",
     "sample_hmix",
     "sample_mixup",
+    "sample_resizemix",
+    "sample_saliencymix",
 ]

@@ -177,7 +177,7 @@ def _rest(box, covered):
 
 def _resized(plan, boxes):
     """Returns the partner's boxes in the frame that it is resized to."""
-    frame = getattr(plan, "frame", None)  # plan.frame, once plans have it
+    frame = plan.frame
     if frame is None:
         return boxes
     low, high = (frame.astype(boxes.dtype)[:, None, None, end] for end in (0, 1))
@@ -188,7 +188,7 @@ def _resized(plan, boxes):
 
 def _keeps_size(plan):
     """Whether the partner is not resized: bool `[1 or B, 1]`."""
-    frame = getattr(plan, "frame", None)  # plan.frame, once plans have it
+    frame = plan.frame
     if frame is None:
         return jnp.ones((1, 1), bool)
     whole = jnp.asarray([[[0] * len(plan.sides), plan.sides]], frame.dtype)

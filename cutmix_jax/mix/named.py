@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import on_device, select, switched
+from cutmix_jax.mix.saliency import sample_saliencymix
 from cutmix_jax.mix.sample import (
     sample_cutmix,
     sample_cutout,
     sample_erasing,
     sample_hmix,
     sample_mixup,
+    sample_resizemix,
 )
 from cutmix_jax.mix.sampled_masks import sample_cowmix, sample_fmix, sample_gmix, sample_gridmix
 
@@ -35,6 +37,7 @@ class Mix:
     Attributes:
         name: as given to `create_mix`.
         layers: the names of the feature maps it mixes at, a subset of `LAYERS`.
+        needs_images: whether `sample` needs the images, because its plans depend on them.
 
     Example:
         >>> from cutmix_jax import mix
@@ -45,7 +48,21 @@ class Mix:
     name: str
     layers: tuple[str, ...] = ()
 
-    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
+    @property
+    def needs_images(self):
+        return False
+
+    def sample(
+        self,
+        key,
+        batch_size,
+        sides,
+        *,
+        images=None,
+        spatial_axes=(1, 2),
+        progress=0.0,
+        axis_name=None,
+    ):
         """Returns the plans of one step, in the order to apply them: a tuple of `Plan`.
 
         Args:
@@ -53,6 +70,8 @@ class Mix:
             batch_size: B, of this device's shard.
             sides: height and width of the image, `(H, W)`; or, for mixes at feature maps, a mapping
                 from each of `layers` to the height and width of its map.
+            images: the batch before mixing, `[B, H, W, C]`, for mixes with `needs_images`.
+            spatial_axes: the spatial axes of `images`.
             progress: the fraction of training that is done, in [0, 1]; may be traced.
             axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
 
@@ -60,7 +79,7 @@ class Mix:
             A tuple of `Plan`, empty for `'none'`. `plan.layer` names the feature map of each.
 
         Raises:
-            ValueError: while tracing, if `sides` lacks a layer.
+            ValueError: while tracing, if `sides` lacks a layer, or images are needed.
 
         Example:
             >>> import jax
@@ -92,11 +111,32 @@ class OneMix(Mix):
     schedule: str = "constant"
     until: float = 1.0
 
-    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
+    @property
+    def needs_images(self):
+        return "images" in inspect.signature(self.sampler).parameters
+
+    def sample(
+        self,
+        key,
+        batch_size,
+        sides,
+        *,
+        images=None,
+        spatial_axes=(1, 2),
+        progress=0.0,
+        axis_name=None,
+    ):
         progress = jnp.asarray(progress, jnp.float32)
         factor = jnp.where(progress <= self.until, SCHEDULES[self.schedule](progress), 0.0)
         prob = jnp.asarray(self.options["prob"], jnp.float32) * factor
         options = dict(self.options) | {"prob": prob}
+        if self.needs_images:
+            if images is None:
+                raise ValueError(
+                    f"mix '{self.name}' depends on the images, but sample() got none. Give it"
+                    f" images=, the batch before mixing."
+                )
+            options |= {"images": images, "spatial_axes": spatial_axes}
         if len(self.layers) > 1:
             layer_key, key = jax.random.split(key)
             chosen = jax.random.randint(layer_key, (1,), 0, len(self.layers))
@@ -128,8 +168,23 @@ class Chain(Mix):
 
     parts: tuple[Mix, ...] = ()
 
-    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
-        options = {"progress": progress, "axis_name": axis_name}
+    @property
+    def needs_images(self):
+        return any(part.needs_images for part in self.parts)
+
+    def sample(
+        self,
+        key,
+        batch_size,
+        sides,
+        *,
+        images=None,
+        spatial_axes=(1, 2),
+        progress=0.0,
+        axis_name=None,
+    ):
+        options = {"images": images, "spatial_axes": spatial_axes}
+        options |= {"progress": progress, "axis_name": axis_name}
         keys = [jax.random.fold_in(key, i) for i in range(len(self.parts))]
         return _in_order(
             plan
@@ -149,8 +204,23 @@ class RandomChoice(Mix):
     weights: tuple[Any, ...] = field(default=(), hash=False)
     scope: str = "batch"
 
-    def sample(self, key, batch_size, sides, *, progress=0.0, axis_name=None):
-        options = {"progress": progress, "axis_name": axis_name}
+    @property
+    def needs_images(self):
+        return any(part.needs_images for part in self.parts)
+
+    def sample(
+        self,
+        key,
+        batch_size,
+        sides,
+        *,
+        images=None,
+        spatial_axes=(1, 2),
+        progress=0.0,
+        axis_name=None,
+    ):
+        options = {"images": images, "spatial_axes": spatial_axes}
+        options |= {"progress": progress, "axis_name": axis_name}
         key, *keys = jax.random.split(key, 1 + len(self.parts))
         plans = [
             part.sample(part_key, batch_size, sides, **options)
@@ -291,6 +361,22 @@ def _cowmix_words(options):
     )
 
 
+def _resizemix_words(options):
+    bounds = "{min_ratio:g} to {max_ratio:g}".format(**options)
+    return (
+        f"ResizeMix: one whole partner per {options['scope']}, resized to {bounds} of the side,"
+        f" {_partner_words(options)}; labels weighted by area"
+    )
+
+
+def _saliencymix_words(options):
+    alpha = f"{options['alpha']:g}"
+    return (
+        f"SaliencyMix: a box per image where its partner is most salient (lambda ~ Beta({alpha},"
+        f" {alpha}) per {options['scope']}), {_partner_words(options)}; labels weighted by area"
+    )
+
+
 WORDS = {
     sample_cutmix: _cutmix_words,
     sample_mixup: _mixup_words,
@@ -301,6 +387,8 @@ WORDS = {
     sample_gridmix: _gridmix_words,
     sample_fmix: _fmix_words,
     sample_cowmix: _cowmix_words,
+    sample_resizemix: _resizemix_words,
+    sample_saliencymix: _saliencymix_words,
 }
 
 # What each mix changes of its sampler's defaults.
@@ -321,7 +409,13 @@ MIXES = {
     "gridmix": (sample_gridmix, {}),
     "fmix": (sample_fmix, {}),
     "cowmix": (sample_cowmix, {}),
+    "resizemix": (sample_resizemix, {}),
+    "saliencymix": (sample_saliencymix, {}),
 }
+
+
+# What samplers get from `Mix.sample`.
+GIVEN_TO_SAMPLE = ("axis_name", "images", "spatial_axes")
 
 
 def parameters_of(name):
@@ -329,7 +423,7 @@ def parameters_of(name):
     sampler, changes = MIXES[name]
     signature = inspect.signature(sampler).parameters.values()
     options = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
-    del options["axis_name"]
+    options = {name: value for name, value in options.items() if name not in GIVEN_TO_SAMPLE}
     return options | {"schedule": "constant", "until": 1.0, "layers": (0,)} | changes
 
 
@@ -339,9 +433,9 @@ def create_mix(name, **parameters):
     Args:
         name: `'none'`, `'cutmix'`, `'center_gaussian_cutmix'`, `'fixed_size_cutmix'`,
             `'one_hot_cutmix'`, `'scheduled_cutmix'`, `'complete_label_cutmix'`, `'mixup'`,
-            `'cutout'`, `'erasing'`, `'hmix'`, `'gmix'`, `'gridmix'`, `'fmix'`, `'cowmix'`. At
-            feature maps: `'manifold_mixup'`, `'feature_cutmix'`. `chain` and `random_choice`
-            combine mixes.
+            `'cutout'`, `'erasing'`, `'resizemix'`, `'saliencymix'`, `'hmix'`, `'gmix'`,
+            `'gridmix'`, `'fmix'`, `'cowmix'`. At feature maps: `'manifold_mixup'`,
+            `'feature_cutmix'`. `chain` and `random_choice` combine mixes.
         **parameters: options of the sampler (`sample_cutmix`, `sample_mixup`, ...) that differ from
             the defaults of the mix, and for all of them
 
@@ -380,6 +474,8 @@ def create_mix(name, **parameters):
         until=options.pop("until"),
         options=options,
     )
+    if mix.needs_images and mix.layers != ("image",):
+        raise ValueError(f"mix '{name}' is for images, but layers={mix.layers}. Leave layers out.")
     check.number("until", mix.until, 0, 1)
     check.number("prob", options["prob"], 0, 1)
     _draw_once(mix)
@@ -472,4 +568,8 @@ def _draw_once(mix):
     options = {**mix.options, "across_devices": False}
     options = {k: v for k, v in options.items() if k in mix.options}
     single = replace(mix, options=options)
-    jax.eval_shape(lambda key: single.sample(key, 2, everywhere), jax.random.key(0))
+
+    def sample(key):
+        return single.sample(key, 2, everywhere, images=jnp.zeros((2, *sides, 1)))
+
+    jax.eval_shape(sample, jax.random.key(0))

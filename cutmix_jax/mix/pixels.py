@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cutmix_jax.mix import check
+from cutmix_jax.mix import check, resize
 from cutmix_jax.mix.plan import Noise
 from cutmix_jax.mix.regions import (
     box_on,
@@ -40,7 +40,9 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
 
     Pixels are selected and never multiplied. So dtypes stay, uint8 is exact, and NaN outside the
     pasted region of the partner does not spread. Only plans that blend (a `ratio`, as in Mixup, or
-    a floating mask) multiply: in float32, then rounded once to the array's dtype.
+    a floating mask) or resize (ResizeMix) multiply: in float32, then rounded once to the array's
+    dtype. Resizing is bilinear with antialiasing for floats and uint8. All others are class ids: a
+    cell takes the id at its center.
 
     Args:
         plan: a `Plan` for batches of this size.
@@ -49,9 +51,9 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
             takes what the image has at the cell's center.
         spatial_axes: the spatial axes, `(1, 2)` for `[B, H, W, C]`. Negative axes count from the
             end: `(-2, -1)` fits both `[B, C, H, W]` and `[B, H, W]`.
-        paste: `'window'` touches only a window around the box. It needs a plan that only pastes,
-            with one box per batch and no mask. `'mask'` selects over the whole image. `'auto'`
-            takes the window if it can. Both give the same bits.
+        paste: `'window'` touches only a window around the box. It needs a plan that only pastes
+            and does not resize, with one box per batch and no mask. `'mask'` selects over the whole
+            image. `'auto'` takes the window if it can. Both give the same bits.
 
     Returns:
         A pytree like `tree`.
@@ -171,6 +173,8 @@ def _obstacle_to_window(plan):
         return "one number to fill with, but the plan fills with noise"
     if _fill_shape(plan):
         return f"one number to fill with, but the plan's have shape {_fill_shape(plan)}"
+    if plan.frame is not None:
+        return "pixels at the same place of the partner, but the plan resizes it"
     return None
 
 
@@ -179,6 +183,10 @@ def _obstacle_to_window(plan):
 def _apply_to(plan, x, axes, paste):
     box = box_on(plan, tuple(x.shape[axis] for axis in axes))
     shape = x.shape
+    if plan.frame is not None:
+        rest = replace(plan, frame=None, box=jnp.zeros_like(plan.box))
+        rest = _apply_to(rest, x, axes, paste)
+        return jnp.where(inside(box, shape, axes), _pasted(plan, x, axes), rest)
     if plan.mask is not None:
         plan, box = _placed_mask(plan, box, shape, axes)
     if _fill_shape(plan):
@@ -285,17 +293,38 @@ def _checked_axes(plan, x, spatial_axes):
     return axes
 
 
-def _pasted(plan, x):
+def _pasted(plan, x, axes):
     """Returns what is pasted into the box: the partner's pixels, or the fill."""
+
+    def others():
+        return partners(plan, x) if plan.frame is None else _resized(plan, x, axes)
+
     if plan.fill is None:
-        return partners(plan, x)
+        return others()
     fill = jnp.asarray(plan.fill)
     if not jnp.issubdtype(x.dtype, jnp.inexact) and jnp.issubdtype(fill.dtype, jnp.floating):
         fill = jnp.round(fill)
     fill = fill.astype(x.dtype)
     if plan.filled is None:
         return fill
-    return jnp.where(per_example(plan.filled, x.ndim), fill, partners(plan, x))
+    return jnp.where(per_example(plan.filled, x.ndim), fill, others())
+
+
+def _resized(plan, x, axes):
+    """Returns the partners, each as a whole resized into the plan's frame."""
+    other, frame = partners(plan, x), plan.frame.astype(jnp.int32)
+    if len(frame) > 1 and (sharding := explicit_sharding(x)):
+        rows = sharding.update(spec=PartitionSpec(sharding.spec[0], None, None))
+        frame = frame.at[jnp.arange(len(frame))].get(mode="promise_in_bounds", out_sharding=rows)
+    if jnp.issubdtype(x.dtype, jnp.inexact) or x.dtype == jnp.uint8:
+        resized = resize.bilinear(other.astype(precise(x.dtype)), frame, plan.sides, axes)
+        resized = jnp.round(resized) if x.dtype == jnp.uint8 else resized
+        resized = resized.astype(x.dtype)
+    else:
+        resized = resize.nearest(other, frame, plan.sides, axes)
+    # A product with zero would spread NaN.
+    whole = (frame == np.array([[[0] * len(axes), plan.sides]], np.int32)).all((1, 2))
+    return jnp.where(per_example(whole, x.ndim), other, resized)
 
 
 def _blended(plan, x):
@@ -331,7 +360,7 @@ def _mask(plan, x, axes, box):
     pasted = inside(box, x.shape, axes)
     if plan.mask is not None and plan.mask.dtype == bool:
         pasted |= plan.mask
-    return jnp.where(pasted, _pasted(plan, x), _blended(plan, x))
+    return jnp.where(pasted, _pasted(plan, x, axes), _blended(plan, x))
 
 
 def _window(plan, x, axes, box):
@@ -348,7 +377,7 @@ def _window(plan, x, axes, box):
                 start[axis] = jnp.minimum(box[0, 0, i], x.shape[axis] - shape[axis])
             corner = jnp.stack([start[axis] for axis in axes])[None, None]
             own = lax.dynamic_slice(x, start, shape)
-            mixed = jnp.where(inside(box - corner, shape, axes), _pasted(plan, own), own)
+            mixed = jnp.where(inside(box - corner, shape, axes), _pasted(plan, own, axes), own)
             return lax.dynamic_update_slice(x, mixed, start)
 
         return branch

@@ -36,6 +36,9 @@ class Plan:
         fill: `None`, or the value that replaces the partner's pixels in the box, and where a bool
             mask is true; or `Noise`.
         filled: bool `[1 or B]`, which images have the fill; `None`: all, if there is a fill.
+        frame: `None`, or int32 `[1 or B, 2, n]`, the half-open (low, high) corners of the box that
+            the whole partner is resized to, as in ResizeMix. It may reach outside the image, and
+            `box` is its part inside. `None` is the frame of the image itself: nothing is resized.
         sides: height and width of the image that the box is measured in (static).
         layer: the feature map that the plan is for, `'image'` by default (static).
         across: `None`, or the name of the mapped axis, if partners come from all devices (static).
@@ -59,6 +62,7 @@ class Plan:
     fill: Any = None
     filled: jax.Array | None = None
     mask: jax.Array | None = None
+    frame: jax.Array | None = None
     sides: tuple[int, ...] = field(metadata={"static": True})
     layer: str = field(default="image", metadata={"static": True})
     across: str | None = field(default=None, metadata={"static": True})
@@ -190,10 +194,14 @@ def select(chosen, sampled):
         )
     result, *others = [replace(plan, filled=_filled(plan)) for plan in plans]
     for i, plan in enumerate(others, 1):
-        take, ratio = chosen == i, None
+        take, ratio, frame = chosen == i, None, None
         if (result.ratio, plan.ratio) != (None, None):
             ratios = (jnp.float32(1) if r is None else r for r in (plan.ratio, result.ratio))
             ratio = jnp.where(take, *ratios)
+        if (result.frame, plan.frame) != (None, None):
+            whole = jnp.asarray([[[0] * len(plan.sides), plan.sides]], jnp.int32)
+            frames = (whole if f is None else f for f in (plan.frame, result.frame))
+            frame = jnp.where(take[:, None, None], *frames)
         result = replace(
             result,
             partner=jnp.where(take, plan.partner, result.partner),
@@ -202,6 +210,7 @@ def select(chosen, sampled):
             ratio=ratio,
             filled=jnp.where(take, plan.filled, result.filled),
             mask=_selected_mask(take, plan, result),
+            frame=frame,
         )
     return replace(result, fill=fills[0]) if fills else replace(result, filled=None)
 

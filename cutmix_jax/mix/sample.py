@@ -58,14 +58,24 @@ def _inside(where, length, side, sigma):
 PLACEMENTS = {"uniform": _uniform, "gaussian": _gaussian, "inside": _inside}
 
 
-def boxes_at(where, lengths, sides, *, rule, placement, sigma):
-    """Returns int32 `[N, 2, n]` boxes of about `lengths` `[N, n]`, clipped at the border."""
+def frames_at(where, lengths, sides, *, rule, placement, sigma):
+    """Returns int32 `[N, 2, n]` boxes of about `lengths` `[N, n]`, not clipped at the border."""
     whole, on_grid = check.choice("box", rule, BOXES)
     place = check.choice("placement", placement, PLACEMENTS)
     side = jnp.asarray([sides], jnp.float32)
     length = whole(lengths)
     low = jnp.floor(on_grid(place(where, length, side, sigma)) - length / 2 + 0.5)
-    return jnp.clip(jnp.stack([low, low + length], axis=1), 0, side[None]).astype(jnp.int32)
+    return jnp.stack([low, low + length], axis=1).astype(jnp.int32)
+
+
+def clipped(frames, sides):
+    """Returns the part of each box that is inside the image."""
+    return jnp.clip(frames, 0, np.asarray(sides, np.int32)[None, None])
+
+
+def boxes_at(where, lengths, sides, **options):
+    """Returns int32 `[N, 2, n]` boxes inside the image: `clipped` ones of `frames_at`."""
+    return clipped(frames_at(where, lengths, sides, **options), sides)
 
 
 def box_lengths(size, sides):
@@ -330,7 +340,8 @@ def _draw_cutmix(
         raise ValueError(f"lengths='{lengths}' samples the box, but size={size} fixes it.")
     else:
         lengths = jnp.broadcast_to(box_lengths(size, sides), where.shape)
-    boxes = boxes_at(where, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"])
+    frames = frames_at(where, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"])
+    boxes = clipped(frames, sides)
     kept = outside_fraction(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
     plan = Plan(
         partner=partners,
@@ -707,3 +718,88 @@ def _draw_erasing(key, numbers, *, batch_size, sides, scope, axis_name):
         sides=sides,
     )
     return switched(plan, (use[:, 0] < numbers["prob"]) & fits.any(1))
+
+
+def sample_resizemix(
+    key,
+    batch_size,
+    sides,
+    *,
+    min_ratio=0.1,
+    max_ratio=0.8,
+    prob=1.0,
+    scope="batch",
+    partner="permutation",
+    axis_name=None,
+    across_devices=False,
+):
+    r"""Samples a ResizeMix plan: the whole partner is resized into a box of the image.
+
+    .. math::
+        \tau \sim U(\text{min\_ratio}, \text{max\_ratio}), \quad
+        \text{length}_k = \tau \, \text{side}_k, \quad
+        \lambda = 1 - |\text{box}| / \textstyle\prod_k \text{side}_k
+
+    So the box always shows the partner's object, however small it is. The center is uniform in the
+    image. At the border the resized partner is cut off, and only the part that shows counts.
+
+    Args:
+        key: a JAX random key.
+        batch_size: B, of this device.
+        sides: the spatial shape of the image, such as `(H, W)`.
+        min_ratio: lower bound of the box's length over the image's side, in [0, 1]; may be traced.
+        max_ratio: upper bound of the same; may be traced.
+        prob: the probability to mix at all, in [0, 1]; may be traced.
+        scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
+        partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.
+        axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
+        across_devices: whether partners come from all devices' batches.
+
+    Returns:
+        A `Plan` with a `frame`. Its `box` is the frame's part in the image, and its `lam` is
+        exactly the fraction of pixels that an example keeps.
+
+    Raises:
+        ValueError: while tracing, if an argument is out of its range.
+
+    Example:
+        >>> import jax
+        >>> from cutmix_jax import mix
+        >>> plan = mix.sample_resizemix(jax.random.key(2), batch_size=4, sides=(32, 32))
+        >>> plan.frame[0].tolist(), plan.box[0].tolist(), plan.lam
+        ([[-6, 15], [12, 33]], [[0, 15], [12, 32]], Array([0.80078125], dtype=float32))
+
+    Reference:
+        Qin et al., "ResizeMix: Mixing Data with Preserved Object Information and True Labels",
+        2020.
+    """
+    return _draw_resizemix(
+        key,
+        checked_numbers(min_ratio=min_ratio, max_ratio=max_ratio, prob=prob),
+        batch_size=check.whole("batch_size", batch_size, 0),
+        sides=check.sides(sides),
+        scope=scope,
+        partner=partner,
+        axis_name=axis_name,
+        across_devices=across_devices,
+    )
+
+
+@partial(jax.jit, inline=True, static_argnames=BATCH_OPTIONS)
+def _draw_resizemix(key, numbers, *, batch_size, sides, **whom):
+    partners, uniform = assign(key, 2 + len(sides), batch_size, **whom)
+    low, high = numbers["min_ratio"], numbers["max_ratio"]
+    lengths = (low + (high - low) * uniform[:, 1:2]) * jnp.asarray([sides], jnp.float32)
+    frames = frames_at(
+        uniform[:, 2:], lengths, sides, rule="exact", placement="uniform", sigma=None
+    )
+    boxes = clipped(frames, sides)
+    plan = Plan(
+        partner=partners,
+        box=boxes,
+        lam=outside_fraction(boxes, sides),
+        frame=frames,
+        sides=sides,
+        across=whom["axis_name"] if whom["across_devices"] else None,
+    )
+    return switched(plan, uniform[:, 0] < numbers["prob"])

@@ -83,7 +83,10 @@ class Classification(Task):
             )
 
         def sample(key):
-            return mixing.sample(key, config.batch_size, sides, progress=0.0, axis_name=AXIS)
+            images = jnp.zeros((config.batch_size, *self.data.image_shape))
+            return mixing.sample(
+                key, config.batch_size, sides, images=images, progress=0.0, axis_name=AXIS
+            )
 
         try:
             jax.eval_shape(jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2))
@@ -107,8 +110,11 @@ class Classification(Task):
         batch = data.load_train(arrays, xs, step // data.steps_per_epoch)
         size = batch["label"].shape[0]
         key, progress = mixing_key(xs["seed"], step), step / self.total_steps
-        plans = self.mix.sample(key, size, self.sides, progress=progress, axis_name=AXIS)
-        images = mix.apply_at(plans, "image", self.normalize(batch["image"]))
+        images = self.normalize(batch["image"])
+        plans = self.mix.sample(
+            key, size, self.sides, images=images, progress=progress, axis_name=AXIS
+        )
+        images = mix.apply_at(plans, "image", images)
         targets = jax.nn.one_hot(batch["label"], data.num_classes)
         for plan in plans:
             targets = mix.mix_labels(plan, targets)
@@ -234,8 +240,8 @@ class Classification(Task):
     def first_mixed(self, step, arrays, tries=20):
         """What `make_batch` returns for the batch that `plot_start` shows, from `step` on.
 
-        The plans of a step do not depend on its images. So the search uses the images of the first
-        step to find one that mixes, and then reads the batch of that step.
+        Whether a step mixes does not depend on its images. So the search uses the images of the
+        first step to find one that mixes, and then reads the batch of that step.
         """
         data, mapping = self.data, self.mapping
         mapped = mapping.map(lambda step, arrays, xs: self.make_batch(arrays, xs, step))

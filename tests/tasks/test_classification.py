@@ -11,6 +11,7 @@ import pytest
 from jax import numpy as jnp
 
 from cutmix_jax import UserError, mix, tasks
+from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks import classification
 from cutmix_jax.tasks.classification import binary_cross_entropy
 from tests.commands import plain_config
@@ -68,6 +69,25 @@ def test_the_config_chooses_the_loss():
     assert len(set(losses)) == 3
     assert len(set(accuracies)) == 1
     np.testing.assert_allclose(losses[1], binary_cross_entropy(logits, targets).mean(), rtol=1e-6)
+
+
+def test_a_mix_that_follows_the_images_gets_them():
+    def batch(name):
+        config = plain_config(**{"mix.name": name, "mix.prob": None})
+        task = tasks.create_task(config, create_mapping("pmap", 1))
+        mapped = task.mapping.map(lambda step, arrays, xs: task.make_batch(arrays, xs, step))
+        xs = task.mapping.shard(next(iter(task.data.train_batches(0))))
+        arrays = task.mapping.replicate(task.data.arrays["train"])
+        return jax.device_get(mapped(task.mapping.replicate(jnp.int32(3)), arrays, xs))
+
+    images, mixed = batch("none")["image"], batch("saliencymix")
+    (plan,) = mixed["plans"]
+    np.testing.assert_array_equal(mixed["image"], mix.apply(plan, images))
+    maps = np.asarray(mix.saliency(images))
+    for box, partner in zip(plan.box, plan.partner, strict=True):
+        peak = np.unravel_index(maps[partner].argmax(), maps.shape[1:])
+        inside = (box[0] <= peak).all() and (peak < box[1]).all()
+        assert inside or (box[0] == box[1]).any()
 
 
 def test_another_task_has_no_such_loss():
