@@ -340,8 +340,7 @@ def _draw_cutmix(
         raise ValueError(f"lengths='{lengths}' samples the box, but size={size} fixes it.")
     else:
         lengths = jnp.broadcast_to(box_lengths(size, sides), where.shape)
-    frames = frames_at(where, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"])
-    boxes = clipped(frames, sides)
+    boxes = boxes_at(where, lengths, sides, rule=box, placement=placement, sigma=numbers["sigma"])
     kept = outside_fraction(boxes, sides) if correct_lam else 1 - jnp.prod(lengths / side, axis=-1)
     plan = Plan(
         partner=partners,

@@ -72,8 +72,7 @@ class Detector(Task):
                 plans = jax.eval_shape(jax.vmap(sample, axis_name=AXIS), keys)
             except ValueError as error:
                 raise UserError(f"config.mix does not suit images of {shape}: {error}") from None
-            # plan.mask, once plans have it
-            if any(p.ratio is not None or getattr(p, "mask", None) is not None for p in plans):
+            if any(p.ratio is not None or p.mask is not None for p in plans):
                 raise UserError(
                     f"config.mix.name is {config.mix.name!r}, but objects in a blend have no box "
                     "or weight that a detector could learn. Use a mix of boxes, such as cutmix."
