@@ -28,7 +28,8 @@ def main(words=None):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        again = " The same command goes on where it stopped." if flags.name == FILES else ""
+        print(f"Interrupted.{again}", file=sys.stderr)
         sys.exit(130)
 
 

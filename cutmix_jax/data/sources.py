@@ -99,7 +99,10 @@ def find_files(words: Sequence[str], patterns: Mapping[str, str]) -> dict[str, l
     if patterns:
         if root is None:
             raise UserError("--split names files in a folder. Give the folder as the source.")
-        files = {name: _matches(os.path.join(root, text)) for name, text in patterns.items()}
+        files = {
+            name: _matches(os.path.join(root, local_path(text, f"--split {name}")))
+            for name, text in patterns.items()
+        }
     elif root is not None:
         files = _in_folder(root)
     else:
