@@ -6,7 +6,15 @@ from ml_collections import ConfigDict
 
 from cutmix_jax import UserError
 from cutmix_jax.config import crops_larger_images
-from cutmix_jax.data import batches, boxes, cache, records, tiny_imagenet
+from cutmix_jax.data import (
+    batches,
+    boxes,
+    cache,
+    prepare_files,
+    records,
+    tfds_files,
+    tiny_imagenet,
+)
 from cutmix_jax.data.batches import Data, Shards
 from cutmix_jax.data.folder import open_folder
 from cutmix_jax.data.records import ImageSet
@@ -169,7 +177,12 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
         root = existing_folder(data_dir, "data_dir", "the folder of the dataset")
     else:
         root = default_root()
-    if dataset == "folder":
+    if prepare_files.is_unfinished(root):
+        raise UserError(
+            f"{root} is not complete. Start the command that prepares it again: it goes on where "
+            "it stopped."
+        )
+    if dataset == "folder" and not (root / tfds_files.INFO).is_file():
         return open_folder(root, test_split)
     if dataset == "tiny_imagenet" and (tree := tiny_imagenet.find_tree(root)):
         return tiny_imagenet.open_tree(tree, test_split)

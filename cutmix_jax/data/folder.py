@@ -6,6 +6,7 @@ Subfolders of a class folder belong to that class, at any depth.
 import functools
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,21 +28,43 @@ def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
         names["test"] = choose_split(
             folders - {"train"}, test_split, ("val", "validation", "test"), str(root)
         )
+    classes, splits = open_splits(root, {split: root / name for split, name in names.items()})
+
+    def fingerprint() -> str:
+        paths = [split.name(i) for split in splits.values() for i in range(split.count)]
+        return "\n".join([str(root.resolve()), *names.values(), *cache.stats(paths)])
+
+    return ImageSet(
+        name=f"folder-{root.resolve().name}",
+        class_names=classes,
+        shape=(None, None, 3),
+        splits=splits,
+        fingerprint=fingerprint,
+    )
+
+
+def open_splits(
+    root: pathlib.Path, folders: Mapping[str, pathlib.Path]
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """(class names, splits) of folders that hold CLASS/*.jpg; those of 'train' are the classes.
+
+    One line on stderr says which files below `root` are skipped.
+    """
     passed_over = {}
-    classes = tuple(_class_folders(root / "train", {}))
-    splits, paths = {}, []
-    for split, folder in names.items():
+    classes = tuple(_class_folders(folders["train"], {}))
+    splits = {}
+    for split, folder in folders.items():
         files, labels = [], []
-        for name in _class_folders(root / folder, passed_over):
+        for name in _class_folders(folder, passed_over):
             if name not in classes:
                 raise UserError(
-                    f"{root / folder / name} is a class without a folder in {root / 'train'}. "
+                    f"{folder / name} is a class without a folder in {folders['train']}. "
                     "Every class must occur in train."
                 )
-            found = image_files.find(root / folder / name, passed_over)
+            found = image_files.find(folder / name, passed_over)
             if not found and split == "train":
                 raise UserError(
-                    f"{root / folder / name} holds no image with a suffix of "
+                    f"{folder / name} holds no image with a suffix of "
                     f"{', '.join(image_files.SUFFIXES)}. Add images or remove the folder."
                 )
             files += found
@@ -52,15 +75,8 @@ def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
             labels=np.asarray(labels, np.int32),
             name=files.__getitem__,
         )
-        paths += files
     image_files.say_passed_over(root, passed_over)
-    return ImageSet(
-        name=f"folder-{root.resolve().name}",
-        class_names=classes,
-        shape=(None, None, 3),
-        splits=splits,
-        fingerprint=lambda: "\n".join([str(root.resolve()), *names.values(), *cache.stats(paths)]),
-    )
+    return classes, splits
 
 
 def _class_folders(folder: pathlib.Path, passed_over: dict[str, list[str]]) -> list[str]:

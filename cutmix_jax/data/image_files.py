@@ -119,6 +119,23 @@ def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
         return None
 
 
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """A JPEG file of uint8 [H, W, 3], with 4:2:0 chroma.
+
+    By Pillow everywhere: simplejpeg is an eighth faster, but computes a less exact transform.
+
+    Example:
+        >>> data = encode_jpeg(np.full((9, 8, 3), 7, np.uint8), 95)
+        >>> stored_size(data, 'gray.jpg')
+        (9, 8)
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
+
+
 @functools.cache
 def _optional(package: str):
     """The module, or None if it is not installed."""

@@ -1,32 +1,134 @@
-"""Prepares a dataset: `python -m cutmix_jax.data.prepare shapes --data_dir=PATH`."""
+"""Prepares a dataset, from files that you have or by its name.
+
+python -m cutmix_jax.data.prepare files SOURCE --out=FOLDER
+python -m cutmix_jax.data.prepare shapes --data_dir=PATH
+"""
 
 import argparse
+import re
 import sys
 
-from cutmix_jax import UserError
-from cutmix_jax.data import imagenet, records
+from cutmix_jax import UserError, host
+from cutmix_jax.data import imagenet, prepare_files, records
 from cutmix_jax.paths import local_path
 
 NAMES = ("imagenet2012", "tiny_imagenet", "shapes", "shapes/single", "shapes/several")
+FILES = "files"
 
 
 def main(words=None):
     """Reads the command line, prepares the dataset, and prints its folder."""
-    parser = argparse.ArgumentParser(prog="python -m cutmix_jax.data.prepare", description=__doc__)
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--data_dir", required=True, help="folder of TFDS datasets to write to")
-    parser.add_argument(
-        "--source",
-        help="for imagenet2012: the folder with both archives; for tiny_imagenet: the unpacked "
-        "folder tiny-imagenet-200",
-    )
-    parser.add_argument("--examples", type=int, help="maximum number per split")
-    flags = parser.parse_args(words)
+    flags = _parser().parse_args(words)
     try:
-        print(prepare(flags.name, flags.data_dir, flags.source, flags.examples))
+        if flags.name == FILES:
+            print(prepare_from_files(flags))
+        else:
+            print(prepare(flags.name, flags.data_dir, flags.source, flags.examples))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        again = " The same command goes on where it stopped." if flags.name == FILES else ""
+        print(f"Interrupted.{again}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cutmix_jax.data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = parser.add_subparsers(dest="name", required=True)
+    for name in NAMES:
+        command = names.add_parser(name, help=f"the dataset {name}")
+        command.add_argument(
+            "--data_dir", required=True, help="folder of TFDS datasets to write to"
+        )
+        command.add_argument(
+            "--source",
+            help="for imagenet2012: the folder with both archives; for tiny_imagenet: the unpacked "
+            "folder tiny-imagenet-200",
+        )
+        command.add_argument("--examples", type=int, help="maximum number per split")
+    command = names.add_parser(
+        FILES, help="parquet files of the Hub, tar files of webdataset, or folders of images"
+    )
+    command.add_argument(
+        "source",
+        nargs="+",
+        help="a folder, or patterns of files such as 'train-{0000..1023}.tar'",
+    )
+    command.add_argument("--out", required=True, help="folder to write to, new or unfinished")
+    command.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="files of a split in the source folder; without it, their names tell the split",
+    )
+    command.add_argument(
+        "--shorter-side", type=_number(1), help="larger images are resized, and become JPEG"
+    )
+    command.add_argument("--quality", type=_number(1, 100), help="of this JPEG; 95 by default")
+    command.add_argument(
+        "--image-column", help="column, or ending in a tar file, of the images; default: image"
+    )
+    command.add_argument(
+        "--label-column", help="column, or ending in a tar file, of the labels; default: label"
+    )
+    command.add_argument(
+        "--shards", type=_number(1, 99_999), help="files per split; default: one per 256 MiB"
+    )
+    command.add_argument("--workers", type=_number(1), help="threads; default: one per core")
+    return parser
+
+
+def _number(least: int, most: int | None = None):
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{value} is not from {least} to {most or 'any'}")
+        return value
+
+    read.__name__ = "number"
+    return read
+
+
+def prepare_from_files(flags):
+    """Writes the dataset of the command `files`, and returns its folder."""
+    from cutmix_jax.data import sources
+
+    out = local_path(flags.out, "--out")
+    if flags.quality is not None and flags.shorter_side is None:
+        raise UserError(
+            "--quality has no effect without --shorter-side, because images keep their bytes. "
+            "Leave it out, or set --shorter-side."
+        )
+    workers = flags.workers or host.cores()
+    source = sources.open_source(
+        flags.source, _patterns(flags.split), flags.image_column, flags.label_column, workers
+    )
+    options = prepare_files.Options(
+        shorter_side=flags.shorter_side,
+        quality=flags.quality or prepare_files.QUALITY,
+        shards=flags.shards,
+        workers=workers,
+    )
+    return prepare_files.prepare(source, out.absolute(), options)
+
+
+def _patterns(words: list[str]) -> dict[str, str]:
+    patterns = {}
+    for word in words:
+        name, _, pattern = word.partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not pattern or name in patterns:
+            raise UserError(
+                f"--split={word} is not understood. Write --split NAME=PATTERN once per split, "
+                "with a name in lower-case letters, such as train."
+            )
+        patterns[name] = pattern
+    return patterns
 
 
 def prepare(name: str, data_dir: str, source: str | None = None, examples: int | None = None):

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -42,6 +42,40 @@ class Split:
     labels: np.ndarray | None
     name: Callable[[int], str]
     boxes: Callable[[int], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An encoded image.
+
+    Attributes:
+        name: name of the image in error messages.
+        file_name: the name of its file, for the dataset.
+        image: the bytes of the file.
+        label: its class.
+    """
+
+    name: str
+    file_name: bytes
+    image: bytes
+    label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The images of one file, or of one folder.
+
+    Attributes:
+        labels: int64 [count].
+        read: (start, stop) -> the examples with these numbers, one after the other.
+        name: number -> name of the example in error messages.
+        class_names: the names that the file has for its labels, or None.
+    """
+
+    labels: np.ndarray
+    read: Callable[[int, int], Iterator[Example]]
+    name: Callable[[int], str]
+    class_names: tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)

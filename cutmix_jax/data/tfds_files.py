@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import tqdm
 
 from cutmix_jax import UserError, first_line
+from cutmix_jax.paths import whole_file
+
+INFO = "dataset_info.json"
 
 
 @contextlib.contextmanager
@@ -53,22 +56,46 @@ def write_shard(
         shard: number of the file.
         shards: number of files in the split.
         examples: feature -> bytes or an integer.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
-    path = folder / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
-    writer, count, size = ArrayRecordWriter(str(path), "group_size:1"), 0, 0
-    for values in examples:
-        example = tf_example_pb2.Example()
-        for feature, value in values.items():
-            kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
-            getattr(example.features.feature[feature], kind).value.append(value)
-        record = example.SerializeToString()
-        writer.write(record)
-        count, size = count + 1, size + len(record)
-    writer.close()
+    path = folder / file_name(name, split, shard, shards)
+    count, size = 0, 0
+    with _writer(path) as writer:
+        for values in examples:
+            example = tf_example_pb2.Example()
+            for feature, value in values.items():
+                kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
+                getattr(example.features.feature[feature], kind).value.append(value)
+            # Otherwise each process has its own order of the features.
+            record = example.SerializeToString(deterministic=True)
+            writer.write(record)
+            count, size = count + 1, size + len(record)
     return count, size
+
+
+def file_name(name: str, split: str, shard: int, shards: int) -> str:
+    """The name of a file of a split."""
+    return f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+@contextlib.contextmanager
+def _writer(path: pathlib.Path):
+    """A writer of records. It reports a full disk when it closes, and not as an `OSError`."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    try:
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+    except RuntimeError as error:
+        raise OSError(first_line(error)) from error
+    yield writer
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(first_line(error).partition(";")[0]) from error
 
 
 def write_info(
@@ -78,21 +105,23 @@ def write_info(
     splits: Mapping[str, list[tuple[int, int]]],
     module: str,
     urls: list[str],
+    version: str | None = None,
 ) -> None:
     """Writes the metadata that TFDS reads before the records.
 
     Args:
-        folder: folder to write to, named after the version.
+        folder: folder to write to.
         name: name of the dataset.
         features: `tfds.features.FeaturesDict`.
         splits: (examples, bytes) of each file of each split.
         module: module of the TFDS builder.
         urls: sources of the data.
+        version: version of the dataset; None: the name of the folder.
     """
     features.save_config(folder)
     info = {
         "name": name,
-        "version": folder.name,
+        "version": version or folder.name,
         "fileFormat": "array_record",
         "moduleName": module,
         "location": {"urls": urls},
@@ -106,7 +135,8 @@ def write_info(
             for split, shards in splits.items()
         ],
     }
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
+    with whole_file(folder / INFO) as unfinished:
+        unfinished.write_text(json.dumps(info, indent=2) + "\n")
 
 
 def progress_bar(items, words: str, **options) -> tqdm.tqdm:

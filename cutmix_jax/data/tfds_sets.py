@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax import UserError, first_line
-from cutmix_jax.data import boxes, cache, cifar, image_files, imagenet
+from cutmix_jax.data import boxes, cache, cifar, image_files, imagenet, tfds_files
 from cutmix_jax.data.records import (
     ImageSet,
     Split,
@@ -34,7 +34,8 @@ from cutmix_jax.data.records import (
 from cutmix_jax.paths import local_path
 
 # Datasets that do not use TFDS.
-OURS = ("digits", "shapes", "folder")
+FOLDER = "folder"
+OURS = ("digits", "shapes", FOLDER)
 # Their 'test' split has no labels (-1).
 UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset", "places365_small")
 # Bytes of tfrecord files. Below this, scanning them is faster than caching the index.
@@ -42,8 +43,11 @@ INDEX_KEPT_ABOVE = 2**30
 
 
 def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> ImageSet:
-    """Opens a dataset in a TFDS folder; downloads it if it does not exist."""
-    folder = find_prepared(dataset, root)
+    """Opens a dataset in a TFDS folder; downloads it if it does not exist.
+
+    `root` may also be the folder of one dataset. 'folder' reads it, whatever its name is.
+    """
+    folder = _as_prepared(dataset, root) or find_prepared(dataset, root)
     if folder is None:
         if dataset in cifar.ARCHIVES:
             cifar.prepare(dataset, root)
@@ -60,11 +64,15 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
         if folder is None:
             raise UserError(f"{dataset} was prepared, but is not in {root}.")
     tfds = import_tfds()
+    if dataset == FOLDER:
+        dataset = f"{FOLDER}-{root.resolve().name}"
     info, features = read_info(dataset, folder)
     shape = _image_shape(tfds, dataset, features)
     prefer = ("test", "validation")
     if dataset.partition(":")[0].partition("/")[0] in UNLABELLED_TEST:
         prefer = ("validation",)
+    if folder == root:
+        prefer = ("validation", "test")  # as in a folder of images
     if "train" not in info.splits:
         raise UserError(
             f"{dataset} has no split 'train', only {', '.join(sorted(info.splits))}. Choose "
@@ -86,6 +94,19 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
 def default_root() -> pathlib.Path:
     """$TFDS_DATA_DIR, or the folder that TFDS uses."""
     return local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
+
+
+def _as_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
+    """The folder itself, if it holds one prepared dataset instead of several."""
+    if not (root / tfds_files.INFO).is_file():
+        return None
+    name = read_info(dataset, root)[0].name
+    if dataset not in (FOLDER, name):
+        raise UserError(
+            f"{root} is itself a prepared dataset, {name}, but the dataset is {dataset}. Set "
+            f"--config.dataset={FOLDER} to read it, or --config.data_dir to another folder."
+        )
+    return root
 
 
 def find_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
