@@ -1,7 +1,7 @@
 """CutMix and Mixup of this and other libraries, in one run.
 
     python -m benchmarks.mix            # next to those of requirements-peers.txt
-    python -m benchmarks.mix --rounds 7
+    python -m benchmarks.mix --rounds 7 --openmixup FOLDER    # and those of a checkout of OpenMixup
 
 Each library mixes the same batch, and their turns are interleaved. The rows with a plain copy of
 the images by JAX show what mixing adds to writing a new batch. "pixels alone" leaves out sampling
@@ -9,6 +9,7 @@ and labels, which a copy does not have. The first row shows the page faults that
 `cutmix_jax.host.keep_freed_memory` avoids at every large batch.
 """
 
+import importlib.util
 import itertools
 import json
 import operator
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from functools import partial
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -28,10 +30,25 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.startup import ROOT
 from cutmix_jax import mix
+from cutmix_jax.paths import local_path
 
 CLASSES = {(64, 224, 224, 3): 1000, (256, 32, 32, 3): 100}
 DTYPES = ["float32", "uint8"]
 COPY = "copy"  # a kind that writes the images without mixing
+# Other mixes, on float images: the kind, its name in `create_mix`, and its options.
+NAMED = {
+    "ResizeMix": ("resizemix", {}),
+    "ResizeMix per image": ("resizemix", {"scope": "image"}),
+    "HMix": ("hmix", {}),
+    "GMix": ("gmix", {}),
+    "GridMix": ("gridmix", {}),
+    "GridMix per image": ("gridmix", {"scope": "image"}),
+    "FMix": ("fmix", {}),
+    "FMix per image": ("fmix", {"scope": "image"}),
+    "CowMix per image": ("cowmix", {}),
+    "SaliencyMix per image": ("saliencymix", {}),
+    "random erasing per image": ("erasing", {"prob": 1.0}),
+}
 # Seconds and page faults of CutMix in a process that keeps freed memory, or that does not.
 ALLOCATION = """
 import json, resource, statistics, sys, time
@@ -76,6 +93,26 @@ def ours(images, labels, classes):
         )
     yield "CutMix per image", call(mix.cutmix, scope="image")
     yield "Mixup", call(mix.mixup)
+    if images.dtype == jnp.float32:
+        for kind in NAMED:
+            mixed = named(kind, classes)
+            yield kind, lambda f=mixed: jax.block_until_ready(f(next(keys), images, labels))
+
+
+def named(kind, classes):
+    """A jitted function `(key, images, labels) -> (images, label rows)`, from `create_mix`."""
+    name, options = NAMED[kind]
+    chosen = mix.create_mix(name, **options)
+
+    @jax.jit
+    def call(key, images, labels):
+        plans = chosen.sample(key, len(labels), images.shape[1:3], images=images)
+        images, rows = mix.apply_at(plans, "image", images), jax.nn.one_hot(labels, classes)
+        for plan in plans:
+            rows = mix.mix_labels(plan, rows)
+        return images, rows
+
+    return call
 
 
 def torch_batch(images, labels):
@@ -131,6 +168,37 @@ def kornia(images, labels, classes):
     images, labels = torch_batch(images, labels)
     for kind, name in (("CutMix per image", RandomCutMixV2), ("Mixup", RandomMixUpV2)):
         yield kind, partial(name(p=1.0, data_keys=["input", "class"]), images, labels)
+
+
+def openmixup(folder, images, labels, classes):
+    """OpenMixup's functions, each from its own file: the package itself needs mmcv."""
+    import torch
+
+    if images.dtype != np.float32:
+        raise TypeError("its mixes are for floats")
+    helpers = types.ModuleType("openmixup.models.utils")
+    helpers.batch_shuffle_ddp = None  # for several processes
+    helpers.to_2tuple = lambda x: x if isinstance(x, tuple) else (x, x)
+    for name in ("openmixup", "openmixup.models"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules.setdefault(helpers.__name__, helpers)
+    if not torch.cuda.is_available():  # it moves indices to a GPU, and has no option not to
+        torch.Tensor.cuda = lambda self: self
+    images, labels = torch_batch(images, labels)
+    for kind, name in (
+        ("CutMix", "cutmix"),
+        ("Mixup", "mixup"),
+        ("ResizeMix", "resizemix"),
+        ("GridMix", "gridmix"),
+        ("FMix", "fmix"),
+    ):
+        path = folder / "openmixup" / "models" / "augments" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"openmixup_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        # Most work in place, so keeping the batch needs a copy first.
+        function = getattr(module, name)
+        yield kind, lambda f=function: f(images.clone(), labels)
 
 
 LIBRARIES = {
@@ -241,11 +309,25 @@ def compile_row(repeats):
     return timing.Row("compiling CutMix, window", "s", seconds, goal="<= 2")
 
 
+def method_row(kind):
+    """CPU seconds to trace and compile a mix of `NAMED`, and the memory that it needs."""
+    images = jax.ShapeDtypeStruct((64, 224, 224, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((64,), jnp.int32)
+    begin = time.process_time()
+    compiled = named(kind, 1000).lower(jax.random.key(0), images, labels).compile()
+    seconds, size = time.process_time() - begin, compiled.memory_analysis().temp_size_in_bytes
+    note = f"{size / 2**20:.0f} MiB besides images in and out, for 64 x 224 px, float32"
+    return timing.Row(f"compiling {kind}", "s", [seconds], note=note)
+
+
 def measure(options):
     """Yields the rows."""
     yield compile_row(options.repeats)
+    yield from map(method_row, NAMED)
     yield allocator_row(options.repeats)
     libraries = dict(LIBRARIES)
+    if options.openmixup:
+        libraries["OpenMixup"] = partial(openmixup, local_path(options.openmixup, "--openmixup"))
     for shape, classes in CLASSES.items():
         for dtype in DTYPES:
             generator = np.random.default_rng(0)
@@ -260,6 +342,7 @@ def measure(options):
 def main():
     parser = timing.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=21, help="turns of each per repeat")
+    parser.add_argument("--openmixup", metavar="FOLDER", help="a checkout of OpenMixup")
     options = parser.parse_args()
     timing.run(measure(options), options, "mix")
 

@@ -62,7 +62,7 @@ def test_a_library_that_refuses_the_batch_stays_for_the_next():
 
 
 def test_ours_are_measured_next_to_a_copy():
-    found = {row.what: row for row in rows({})}
+    found = {row.what: row for row in rows({}, "uint8")}
     assert set(found) == {
         f"{kind}, 4 x 8 px"
         for kind in (
@@ -81,3 +81,10 @@ def test_compiling_is_measured_once_per_repeat():
     assert row.unit == "s"
     assert len(row.ours) == 2
     assert min(row.ours) > 0
+
+
+def test_a_mix_of_another_name_returns_images_and_labels():
+    images, labels = np.ones((4, 8, 8, 3), np.float32), np.arange(4)
+    mixed, rows = mix.named("ResizeMix", 4)(mix.jax.random.key(0), images, labels)
+    np.testing.assert_array_equal(mixed, images)
+    np.testing.assert_allclose(rows.sum(0), 1)
