@@ -60,8 +60,8 @@ MUTANTS = {
     ),
     "pixels are multiplied by a mask": (
         "pixels.py",
-        "return jnp.where(pasted, _pasted(plan, x), _blended(plan, x))",
-        "return pasted * _pasted(plan, x) + (1 - pasted) * x",
+        "return jnp.where(pasted, _pasted(plan, x, axes), _blended(plan, x))",
+        "return pasted * _pasted(plan, x, axes) + (1 - pasted) * x",
         "test_mix.py::test_nan_outside_the_pasted_region_stays_out",
     ),
     "the window starts a pixel late": (
