@@ -236,9 +236,9 @@ def sample_gmix(
         >>> import jax
         >>> from cutmix_jax import mix
         >>> plan = mix.sample_gmix(jax.random.key(1), batch_size=4, sides=(2, 3))
-        >>> plan.mask.round(2)
-        Array([[[0.81, 0.15, 0.  ],
-                [0.06, 0.01, 0.  ]]], dtype=float32)
+        >>> (100 * plan.mask).round().astype(int)
+        Array([[[81, 15,  0],
+                [ 6,  1,  0]]], dtype=int32)
         >>> plan.lam
         Array([0.82697505], dtype=float32)
 
