@@ -1,7 +1,7 @@
 """Boxes of objects in images that a plan mixes."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from jax import lax
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.pixels import partners, precise
+from cutmix_jax.mix.plan import Plan
+from cutmix_jax.mix.types import ArrayOrList, PyTree
 
 
 class MixedBoxes(NamedTuple):
@@ -36,10 +38,12 @@ class MixedBoxes(NamedTuple):
     valid: jax.Array
     visible: jax.Array
     weight: jax.Array
-    values: Any = None
+    values: PyTree = None
 
 
-def mix_boxes(plan, boxes, valid, values=None):
+def mix_boxes(
+    plan: Plan, boxes: ArrayOrList, valid: ArrayOrList, values: PyTree = None
+) -> MixedBoxes:
     r"""Says which objects a mixed image has, and where.
 
     With the area A of an object, and the area P of its part in the pasted box:

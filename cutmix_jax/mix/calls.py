@@ -1,12 +1,15 @@
 """Each mix in one call: sample the plan, mix the images, mix the labels."""
 
 from functools import partial
+from typing import Unpack
 
 import jax
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.labels import check_labels, mix_labels
 from cutmix_jax.mix.pixels import apply, check_fill
+from cutmix_jax.mix.plan import Plan
 from cutmix_jax.mix.sample import (
     NUMBERS,
     checked_numbers,
@@ -14,9 +17,26 @@ from cutmix_jax.mix.sample import (
     sample_cutout,
     sample_mixup,
 )
+from cutmix_jax.mix.types import (
+    ArrayOrList,
+    Axes,
+    CutmixOptions,
+    CutoutOptions,
+    MixupOptions,
+    Paste,
+)
 
 
-def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste="mask", **options):
+def cutmix(
+    key: jax.Array,
+    images: ArrayLike,
+    labels: ArrayOrList,
+    *,
+    num_classes: int | None = None,
+    spatial_axes: Axes = (1, 2),
+    paste: Paste = "mask",
+    **options: Unpack[CutmixOptions],
+) -> tuple[jax.Array, jax.Array, Plan]:
     r"""Mixes a batch by CutMix: samples the plan, pastes the box, mixes the labels.
 
     .. math::
@@ -60,7 +80,15 @@ def cutmix(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), paste=
     return _mix(sample_cutmix, key, images, labels, num_classes, spatial_axes, paste, options)
 
 
-def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **options):
+def mixup(
+    key: jax.Array,
+    images: ArrayLike,
+    labels: ArrayOrList,
+    *,
+    num_classes: int | None = None,
+    spatial_axes: Axes = (1, 2),
+    **options: Unpack[MixupOptions],
+) -> tuple[jax.Array, jax.Array, Plan]:
     r"""Mixes a batch by Mixup: samples the plan, blends the images, mixes the labels.
 
     .. math::
@@ -97,7 +125,14 @@ def mixup(key, images, labels, *, num_classes=None, spatial_axes=(1, 2), **optio
     return _mix(sample_mixup, key, images, labels, num_classes, spatial_axes, "auto", options)
 
 
-def cutout(key, images, *, spatial_axes=(1, 2), paste="mask", **options):
+def cutout(
+    key: jax.Array,
+    images: ArrayLike,
+    *,
+    spatial_axes: Axes = (1, 2),
+    paste: Paste = "mask",
+    **options: Unpack[CutoutOptions],
+) -> tuple[jax.Array, Plan]:
     r"""Fills a box in each image, by Cutout. Labels do not change.
 
     .. math:: \tilde x_i[p] = \text{fill if } p \in \text{box}_i \text{ else } x_i[p]

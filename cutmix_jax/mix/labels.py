@@ -1,13 +1,18 @@
 """Mixing labels, other values per example, and losses by a plan."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.pixels import partners, precise
+from cutmix_jax.mix.plan import Plan
+from cutmix_jax.mix.types import ArrayOrList, PyTree
 
 
-def mix_labels(plan, labels, num_classes=None):
+def mix_labels(plan: Plan, labels: ArrayOrList, num_classes: int | None = None) -> jax.Array:
     r"""Mixes labels by the plan's weights. Never smooths them.
 
     .. math:: \tilde y_i = \lambda_i y_i + (1 - \lambda_i) y_{partner_i}
@@ -37,7 +42,7 @@ def mix_labels(plan, labels, num_classes=None):
     return mix_values(plan, labels)
 
 
-def mix_values(plan, values):
+def mix_values(plan: Plan, values: PyTree) -> PyTree:
     r"""Mixes anything that has one value, or one array of them, per example.
 
     .. math:: \tilde v_i = \lambda_i v_i + (1 - \lambda_i) v_{partner_i}
@@ -75,7 +80,7 @@ def mix_values(plan, values):
     return jax.tree.map(mixed, values)
 
 
-def mix_losses(plan, loss_fn, labels):
+def mix_losses(plan: Plan, loss_fn: Callable[[PyTree], ArrayLike], labels: PyTree) -> jax.Array:
     r"""Weighs the losses for an example's own label and for its partner's.
 
     .. math::

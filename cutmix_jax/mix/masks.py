@@ -4,13 +4,23 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import Plan, kept_fraction
 from cutmix_jax.mix.sample import PARTNERS
+from cutmix_jax.mix.types import ArrayOrList, Partner, Sides
 
 
-def plan_from_mask(mask, partner, sides=None, *, key=None, batch_size=None, across=None):
+def plan_from_mask(
+    mask: ArrayOrList,
+    partner: ArrayOrList | Partner,
+    sides: Sides | None = None,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+    across: str | None = None,
+) -> Plan:
     r"""Returns the plan that gives each pixel to its partner as far as the mask says.
 
     .. math::
@@ -84,7 +94,9 @@ def plan_from_mask(mask, partner, sides=None, *, key=None, batch_size=None, acro
     return replace(plan, lam=kept_fraction(plan))
 
 
-def classmix_mask(key, class_ids, num_classes, ignore=None):
+def classmix_mask(
+    key: jax.Array, class_ids: ArrayOrList, num_classes: int, ignore: ArrayLike | None = None
+) -> jax.Array:
     r"""Returns the pixels of half of the classes in each map, chosen at random, as in ClassMix.
 
     .. math::

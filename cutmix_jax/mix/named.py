@@ -2,15 +2,16 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
-from cutmix_jax.mix.plan import on_device, select, switched
+from cutmix_jax.mix.plan import Plan, on_device, select, switched
 from cutmix_jax.mix.saliency import sample_saliencymix
 from cutmix_jax.mix.sample import (
     sample_cutmix,
@@ -21,6 +22,7 @@ from cutmix_jax.mix.sample import (
     sample_resizemix,
 )
 from cutmix_jax.mix.sampled_masks import sample_cowmix, sample_fmix, sample_gmix, sample_gridmix
+from cutmix_jax.mix.types import Axes, Sides, UnpairedScope
 
 # The feature maps that can be mixed, in the order of the forward pass. The paper counts them from
 # 0, the image. 'stem' is the map after the first convolution.
@@ -49,20 +51,20 @@ class Mix:
     layers: tuple[str, ...] = ()
 
     @property
-    def needs_images(self):
+    def needs_images(self) -> bool:
         return False
 
     def sample(
         self,
-        key,
-        batch_size,
-        sides,
+        key: jax.Array,
+        batch_size: int,
+        sides: Sides | Mapping[str, Sides],
         *,
-        images=None,
-        spatial_axes=(1, 2),
-        progress=0.0,
-        axis_name=None,
-    ):
+        images: ArrayLike | None = None,
+        spatial_axes: Axes = (1, 2),
+        progress: ArrayLike = 0.0,
+        axis_name: str | None = None,
+    ) -> tuple[Plan, ...]:
         """Returns the plans of one step, in the order to apply them: a tuple of `Plan`.
 
         Args:
@@ -91,7 +93,7 @@ class Mix:
         """
         return ()
 
-    def describe(self):
+    def describe(self) -> str:
         """Returns the mix in words.
 
         Example:
@@ -427,7 +429,7 @@ def parameters_of(name):
     return options | {"schedule": "constant", "until": 1.0, "layers": (0,)} | changes
 
 
-def create_mix(name, **parameters):
+def create_mix(name: str, **parameters: Any) -> Mix:
     """Returns the mix of that name.
 
     Args:
@@ -482,7 +484,7 @@ def create_mix(name, **parameters):
     return mix
 
 
-def chain(*mixes):
+def chain(*mixes: Mix) -> Mix:
     """Returns the mix that applies several mixes, one after the other.
 
     Args:
@@ -503,7 +505,9 @@ def chain(*mixes):
     return Chain("+".join(mix.name for mix in mixes), _layers_of(mixes), mixes)
 
 
-def random_choice(*mixes, weights=None, scope="batch"):
+def random_choice(
+    *mixes: Mix, weights: Iterable[ArrayLike] | None = None, scope: UnpairedScope = "batch"
+) -> Mix:
     r"""Returns the mix that applies one of several mixes, chosen at random.
 
     .. math:: P(i) = \text{weights}_i / \textstyle\sum_k \text{weights}_k

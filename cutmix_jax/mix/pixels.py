@@ -1,8 +1,10 @@
 """Mixing images, masks and feature maps by a plan."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cutmix_jax.mix import check, resize
-from cutmix_jax.mix.plan import Noise
+from cutmix_jax.mix.plan import Noise, Plan
 from cutmix_jax.mix.regions import (
     box_on,
     checked_mask,
@@ -22,13 +24,16 @@ from cutmix_jax.mix.regions import (
     mask_with_box,
     per_example,
 )
+from cutmix_jax.mix.types import ApplyOptions, Axes, Paste, PyTree
 
 # Window sizes of `paste='window'`, as quarters of the image. Each is a branch to compile. With
 # eight of them, the branches cost more than the smaller copy saves.
 WINDOW_QUARTERS = (1, 2, 3, 4)
 
 
-def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
+def apply(
+    plan: Plan, tree: PyTree, *, spatial_axes: Axes = (1, 2), paste: Paste = "auto"
+) -> PyTree:
     r"""Mixes every array of a pytree as the plan says.
 
     .. math::
@@ -98,7 +103,9 @@ def apply(plan, tree, *, spatial_axes=(1, 2), paste="auto"):
     return jax.tree.map(mixed, tree)
 
 
-def apply_at(plans, layer, tree, **options):
+def apply_at(
+    plans: Iterable[Plan], layer: str, tree: PyTree, **options: Unpack[ApplyOptions]
+) -> PyTree:
     """Applies those of the plans that are for this layer, one after the other.
 
     A model whose forward pass calls `tap(name, x) -> x` at its feature maps mixes them by

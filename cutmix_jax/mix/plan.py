@@ -120,7 +120,7 @@ def _unpasted_fraction(pasted, sides):
     return kept.astype(jnp.float32) / pixels.astype(jnp.float32)
 
 
-def kept_fraction(plan):
+def kept_fraction(plan: Plan) -> jax.Array:
     r"""Returns the fraction of each mixed image that comes from the image itself.
 
     .. math::

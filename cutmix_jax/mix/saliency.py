@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.pixels import partners
@@ -19,6 +20,7 @@ from cutmix_jax.mix.sample import (
     clipped,
     symmetric_beta,
 )
+from cutmix_jax.mix.types import Axes, Partner, Scope, Sides
 
 # The longest side of the images whose spectrum is computed.
 LONGEST_SIDE = 128
@@ -29,7 +31,7 @@ GAUSSIAN = np.exp(-(np.arange(-3.0, 4.0) ** 2) / (2 * 3.0**2))
 GAUSSIAN = (GAUSSIAN / GAUSSIAN.sum()).astype(np.float32)
 
 
-def saliency(images, *, spatial_axes=(1, 2)):
+def saliency(images: ArrayLike, *, spatial_axes: Axes = (1, 2)) -> jax.Array:
     r"""Returns how much each pixel stands out in its image, by the spectral residual.
 
     .. math::
@@ -116,19 +118,19 @@ def peaks(images, axes):
 
 
 def sample_saliencymix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    images,
-    spatial_axes=(1, 2),
-    alpha=1.0,
-    prob=1.0,
-    scope="image",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    images: ArrayLike,
+    spatial_axes: Axes = (1, 2),
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    scope: Scope = "image",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a SaliencyMix plan: CutMix whose box is where the partner is most salient.
 
     .. math::

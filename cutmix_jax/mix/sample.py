@@ -3,14 +3,28 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import Noise, Plan, on_device, outside_fraction, switched
+from cutmix_jax.mix.types import (
+    ArrayOrList,
+    BoxRule,
+    LabelRule,
+    Lengths,
+    Partner,
+    Placement,
+    Scope,
+    Sides,
+    Size,
+    UnpairedScope,
+)
 
 
 def symmetric_beta(size, side, alpha):
@@ -220,26 +234,26 @@ def checked_numbers(**values):
 
 
 def sample_cutmix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    alpha=1.0,
-    prob=1.0,
-    size=None,
-    lengths="beta",
-    min_ratio=0.0,
-    max_ratio=1.0,
-    box="exact",
-    placement="uniform",
-    sigma=0.25,
-    label="area",
-    correct_lam=True,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    size: Size | None = None,
+    lengths: Lengths = "beta",
+    min_ratio: ArrayLike = 0.0,
+    max_ratio: ArrayLike = 1.0,
+    box: BoxRule = "exact",
+    placement: Placement = "uniform",
+    sigma: ArrayLike = 0.25,
+    label: LabelRule = "area",
+    correct_lam: bool = True,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a CutMix plan: a box of the partner is pasted, labels are weighted by its area.
 
     .. math::
@@ -353,18 +367,18 @@ def _draw_cutmix(
 
 
 def sample_hmix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    alpha=1.0,
-    prob=1.0,
-    box_fraction=0.5,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    box_fraction: ArrayLike = 0.5,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples an HMix plan: a box of the partner is pasted, and images are averaged outside of it.
 
     .. math::
@@ -449,17 +463,17 @@ def _draw_hmix(key, numbers, *, batch_size, sides, **whom):
 
 
 def sample_mixup(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    alpha=1.0,
-    prob=1.0,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a Mixup plan: images and labels are averages of two.
 
     .. math::
@@ -522,19 +536,19 @@ def _draw_mixup(key, numbers, *, batch_size, sides, **whom):
 
 
 def sample_cutout(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    size=0.5,
-    fill=0.0,
-    prob=1.0,
-    box="exact",
-    placement="uniform",
-    sigma=0.25,
-    scope="image",
-    axis_name=None,
-):
+    size: Size = 0.5,
+    fill: ArrayOrList = 0.0,
+    prob: ArrayLike = 1.0,
+    box: BoxRule = "exact",
+    placement: Placement = "uniform",
+    sigma: ArrayLike = 0.25,
+    scope: UnpairedScope = "image",
+    axis_name: str | None = None,
+) -> Plan:
     r"""Samples a Cutout plan: a box of each image is filled with a value, labels do not change.
 
     .. math::
@@ -607,17 +621,17 @@ NOISES = {"color": "image", "noise": "pixel"}
 
 
 def sample_erasing(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    area=(0.02, 0.33),
-    aspect=(0.3, 3.3),
-    fill=0.0,
-    prob=1.0,
-    scope="image",
-    axis_name=None,
-):
+    area: tuple[ArrayLike, ArrayLike] = (0.02, 0.33),
+    aspect: tuple[ArrayLike, ArrayLike] = (0.3, 3.3),
+    fill: ArrayOrList | Literal["color", "noise"] = 0.0,
+    prob: ArrayLike = 1.0,
+    scope: UnpairedScope = "image",
+    axis_name: str | None = None,
+) -> Plan:
     r"""Samples a plan of random erasing: a box of random shape is filled, labels do not change.
 
     .. math::
@@ -720,18 +734,18 @@ def _draw_erasing(key, numbers, *, batch_size, sides, scope, axis_name):
 
 
 def sample_resizemix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    min_ratio=0.1,
-    max_ratio=0.8,
-    prob=1.0,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    min_ratio: ArrayLike = 0.1,
+    max_ratio: ArrayLike = 0.8,
+    prob: ArrayLike = 1.0,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a ResizeMix plan: the whole partner is resized into a box of the image.
 
     .. math::

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from cutmix_jax.mix import check
 from cutmix_jax.mix.plan import Plan, kept_fraction, switched
@@ -20,6 +21,7 @@ from cutmix_jax.mix.sample import (
     normals,
     symmetric_beta,
 )
+from cutmix_jax.mix.types import Partner, Scope, Sides
 
 # Points of CowMix's noise along a side, at most. Finer noise costs more, and after a blur of two
 # points or more it has the same covariance within a percent.
@@ -192,17 +194,17 @@ def _draw(key, numbers, *, make_mask, count, shape, batch_size, sides, **whom):
 
 
 def sample_gmix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    alpha=1.0,
-    prob=1.0,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a GMix plan: a Gaussian bump of one image is blended into the other.
 
     .. math::
@@ -262,23 +264,23 @@ def sample_gmix(
 
 
 def sample_gridmix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    alpha=1.0,
-    prob=1.0,
-    min_area=0.5,
-    max_area=1.0,
-    min_aspect=0.5,
-    max_aspect=2.0,
-    min_cells=2,
-    max_cells=6,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    min_area: ArrayLike = 0.5,
+    max_area: ArrayLike = 1.0,
+    min_aspect: ArrayLike = 0.5,
+    max_aspect: ArrayLike = 2.0,
+    min_cells: ArrayLike = 2,
+    max_cells: ArrayLike = 6,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a GridMix plan: the partner shows through the holes of a grid.
 
     .. math::
@@ -356,19 +358,19 @@ def sample_gridmix(
 
 
 def sample_fmix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    alpha=1.0,
-    prob=1.0,
-    decay=3.0,
-    resolution=None,
-    scope="batch",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    alpha: ArrayLike = 1.0,
+    prob: ArrayLike = 1.0,
+    decay: ArrayLike = 3.0,
+    resolution: int | None = None,
+    scope: Scope = "batch",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples an FMix plan: the partner takes the lower values of smooth noise.
 
     .. math::
@@ -442,20 +444,20 @@ def coarse_shape(sides, resolution):
 
 
 def sample_cowmix(
-    key,
-    batch_size,
-    sides,
+    key: jax.Array,
+    batch_size: int,
+    sides: Sides,
     *,
-    prob=1.0,
-    min_area=0.2,
-    max_area=0.8,
-    min_sigma=0.125,
-    max_sigma=0.5,
-    scope="image",
-    partner="permutation",
-    axis_name=None,
-    across_devices=False,
-):
+    prob: ArrayLike = 1.0,
+    min_area: ArrayLike = 0.2,
+    max_area: ArrayLike = 0.8,
+    min_sigma: ArrayLike = 0.125,
+    max_sigma: ArrayLike = 0.5,
+    scope: Scope = "image",
+    partner: Partner = "permutation",
+    axis_name: str | None = None,
+    across_devices: bool = False,
+) -> Plan:
     r"""Samples a CowMix plan: the partner takes the lower values of blurred noise.
 
     .. math::
