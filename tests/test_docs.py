@@ -38,6 +38,8 @@ def snippets():
 def test_snippets_run(code, monkeypatch):
     monkeypatch.setattr("cutmix_jax.models.NETS", dict(NETS))  # some snippets add to these
     monkeypatch.setattr("cutmix_jax.mix.named.MIXES", dict(MIXES))
+    if "from torch" in code:
+        pytest.importorskip("torch", reason="the snippet loads data with PyTorch")
     names = {}
     exec(compile(code, "docs", "exec"), names)
     if "get_config" in names:

@@ -1,15 +1,21 @@
 """CutMix and related mixes, inside jit, for anything with a batch axis.
 
 A `Plan` says what will be mixed. It is sampled from a key and a shape, without touching a pixel.
-(Only SaliencyMix looks at the images first.)
-`apply` mixes images, masks and feature maps by it, and `mix_labels` mixes their labels::
+(Only SaliencyMix looks at the images first.) ::
 
     plan = mix.sample_cutmix(key, batch_size=64, sides=(32, 32))
     images = mix.apply(plan, images)
     labels = mix.mix_labels(plan, labels, num_classes=10)
 
-`cutmix(key, images, labels, num_classes=10)` does all of this in one call. `create_mix` makes any
-mix by its name. `chain` and `random_choice` combine mixes.
+* `cutmix`, `mixup` and `cutout` do all of this in one call.
+* `sample_cutmix`, `sample_mixup`, `sample_cutout`, `sample_erasing`, `sample_resizemix`,
+  `sample_saliencymix`, `sample_hmix`, `sample_gmix`, `sample_gridmix`, `sample_fmix` and
+  `sample_cowmix` sample a plan. `plan_from_mask` makes one from regions of any shape, such as
+  those of `classmix_mask`.
+* `apply` mixes images, masks and signals by the plan, and `apply_at` feature maps.
+* `mix_labels`, `mix_values`, `mix_losses` and `mix_boxes` do what belongs to labels, other values,
+  losses and the boxes of objects.
+* `create_mix` makes any mix by its name. `chain` and `random_choice` combine mixes.
 """
 
 from cutmix_jax.mix.boxes import MixedBoxes, mix_boxes
