@@ -132,8 +132,19 @@ def name_parts(caption):
     return *found, next((word for word in shapes.COLORS if word in of_ground.split()), None)
 
 
+def captions_of(folder):
+    """The scores of a captioner, and the shares that name each part right, in percent."""
+    scores = json.loads((folder / "captions.json").read_text())
+    with gzip.open(folder / "captions.csv.gz", "rt") as file:
+        rows = [
+            (name_parts(row["caption"]), name_parts(row["references"]))
+            for row in csv.DictReader(file)
+        ]
+    assert len(rows) == scores["examples"] == 2000
+    return scores, [sum(a[i] == b[i] for a, b in rows) / 20 for i in range(4)]
+
+
 def shapes_captions():
-    """Scores of captions, and the shares that name each part right, in percent."""
     for encoder in ("frozen", "fine-tuned"):
         folders = sorted((DOCS / "evidence/shapes_captions").glob(f"{encoder}-seed*"))
         cells = []
@@ -141,17 +152,30 @@ def shapes_captions():
             results = json.loads((folder / "results.json").read_text())
             assert results["config"]["seed"] == seed
             assert results["config"]["captions"]["finetune"] == (encoder == "fine-tuned")
-            scores = json.loads((folder / "captions.json").read_text())
-            with gzip.open(folder / "captions.csv.gz", "rt") as file:
-                rows = [
-                    (name_parts(row["caption"]), name_parts(row["references"]))
-                    for row in csv.DictReader(file)
-                ]
-            assert len(rows) == scores["examples"] == 2000
-            right = [sum(a[i] == b[i] for a, b in rows) / 20 for i in range(4)]
+            scores, right = captions_of(folder)
             values = [scores["cider"], scores["bleu4"], *right, results["seconds"] / 60]
             cells.append([f"{value:.1f}" for value in values])
         yield [encoder, *(", ".join(values) for values in zip(*cells, strict=True))]
+
+
+PAPER_NIC = {"baseline": "71.2", "mixup": "72.2", "cutout": "74.1", "cutmix": "77.6"}
+
+
+def captions_transfer():
+    """The error of the classifiers and the scores of captioners, and the paper's."""
+    for method, paper in PAPER_NIC.items():
+        cells = []
+        for seed in (0, 1):
+            classifier = f"classifier-{method}-seed{seed}"
+            folder = DOCS / "evidence/captions_transfer"
+            error = json.loads((folder / classifier / "results.json").read_text())
+            results = json.loads((folder / f"nic-{method}-seed{seed}/results.json").read_text())
+            assert error["config"]["seed"] == results["config"]["seed"] == seed
+            assert results["config"]["init_from"] == classifier
+            scores, (form, *_) = captions_of(folder / f"nic-{method}-seed{seed}")
+            values = [100 * error["top1_error_last"], scores["cider"], scores["bleu4"], form]
+            cells.append([f"{value:.1f}" for value in values])
+        yield [method, *(", ".join(values) for values in zip(*cells, strict=True)), paper]
 
 
 def coco_overfit():
@@ -172,6 +196,7 @@ def coco_overfit():
         shapes_transfer,
         voc_overfit,
         shapes_captions,
+        captions_transfer,
         coco_overfit,
     ],
     ids=lambda table: table.__name__,
