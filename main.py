@@ -34,6 +34,9 @@ CHECKPOINT = flags.DEFINE_enum(
 EVALS = flags.DEFINE_string(
     "evals", None, "What to evaluate besides the errors: NAME,NAME,... or all (--mode evaluate)."
 )
+PROFILE = flags.DEFINE_string(
+    "profile", None, "START:COUNT: trace COUNT steps after the first START into WORKDIR/profile."
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a TPU pod slice or cluster, found by JAX."
 )
@@ -54,8 +57,11 @@ def main(argv):
     workdir = local_path(WORKDIR.value or default_workdir(), "--workdir")
     import jax  # not before the flags are right
 
-    from cutmix_jax import host, run
+    from cutmix_jax import host, profiler, run
 
+    profile = PROFILE.value and profiler.read_steps(PROFILE.value)
+    if profile and MODE.value != "train":
+        raise UserError("--profile needs --mode train, whose steps it traces.")
     host.set_up()
     if DISTRIBUTED.value or COORDINATOR.value:
         join_processes(jax)
@@ -64,7 +70,7 @@ def main(argv):
     if EVALS.value is not None and MODE.value != "evaluate":
         raise UserError("--evals needs --mode evaluate, which measures what has been trained.")
     if MODE.value == "train":
-        run.train(CONFIG.value, workdir)
+        run.train(CONFIG.value, workdir, profile=profile)
     else:
         # A workdir alone is enough: its checkpoints carry their config, which may be overridden.
         config = CONFIG.value if given("config(?!\\.)") or not WORKDIR.value else None

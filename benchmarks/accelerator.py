@@ -20,7 +20,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import signal
 import statistics
 import subprocess
@@ -35,12 +34,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax import lax
 
 from benchmarks import timing, tracing
 from benchmarks.networks import CLASSES, torch_network
 from cutmix_jax import mix
+from cutmix_jax.chips import peak_tflops, train_flops
 from cutmix_jax.data import augment, batches, resident
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
@@ -54,22 +53,6 @@ CASES = (
     "pyramidnet110:float32:64:32",
     "pyramidnet200:float32:64:32",
 )
-# Dense TFLOP/s in 16 bits, and in the format that multiplies float32: TF32, or FP32 on a chip that
-# has no TF32. As the vendors publish them. A TPU takes several passes for float32.
-PEAKS = {
-    "H200": (989, 495),
-    "H100 PCIe": (756, 378),
-    "H100": (989, 495),
-    "A100": (312, 156),
-    "L4": (121, 60),
-    "V100": (125, 15.7),
-    "T4": (65, 8.1),
-    "TPU v4": (275, None),
-    "TPU v5 lite": (197, None),
-    "TPU v5e": (197, None),
-    "TPU v5p": (459, None),
-    "TPU v6 lite": (918, None),
-}
 EXAMPLES = 2048  # on the device
 LAG = 2  # calls in flight before their loss is fetched, as in parallel.py
 # Modes of torch.compile; None: without it.
@@ -245,25 +228,12 @@ def torch_training(name, dtype, size, side, mode):
     return take
 
 
-def train_flops(name, size, side):
-    """Operations of a train step, three times those of the forward pass; None if unknown."""
-    model = create_model(name, CLASSES).clone(conv_layer=nn.Conv)
-    images = jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-    with jax.default_device(jax.devices("cpu")[0]):  # the compiler for GPUs does not report it
-        found = jax.jit(model.apply).lower(variables, images).cost_analysis()
-    return found and 3 * found["flops"]
-
-
 def describe_speed(flops, dtype, size, seconds):
     """Images and operations per second, and the fraction of the chip's peak, if known."""
     told = f"{size / seconds:,.0f} images/s"
     if flops:
         told += f", {flops / seconds / 1e12:.3g} TFLOP/s"
-        kind = jax.devices()[0].device_kind
-        found = (PEAKS[chip] for chip in PEAKS if re.search(rf"{chip}\b", kind))
-        peak = next(found, (None, None))
-        if peak := peak[dtype == "float32"]:
+        if peak := peak_tflops(jax.devices()[0].device_kind, dtype):
             told += f", {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s"
     return told
 
@@ -280,7 +250,7 @@ def measure_case(options):
     many = options.many or (1 if jax.default_backend() == "cpu" else 20)
     programs = {"many": (many, False), "one": (1, False), "cutmix": (many, True)}
     peers = options.peers.split(",") if options.peers else []
-    flops = train_flops(name, size, side)
+    flops = size * (train_flops(create_model(name, CLASSES), (side, side, 3)) or 0)
     case = Case(name, dtype, size, side)
     init, compiled = compile_programs(case, programs)
     theirs, missing, compiling = {}, {}, {}

@@ -21,6 +21,7 @@ FREE_KEYS = (
     "steps_per_call",
     "checkpoint_every",
     "checkpoint_epochs",
+    "loggers",
     "captions.meteor",
     "evals",
 )
@@ -77,6 +78,9 @@ _FINITE = _between(-math.inf, above=True)
 _SCHEDULE = _one_of("constant", "linear")
 _EPS = _each(_between(0, 255), "sizes from 0 to 255 (in units of 1/255; the paper's is 8)")
 
+# Those of `loggers.LOGGERS`.
+LOGGERS = {"tensorboard", "wandb", "mlflow"}
+
 # What each policy uses of the section `augment`.
 POLICY_KEYS = {
     "none": (),
@@ -116,6 +120,15 @@ SCHEMA = {
         0,
         _NOT_NEGATIVE,
         "Steps per call; 0: many on GPU and TPU with resident data of one shape, else 1.",
+    ),
+    "loggers": Key(
+        tuple,
+        ("tensorboard",),
+        Rule(
+            lambda names: len(set(names)) == len(names) and set(names) <= LOGGERS,
+            "names among 'tensorboard', 'wandb' and 'mlflow', none of them twice,",
+        ),
+        "What gets the records of the epochs, besides `metrics.jsonl`.",
     ),
     # Network
     "model": Key(str, "resnet20", None, "Name of the network."),

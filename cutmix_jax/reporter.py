@@ -1,7 +1,5 @@
-"""Reports of a run: terminal, `metrics.jsonl`, TensorBoard."""
+"""Reports of a run: terminal, `metrics.jsonl`, and the loggers of the config."""
 
-import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -9,6 +7,8 @@ import sys
 import time
 
 import tqdm
+
+from cutmix_jax import first_line, loggers
 
 
 class Reporter:
@@ -26,11 +26,11 @@ class Reporter:
             return
         self.epochs, self.total_steps = epochs, epochs * epoch_steps
         self.batch_size = batch_size
-        self.jsonl = pathlib.Path(workdir) / "metrics.jsonl"
+        self.workdir, self.loggers = pathlib.Path(workdir), {}
+        self.jsonl = self.workdir / "metrics.jsonl"
         # After a kill the file may hold epochs that the checkpoint does not: it starts from there.
         self.jsonl.write_text("".join(json.dumps(record) + "\n" for record in history))
-        self.events = pathlib.Path(workdir) / "tensorboard"
-        self.purge_step = history[-1]["step"] + 1 if history else 0
+        self.first_step = history[-1]["step"] + 1 if history else 0
         self.bar = tqdm.tqdm(
             total=self.total_steps * batch_size,
             initial=step * batch_size,
@@ -42,12 +42,26 @@ class Reporter:
         )
         self.spoke = time.monotonic()
 
-    @functools.cached_property
-    def board(self):
-        """The writer of TensorBoard's event files, from the first epoch on."""
-        import tensorboardX  # not before the first step: it takes PyTorch along where there is one
+    def start_loggers(self, config):
+        """Starts the loggers of `config.loggers`.
 
-        return tensorboardX.SummaryWriter(str(self.events), purge_step=self.purge_step)
+        Raises:
+            UserError: one cannot start.
+        """
+        for name in config.loggers if self.primary else ():
+            self.loggers[name] = loggers.start(name, self.workdir, config, self.first_step)
+
+    def tell_loggers(self, method, *arguments):
+        """Calls a method of each logger. One that fails gets no more calls, and the run goes on."""
+        for name, logger in list(self.loggers.items()):
+            try:
+                getattr(logger, method)(*arguments)
+            except Exception as error:
+                del self.loggers[name]
+                self.say(
+                    f"config.loggers={name} failed ({first_line(error)}) and gets nothing more in "
+                    "this session. All records are in metrics.jsonl."
+                )
 
     def say(self, text=""):
         """Prints `text`, above the progress bar where there is one."""
@@ -79,21 +93,38 @@ class Reporter:
             return
         with self.jsonl.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name not in ("epoch", "step"):
-                self.board.add_scalar(name, value, record["step"])
-        self.board.flush()
-        speed = record.get("images_per_second")
+        self.tell_loggers(
+            "log",
+            record["step"],
+            {
+                name: value
+                for name, value in record.items()
+                if name not in ("epoch", "step") and value is not None
+            },
+        )
         self.say(
             f"epoch {record['epoch']:>3}/{self.epochs}  lr {record['learning_rate']:.4g}  {words}"
-            + (f"  {speed:,.0f} images/s" if speed else "")
+            + describe_speed(record)
         )
         self.spoke = time.monotonic()
 
-    def close(self):
-        """Leaves the terminal in order and the files whole."""
+    def close(self, failed=False):
+        """Leaves the terminal in order and the files whole; `failed` after an error."""
         if self.primary:
             self.bar.close()
-            with contextlib.suppress(OSError):  # a full disk was reported before
-                if "board" in self.__dict__:
-                    self.board.close()
+            self.tell_loggers("close", failed)
+
+
+def describe_speed(record):
+    """Images per second, the fraction of the chips' peak, and the peak memory, where known.
+
+    Example:
+        >>> describe_speed({'images_per_second': 5740.0, 'peak_memory_mib': None})
+        '  5,740 images/s'
+    """
+    words = {
+        "images_per_second": "  {:,.0f} images/s",
+        "model_flops_utilization": " ({:.1%} of the peak)",
+        "peak_memory_mib": "  {:,.0f} MiB",
+    }
+    return "".join(text.format(record[key]) for key, text in words.items() if record.get(key))

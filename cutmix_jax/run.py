@@ -13,40 +13,49 @@ import flax
 import jax
 import numpy as np
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, loggers
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.convert import from_torch, read_file
 from cutmix_jax.host import start_in_background
 from cutmix_jax.paths import local_path, whole_file, workdir_lock
+from cutmix_jax.profiler import Profiler
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
 from cutmix_jax.tasks import create_task
 
 
-def train(config, workdir, stream=None):
+def train(config, workdir, stream=None, profile=None):
     """Trains what `config` describes in `workdir`, or resumes where it was interrupted.
 
-    Writes checkpoints, `metrics.jsonl`, TensorBoard event files, `parameters.txt`, the plots of the
-    task (`mixed.png` and `error.png` of a classifier), `vocabulary.json` of a captioner and, at the
-    end, `results.json`.
+    Writes checkpoints, `metrics.jsonl`, the logs of `config.loggers`, `parameters.txt`, the plots
+    of the task (`mixed.png` and `error.png` of a classifier), `vocabulary.json` of a captioner and,
+    at the end, `results.json`.
 
     Args:
         config: from a file in `configs/`.
         workdir: path of a local folder; made if it is not there.
         stream: where progress is printed; standard output by default.
+        profile: ``(start, count)``, to trace `count` steps after the first `start` into
+            `WORKDIR/profile`; None traces nothing.
 
     Returns:
         The results, as in `results.json`, or None where the run was interrupted and saved.
 
     Raises:
-        UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
+        UserError: the config, the data, the workdir or a logger cannot be used, or the loss is not
+            finite.
     """
     workdir = local_path(workdir, "The workdir")
     task = create_task(config)
+    loggers.check_installed(config.loggers)
     described = describe_run(task)
     primary = jax.process_index() == 0
+    profiler = None
+    if profile and primary:
+        profiler = Profiler(workdir / "profile", *profile)
+        profiler.check(0, task.total_steps)
     with (
         Interruption() as interruption,
         workdir_lock(workdir, primary) as folder,
@@ -82,6 +91,9 @@ def train(config, workdir, stream=None):
                 write_json(folder / "vocabulary.json", task.data.class_names)
             arrays = task.mapping.replicate(task.data.arrays)
             if step < task.total_steps:
+                if profiler:
+                    profiler.check(step, task.total_steps)
+                reporter.start_loggers(config)
                 reporter.say(describe(task, state))
                 programs = programs or train_lib.compile_ahead(task)
                 if step == 0:
@@ -95,6 +107,7 @@ def train(config, workdir, stream=None):
                 reporter=reporter,
                 interruption=interruption,
                 meta=described,
+                profiler=profiler,
             )
             state = train_lib.fit(session, state)
             if plotted:
@@ -115,7 +128,9 @@ def train(config, workdir, stream=None):
             # After an error the picture is wanted too, but not waited for while the step compiles.
             if plotted and programs.done():
                 concurrent.futures.wait([plotted])
-            reporter.close()
+            if profiler:
+                profiler.close()
+            reporter.close(failed=sys.exc_info()[0] is not None)
 
 
 def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals=None):

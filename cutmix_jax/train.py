@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, metrics
+from cutmix_jax import UserError, chips, metrics
 from cutmix_jax.host import start_in_background
 from cutmix_jax.parallel import AXIS, LAG
 from cutmix_jax.tasks import in_order
@@ -225,6 +225,7 @@ class Session:
         reporter: a `reporter.Reporter`.
         interruption: a `signals.Interruption`, inside its `with` block.
         meta: plain values to keep in every checkpoint, next to the log.
+        profiler: a `profiler.Profiler`, or None.
     """
 
     task: Any
@@ -235,6 +236,7 @@ class Session:
     reporter: Any
     interruption: Any
     meta: dict
+    profiler: Any = None
     clock: float = dataclasses.field(default_factory=time.monotonic)
 
     def save(self, step, state, partial=None, rank=None):
@@ -287,6 +289,8 @@ def fit(session, state):
         if last or epoch % config.eval_every == 0:
             record |= evaluate(task, measure, state.evaluated(), session.arrays)
             check_losses(task, record)
+        record["peak_memory_mib"] = chips.peak_memory_mib(jax.local_devices())
+        record["model_flops_utilization"] = chips.utilization(task, record.get("images_per_second"))
         log.history.append(record)
         ending = session.interruption.at(step) or last
         if ending or epoch % config.checkpoint_epochs == 0:
@@ -311,30 +315,37 @@ def train_epoch(session, state, mapped_train_steps, compiled):
     """
     task, log, mapping = session.task, session.log, session.task.mapping
     config, data, step = task.config, task.data, int(state.step)
-    totals, rate = metrics.Totals(log.partial), Rate()
+    totals, rate, profiler = metrics.Totals(log.partial), Rate(), session.profiler
     pending = Pending(task, totals)
+    wait = functools.partial(pending.absorb, 0)
     batches = data.train_batches(*divmod(step, data.steps_per_epoch))
     for xs in mapping.prefetch(group(batches, steps_per_call(config, data))):
         taken, own = jax.tree.leaves(xs)[0].shape[1], signature(xs)
         take_steps = session.programs.result().get(own, mapped_train_steps)
-        state, counters = take_steps(state, session.arrays["train"], xs)
+        if profiler:
+            profiler.before(step, taken, wait)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, counters = take_steps(state, session.arrays["train"], xs)
         step += taken
         pending.add(step, counters)
         if own in compiled:
             pending.absorb(0 if mapping.must_wait else LAG)
             rate.count(taken * config.batch_size)
         else:  # it was compiled just now, and so is not timed
-            pending.absorb(0)
+            wait()
             compiled.add(own)
             rate = Rate()
+        if profiler and (told := profiler.after(step, wait)):
+            session.reporter.say(told)
+            rate = Rate()  # writing a trace takes seconds
         session.reporter.step(step, rate.per_second())
         if session.interruption.at(step):
             break
         due = config.checkpoint_every and step % config.checkpoint_every < taken
         if due and step % data.steps_per_epoch:
-            pending.absorb(0)
+            wait()
             session.save(step, state, partial=totals.values)
-    pending.absorb(0)
+    wait()
     log.partial = {}
     log.timed_images += rate.images
     log.timed_seconds += rate.seconds()

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 import main
-from cutmix_jax import UserError, run
+from cutmix_jax import UserError, loggers, profiler, run
 from tests.commands import REPOSITORY, SMALL, environment, run_main, small_config
 
 
@@ -246,3 +246,29 @@ def test_json_needs_the_list(tmp_path):
     done = run_main(f"--workdir={tmp_path}", "--json")
     assert done.returncode == 1
     assert re.fullmatch(r"error: --json needs --mode list.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("text", ["100", "100:0", "-1:5", "1:2:3", "a:b", ""])
+def test_a_profile_is_two_numbers(text):
+    with pytest.raises(UserError, match=rf"--profile is '{text}', but START:COUNT was expected"):
+        profiler.read_steps(text)
+
+
+def test_a_profile_is_of_steps_that_the_run_takes(tmp_path):
+    assert profiler.read_steps("0:010") == (0, 10)
+    with pytest.raises(UserError, match=r"--profile=8:3 ends at step 11, but the run has 10"):
+        run.train(small_config(), tmp_path, profile=(8, 3))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"--profile=3:3 begins at step 3, .* goes on from step 5"):
+        profiler.Profiler(tmp_path, 3, 3).check(5, 10)
+
+
+def test_a_logger_that_does_not_exist_or_is_not_installed_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"loggers is \('wandbb',\), but names among 'tensorboard'"):
+        run.train(small_config(loggers=("wandbb",)), tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = (
+        "config.loggers=mlflow needs mlflow, which is not installed: python -m pip install mlflow"
+    )
+    with pytest.raises(UserError, match=told):
+        loggers.check_installed(("mlflow",))

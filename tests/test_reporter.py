@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cutmix_jax.reporter import Reporter
+from cutmix_jax.reporter import Reporter, describe_speed
 
 
 def record(epoch, error):
@@ -44,3 +44,11 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, stream):
     assert "test error 25.00%" in told
     assert ("images/s" in told) == stream.isatty()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == record(1, 0.25)
+
+
+def test_the_speed_is_told_with_what_is_known_of_the_chip():
+    found = {"images_per_second": 5740.0, "model_flops_utilization": 0.1384}
+    assert describe_speed(found | {"peak_memory_mib": 23456.7}) == (
+        "  5,740 images/s (13.8% of the peak)  23,457 MiB"
+    )
+    assert describe_speed(dict.fromkeys(found)) == describe_speed({}) == ""

@@ -1,6 +1,7 @@
 """A run as the user sees it: outputs, resuming, and what stops it with which message."""
 
 import dataclasses
+import gzip
 import io
 import json
 import re
@@ -33,7 +34,7 @@ RESULTS = {
 def finished(tmp_path_factory):
     """A finished run of two epochs: its folder and its output."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    done = run_main(f"--workdir={folder}", "--config.held_out=100", *SMALL)
+    done = run_main(f"--workdir={folder}", "--config.held_out=100", "--profile=3:3", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 
@@ -115,6 +116,16 @@ def test_tensorboard_can_read_the_events(finished):
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     for name in ("train_loss", "test_top1_error", "learning_rate", "images_per_second"):
         assert values[name, last["step"]] == pytest.approx(last[name])
+
+
+def test_a_profile_has_the_steps_that_were_asked_for(finished):
+    folder, printed = finished
+    assert f"Steps 4 to 6 are traced in '{folder / 'profile'}'." in printed
+    (path,) = (folder / "profile").rglob("*.trace.json.gz")  # what Perfetto reads
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    steps = {int(e["args"]["step_num"]) for e in events if e.get("name") == "train"}
+    assert steps == {3, 4, 5}  # as many steps were taken before each
 
 
 def test_a_finished_run_prints_its_results_again_and_how_to_start_over(finished):

@@ -160,6 +160,11 @@ class Task:
     def check(self):
         """Refuses a config that does not suit the data."""
 
+    @property
+    def train_flops(self):
+        """FLOPs of training on one example, for the records; None if they are unknown."""
+        return None
+
     def score(self, split, outputs):
         """``{name: number}`` of a whole split, on the host, from the `outputs` of `measure`.
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, methods, metrics, mix, models
+from cutmix_jax import UserError, chips, methods, metrics, mix, models
 from cutmix_jax.data import open_data
 from cutmix_jax.parallel import AXIS
 from cutmix_jax.tasks import Task, check_channels, mixing_key
@@ -94,6 +94,10 @@ class Classification(Task):
             raise UserError(
                 f"config.mix does not suit images of {sides['image']}: {error}"
             ) from None
+
+    @functools.cached_property
+    def train_flops(self):
+        return chips.train_flops(self.model, self.data.image_shape)
 
     def init(self, key):
         return self._traced_init[0](key)
