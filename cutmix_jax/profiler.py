@@ -70,7 +70,10 @@ class Profiler:
         """
         if self.began is None and step <= self.start < step + taken:
             wait()
-            jax.profiler.start_trace(self.folder)
+            options = jax.profiler.ProfileOptions()
+            # Each call of Python's would be an event: too many for the trace, and slow.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self.folder, profiler_options=options)
             self.began = step
 
     def after(self, step, wait):

@@ -30,7 +30,7 @@ class Module(types.ModuleType):
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
         self.calls, self.failing = [], None
 
-    def note(self, name, *arguments, **options):
+    def note(self, name, /, *arguments, **options):
         self.calls.append((name, arguments, options))
         if self.failing == name:
             raise ConnectionError("no route to host\nsecond line")
