@@ -3,7 +3,7 @@
 import difflib
 import re
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 
 class UserError(ValueError):
