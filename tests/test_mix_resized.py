@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from cutmix_jax import mix
+from cutmix_jax.mix import resize
 from tests.test_mix import plan_with
 from tests.test_mix_draws import close, draw
 
@@ -156,6 +157,25 @@ def test_any_layout_is_resized_along_its_axes(shape, spatial_axes, dtype):
         inside[i][tuple(region)] = True
     assert 0 < inside.mean() < 1
     np.testing.assert_allclose(mixed, np.where(inside, resized, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layout", "frames"), [("series", 1), ("BCHW", 3)])
+def test_one_image_after_the_other_gives_the_same(layout, frames):
+    shape, spatial_axes = LAYOUTS[layout]
+    axes = tuple(axis % len(shape) for axis in spatial_axes)
+    sides = tuple(3 * shape[axis] for axis in axes)
+    x, weights = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+
+    def total(x, corners, in_turn):
+        return (weights * resize.bilinear(x, corners, sides, axes, in_turn=in_turn)).sum()
+
+    resized = jax.jit(jax.value_and_grad(total), static_argnums=2)
+    for low, length in ((-4, 6), (0, 3), (5, 12), (-5, 70), (70, 5)):
+        corners = [[[low + i] * len(axes), [low + 2 * i + length] * len(axes)] for i in range(3)]
+        found, expected = (
+            resized(x, np.int32(corners[:frames]), in_turn) for in_turn in (True, False)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
 def test_nan_of_the_partner_stays_in_the_box():

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from cutmix_jax.mix import check, resize
 from cutmix_jax.mix.plan import Noise, Plan
 from cutmix_jax.mix.regions import (
+    WINDOW_QUARTERS,
     box_on,
     checked_mask,
     explicit_sharding,
@@ -23,12 +24,9 @@ from cutmix_jax.mix.regions import (
     mask_per_channel,
     mask_with_box,
     per_example,
+    quarters_of,
 )
 from cutmix_jax.mix.types import ApplyOptions, Axes, Paste, PyTree
-
-# Window sizes of `paste='window'`, as quarters of the image. Each is a branch to compile. With
-# eight of them, the branches cost more than the smaller copy saves.
-WINDOW_QUARTERS = (1, 2, 3, 4)
 
 
 def apply(
@@ -324,7 +322,11 @@ def _resized(plan, x, axes):
         rows = sharding.update(spec=PartitionSpec(sharding.spec[0], None, None))
         frame = frame.at[jnp.arange(len(frame))].get(mode="promise_in_bounds", out_sharding=rows)
     if jnp.issubdtype(x.dtype, jnp.inexact) or x.dtype == jnp.uint8:
-        resized = resize.bilinear(other.astype(precise(x.dtype)), frame, plan.sides, axes)
+        # Small matrices of one image at a time are fast on a CPU. A loop over a batch on several
+        # devices would gather it.
+        in_turn = jax.default_backend() == "cpu" and jax.device_count() == 1
+        fine = other.astype(precise(x.dtype))
+        resized = resize.bilinear(fine, frame, plan.sides, axes, in_turn=in_turn)
         resized = jnp.round(resized) if x.dtype == jnp.uint8 else resized
         resized = resized.astype(x.dtype)
     else:
@@ -391,6 +393,5 @@ def _window(plan, x, axes, box):
 
     extent = box[0, 1] - box[0, 0]
     sides = jnp.asarray([x.shape[axis] for axis in axes], jnp.int32)
-    quarters = jnp.max(-(-4 * extent // sides))
     branches = [lambda x: x] + [paste_in(quarters) for quarters in WINDOW_QUARTERS]
-    return lax.switch(jnp.where(jnp.all(extent > 0), quarters, 0), branches, x)
+    return lax.switch(quarters_of(extent, sides), branches, x)

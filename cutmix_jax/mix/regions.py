@@ -11,6 +11,10 @@ from jax.sharding import AxisType
 
 from cutmix_jax.mix import check
 
+# Sizes of windows around a box, as quarters of the image. Each is a branch to compile. With eight
+# of them, the branches cost more than the smaller copy of `paste='window'` saves.
+WINDOW_QUARTERS = (1, 2, 3, 4)
+
 
 def box_on(plan, sides):
     """Returns the box in the cells of an array of another resolution, by the cells' centers."""
@@ -34,6 +38,11 @@ def inside(box, shape, axes):
         low, high = (per_example(box[:, end, i], len(shape)) for end in (0, 1))
         inside &= (low <= index) & (index < high)
     return inside
+
+
+def quarters_of(extent, sides):
+    """Returns how many quarters of each side hold a box of this extent, or 0 if it is empty."""
+    return jnp.where(jnp.all(extent > 0), jnp.max(-(-4 * extent // sides)), 0)
 
 
 def mask_on(mask, sides):
