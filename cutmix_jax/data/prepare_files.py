@@ -216,7 +216,7 @@ def _write_files(
     unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    stopped = threading.Event()
+    stopped, writing = threading.Event(), threading.Lock()
     count = sum(file.stop - file.start for file in files)
     bar = tfds_files.progress_bar(count, f"writing {out.name}", unit=" images")
 
@@ -239,13 +239,16 @@ def _write_files(
             raise _changed("source", out)
         path = out / file.file_name
         os.replace(unfinished / file.file_name, path)
-        return {
+        line = {
             "file": file.file_name,
             "size": path.stat().st_size,
             "examples": number,
             "bytes": size,
             "shapes": sorted(shapes),
         }
+        with writing:  # at once: a file without its line would be written again after a kill
+            _append(journal, line)
+        return line
 
     lines = {}
     with bar, concurrent.futures.ThreadPoolExecutor(options.workers, "prepare") as pool:
@@ -253,7 +256,6 @@ def _write_files(
             waiting = [pool.submit(write, file) for file in files]
             for future in concurrent.futures.as_completed(waiting):
                 line = future.result()
-                _append(journal, line)
                 lines[line["file"]] = line
         except BaseException:
             stopped.set()
