@@ -185,19 +185,19 @@ def openmixup(folder, images, labels, classes):
     if not torch.cuda.is_available():  # it moves indices to a GPU, and has no option not to
         torch.Tensor.cuda = lambda self: self
     images, labels = torch_batch(images, labels)
-    for kind, name in (
-        ("CutMix", "cutmix"),
-        ("Mixup", "mixup"),
-        ("ResizeMix", "resizemix"),
-        ("GridMix", "gridmix"),
-        ("FMix", "fmix"),
+    for kind, name, options in (
+        ("CutMix", "cutmix", {}),
+        ("Mixup", "mixup", {}),
+        ("ResizeMix", "resizemix", {}),
+        ("GridMix", "gridmix", {}),
+        ("FMix", "fmix", {"size": tuple(images.shape[2:])}),
     ):
         path = folder / "openmixup" / "models" / "augments" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(f"openmixup_{name}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         # Most work in place, so keeping the batch needs a copy first.
-        function = getattr(module, name)
+        function = partial(getattr(module, name), **options)
         yield kind, lambda f=function: f(images.clone(), labels)
 
 
