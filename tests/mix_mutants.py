@@ -71,9 +71,9 @@ MUTANTS = {
         "test_mix.py::test_window_and_mask_give_the_same_bits",
     ),
     "the window is one size too small": (
-        "pixels.py",
-        "quarters = jnp.max(-(-4 * extent // sides))",
-        "quarters = jnp.max(4 * extent // sides)",
+        "regions.py",
+        "jnp.max(-(-4 * extent // sides))",
+        "jnp.max(4 * extent // sides)",
         "test_mix.py::test_window_and_mask_give_the_same_bits_on_random_boxes",
     ),
     "a blend of weight zero is computed": (
