@@ -212,8 +212,8 @@ MUTANTS = {
     ),
     "the box follows the own saliency": (
         "saliency.py",
-        "low = jnp.floor(partners(plan, own_peaks) - length / 2 + 0.5)",
-        "low = jnp.floor(own_peaks - length / 2 + 0.5)",
+        "frames_around(partners(plan, own_peaks), length)",
+        "frames_around(own_peaks, length)",
         "test_mix_saliency.py::test_the_box_is_at_the_peak_of_the_partner",
     ),
     "the phase is squared away": (
@@ -296,8 +296,8 @@ MUTANTS = {
     ),
     "both lengths are the same": (
         "sample.py",
-        "return low + (high - low) * uniform",
-        "return low + (high - low) * uniform[:, :1]",
+        'return between(uniform, numbers["min_ratio"]',
+        'return between(uniform[:, :1], numbers["min_ratio"]',
         "test_mix_draws.py::test_uniform_lengths_are_independent_and_between_their_bounds",
     ),
     "all equal values are kept": (

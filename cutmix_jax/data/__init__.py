@@ -10,7 +10,6 @@ from cutmix_jax.data import (
     batches,
     boxes,
     cache,
-    prepare_files,
     records,
     tfds_files,
     tiny_imagenet,
@@ -177,7 +176,7 @@ def find_set(dataset: str, data_dir: str | None, test_split: str | None) -> Imag
         root = existing_folder(data_dir, "data_dir", "the folder of the dataset")
     else:
         root = default_root()
-    if prepare_files.is_unfinished(root):
+    if tfds_files.is_unfinished(root):
         raise UserError(
             f"{root} is not complete. Start the command that prepares it again: it goes on where "
             "it stopped."

@@ -22,8 +22,8 @@ from cutmix_jax import UserError
 from cutmix_jax.data import cache, image_files, records, tfds_files
 from cutmix_jax.data.records import Example, Part
 from cutmix_jax.data.sources import Source
+from cutmix_jax.data.tfds_files import JOURNAL
 
-JOURNAL = "prepared.jsonl"
 VERSION = "1.0.0"
 UNFINISHED = "unfinished"
 # Of the source per file, by default. Only whole files are kept when the command is stopped.
@@ -63,11 +63,6 @@ class File:
     @property
     def file_name(self) -> str:
         return tfds_files.file_name(self.dataset, self.split, self.shard, self.shards)
-
-
-def is_unfinished(folder: pathlib.Path) -> bool:
-    """Whether a dataset was started in this folder, but is not complete."""
-    return (folder / JOURNAL).is_file() and not (folder / tfds_files.INFO).is_file()
 
 
 def prepare(source: Source, out: pathlib.Path, options: Options) -> pathlib.Path:

@@ -14,6 +14,8 @@ from cutmix_jax import UserError, first_line
 from cutmix_jax.paths import whole_file
 
 INFO = "dataset_info.json"
+# What `prepare_files` writes on its way.
+JOURNAL = "prepared.jsonl"
 
 
 @contextlib.contextmanager
@@ -75,6 +77,11 @@ def write_shard(
             writer.write(record)
             count, size = count + 1, size + len(record)
     return count, size
+
+
+def is_unfinished(folder: pathlib.Path) -> bool:
+    """Whether a dataset was started in this folder, but is not complete."""
+    return (folder / JOURNAL).is_file() and not (folder / INFO).is_file()
 
 
 def file_name(name: str, split: str, shard: int, shards: int) -> str:

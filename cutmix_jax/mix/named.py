@@ -165,8 +165,8 @@ class OneMix(Mix):
 
 
 @dataclass(frozen=True)
-class Chain(Mix):
-    """All of its parts, one after the other."""
+class Combined(Mix):
+    """Several mixes. Its subclasses hand the options of `sample` on to all of them."""
 
     parts: tuple[Mix, ...] = ()
 
@@ -174,19 +174,12 @@ class Chain(Mix):
     def needs_images(self):
         return any(part.needs_images for part in self.parts)
 
-    def sample(
-        self,
-        key,
-        batch_size,
-        sides,
-        *,
-        images=None,
-        spatial_axes=(1, 2),
-        progress=0.0,
-        axis_name=None,
-    ):
-        options = {"images": images, "spatial_axes": spatial_axes}
-        options |= {"progress": progress, "axis_name": axis_name}
+
+@dataclass(frozen=True)
+class Chain(Combined):
+    """All of its parts, one after the other."""
+
+    def sample(self, key, batch_size, sides, **options):
         keys = [jax.random.fold_in(key, i) for i in range(len(self.parts))]
         return _in_order(
             plan
@@ -199,33 +192,16 @@ class Chain(Mix):
 
 
 @dataclass(frozen=True)
-class RandomChoice(Mix):
+class RandomChoice(Combined):
     """One of its parts, drawn anew for each batch, device or image."""
 
-    parts: tuple[Mix, ...] = ()
     weights: tuple[Any, ...] = field(default=(), hash=False)
     scope: str = "batch"
 
-    @property
-    def needs_images(self):
-        return any(part.needs_images for part in self.parts)
-
-    def sample(
-        self,
-        key,
-        batch_size,
-        sides,
-        *,
-        images=None,
-        spatial_axes=(1, 2),
-        progress=0.0,
-        axis_name=None,
-    ):
-        options = {"images": images, "spatial_axes": spatial_axes}
-        options |= {"progress": progress, "axis_name": axis_name}
+    def sample(self, key, batch_size, sides, *, axis_name=None, **options):
         key, *keys = jax.random.split(key, 1 + len(self.parts))
         plans = [
-            part.sample(part_key, batch_size, sides, **options)
+            part.sample(part_key, batch_size, sides, axis_name=axis_name, **options)
             for part_key, part in zip(keys, self.parts, strict=True)
         ]
         if self.scope != "batch":

@@ -18,6 +18,8 @@ from cutmix_jax.mix.sample import (
     assign,
     checked_numbers,
     clipped,
+    frames_around,
+    partners_axis,
     symmetric_beta,
 )
 from cutmix_jax.mix.types import Axes, Partner, Scope, Sides
@@ -208,12 +210,11 @@ def _draw_saliencymix(key, numbers, images, *, axes, batch_size, sides, **whom):
         box=jnp.zeros((1, 2, len(sides)), jnp.int32),
         lam=jnp.ones(1, jnp.float32),
         sides=sides,
-        across=whom["axis_name"] if whom["across_devices"] else None,
+        across=partners_axis(**whom),
     )
     lam = symmetric_beta(uniform[:, 1:2], uniform[:, 2:3], numbers["alpha"])
     side = jnp.asarray([sides], jnp.float32)
     length = jnp.floor(side * (1 - lam) ** (1 / len(sides)) + 0.5)
-    low = jnp.floor(partners(plan, own_peaks) - length / 2 + 0.5)
-    boxes = clipped(jnp.stack([low, low + length], axis=1).astype(jnp.int32), sides)
+    boxes = clipped(frames_around(partners(plan, own_peaks), length), sides)
     plan = replace(plan, box=boxes, lam=outside_fraction(boxes, sides))
     return switched(plan, uniform[:, 0] < numbers["prob"])

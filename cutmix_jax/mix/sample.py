@@ -78,7 +78,12 @@ def frames_at(where, lengths, sides, *, rule, placement, sigma):
     place = check.choice("placement", placement, PLACEMENTS)
     side = jnp.asarray([sides], jnp.float32)
     length = whole(lengths)
-    low = jnp.floor(on_grid(place(where, length, side, sigma)) - length / 2 + 0.5)
+    return frames_around(on_grid(place(where, length, side, sigma)), length)
+
+
+def frames_around(center, length):
+    """Returns int32 `[N, 2, n]` boxes of whole `length` `[N, n]` around `center` `[N, n]`."""
+    low = jnp.floor(center - length / 2 + 0.5)
     return jnp.stack([low, low + length], axis=1).astype(jnp.int32)
 
 
@@ -111,9 +116,13 @@ def _beta_ratios(uniform, numbers, axes):
     return jnp.clip((1 - lam) ** (1 / axes), numbers["min_ratio"], numbers["max_ratio"])
 
 
-def _uniform_ratios(uniform, numbers, axes):
-    low, high = numbers["min_ratio"], numbers["max_ratio"]
+def between(uniform, low, high):
+    """Returns numbers between two bounds from numbers in [0, 1)."""
     return low + (high - low) * uniform
+
+
+def _uniform_ratios(uniform, numbers, axes):
+    return between(uniform, numbers["min_ratio"], numbers["max_ratio"])
 
 
 # lengths=: how many uniform numbers a box needs (None: one per side), and the lengths over their
@@ -194,6 +203,11 @@ def assign(key, count, batch_size, *, scope, partner, axis_name, across_devices)
     # same.
     numbers = jax.random.uniform(draw_key, (1 if draw_of is None else size, count), jnp.float32)
     return partners, numbers if draw_of is None else numbers[draw_of(own, partners)]
+
+
+def partners_axis(*, axis_name, across_devices, **_):
+    """Returns `Plan.across` from the options of `assign`."""
+    return axis_name if across_devices else None
 
 
 # The numbers that may be traced, with their bounds.
@@ -361,7 +375,7 @@ def _draw_cutmix(
         box=boxes,
         lam=weigh(kept),
         sides=sides,
-        across=whom["axis_name"] if whom["across_devices"] else None,
+        across=partners_axis(**whom),
     )
     return switched(plan, uniform[:, 0] < numbers["prob"])
 
@@ -457,7 +471,7 @@ def _draw_hmix(key, numbers, *, batch_size, sides, **whom):
         ratio=ratio,
         lam=outside * ratio,
         sides=sides,
-        across=whom["axis_name"] if whom["across_devices"] else None,
+        across=partners_axis(**whom),
     )
     return switched(plan, uniform[:, 0] < numbers["prob"])
 
@@ -531,7 +545,7 @@ def _draw_mixup(key, numbers, *, batch_size, sides, **whom):
         ratio=lam,
         lam=lam,
         sides=sides,
-        across=whom["axis_name"] if whom["across_devices"] else None,
+        across=partners_axis(**whom),
     )
 
 
@@ -711,8 +725,8 @@ def _draw_erasing(key, numbers, *, batch_size, sides, scope, axis_name):
     _, uniform = assign(key, count, batch_size, scope=scope, axis_name=axis_name, **whom)
     use, uniform, where = jnp.split(uniform, [1, 1 + 2 * ATTEMPTS], axis=1)
     areas, aspects = (
-        low + (high - low) * numbers
-        for (low, high), numbers in zip(
+        between(numbers, *bounds)
+        for bounds, numbers in zip(
             (numbers["area"], jnp.log(numbers["aspect"])),
             jnp.split(uniform, 2, axis=1),
             strict=True,
@@ -801,8 +815,8 @@ def sample_resizemix(
 @partial(jax.jit, inline=True, static_argnames=BATCH_OPTIONS)
 def _draw_resizemix(key, numbers, *, batch_size, sides, **whom):
     partners, uniform = assign(key, 2 + len(sides), batch_size, **whom)
-    low, high = numbers["min_ratio"], numbers["max_ratio"]
-    lengths = (low + (high - low) * uniform[:, 1:2]) * jnp.asarray([sides], jnp.float32)
+    ratios = _uniform_ratios(uniform[:, 1:2], numbers, len(sides))
+    lengths = ratios * jnp.asarray([sides], jnp.float32)
     frames = frames_at(
         uniform[:, 2:], lengths, sides, rule="exact", placement="uniform", sigma=None
     )
@@ -813,6 +827,6 @@ def _draw_resizemix(key, numbers, *, batch_size, sides, **whom):
         lam=outside_fraction(boxes, sides),
         frame=frames,
         sides=sides,
-        across=whom["axis_name"] if whom["across_devices"] else None,
+        across=partners_axis(**whom),
     )
     return switched(plan, uniform[:, 0] < numbers["prob"])

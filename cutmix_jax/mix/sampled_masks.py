@@ -17,8 +17,10 @@ from cutmix_jax.mix.plan import Plan, kept_fraction, switched
 from cutmix_jax.mix.sample import (
     BATCH_OPTIONS,
     assign,
+    between,
     checked_numbers,
     normals,
+    partners_axis,
     symmetric_beta,
 )
 from cutmix_jax.mix.types import Partner, Scope, Sides
@@ -26,11 +28,6 @@ from cutmix_jax.mix.types import Partner, Scope, Sides
 # Points of CowMix's noise along a side, at most. Finer noise costs more, and after a blur of two
 # points or more it has the same covariance within a percent.
 NOISE_POINTS = 64
-
-
-def between(uniform, low, high):
-    """Returns numbers between two bounds from numbers in [0, 1)."""
-    return low + (high - low) * uniform
 
 
 def outer_product(lines):
@@ -187,7 +184,7 @@ def _draw(key, numbers, *, make_mask, count, shape, batch_size, sides, **whom):
         mask=make_mask(uniform[:, 1:], shape, **numbers),
         lam=jnp.ones(1, jnp.float32),
         sides=sides,
-        across=whom["axis_name"] if whom["across_devices"] else None,
+        across=partners_axis(**whom),
     )
     plan = replace(plan, lam=kept_fraction(plan))
     return switched(plan, uniform[:, 0] < prob)

@@ -7,6 +7,7 @@ subclass of `Task` and its path in ``config.task``; docs/extending.md has one.
 import dataclasses
 import functools
 import importlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -16,7 +17,7 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, first_line, nearest, optimizer
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import Shards
-from cutmix_jax.parallel import create_mapping
+from cutmix_jax.parallel import AXIS, create_mapping
 
 # The value of config.task: the module and the class.
 TASKS = {
@@ -269,6 +270,32 @@ def mixing_key(seed, step):
     stream = jax.random.fold_in(jax.random.key(seed), MIXING)
     # The split only keeps the numbers of runs from before colors had keys of their own.
     return jax.random.split(jax.random.fold_in(stream, step))[0]
+
+
+def trace_mix(mixing, batch_size, sides, image_shape=None):
+    """The plans of a mix, traced on two devices.
+
+    Args:
+        mixing: a `mix.Mix`.
+        batch_size: examples per device.
+        sides: those of `mixing.sample`.
+        image_shape: (H, W, C) of the images before mixing, or None if the task has none to give.
+
+    Raises:
+        UserError: the mix does not suit images of these sides.
+    """
+
+    def sample(key):
+        images = None if image_shape is None else jnp.zeros((batch_size, *image_shape))
+        return mixing.sample(key, batch_size, sides, images=images, axis_name=AXIS)
+
+    try:
+        return jax.eval_shape(
+            jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2)
+        )
+    except ValueError as error:
+        shown = sides["image"] if isinstance(sides, Mapping) else sides
+        raise UserError(f"config.mix does not suit images of {shown}: {error}") from None
 
 
 def check_channels(config, image_shape):

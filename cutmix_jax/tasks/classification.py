@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from cutmix_jax import UserError, chips, methods, metrics, mix, models
 from cutmix_jax.data import open_data
 from cutmix_jax.parallel import AXIS
-from cutmix_jax.tasks import Task, check_channels, mixing_key
+from cutmix_jax.tasks import Task, check_channels, mixing_key, trace_mix
 
 
 class Classification(Task):
@@ -81,19 +81,7 @@ class Classification(Task):
                 "another part of it: set config.accumulate=1, or mix at the image "
                 "(config.mix.layers)."
             )
-
-        def sample(key):
-            images = jnp.zeros((config.batch_size, *self.data.image_shape))
-            return mixing.sample(
-                key, config.batch_size, sides, images=images, progress=0.0, axis_name=AXIS
-            )
-
-        try:
-            jax.eval_shape(jax.vmap(sample, axis_name=AXIS), jax.random.split(jax.random.key(0), 2))
-        except ValueError as error:
-            raise UserError(
-                f"config.mix does not suit images of {sides['image']}: {error}"
-            ) from None
+        trace_mix(mixing, config.batch_size, sides, self.data.image_shape)
 
     @functools.cached_property
     def train_flops(self):

@@ -14,7 +14,7 @@ from cutmix_jax.detection import ssd
 from cutmix_jax.detection.average_precision import Truths, mean_average_precision
 from cutmix_jax.mix.plan import rescaled_fill
 from cutmix_jax.parallel import AXIS
-from cutmix_jax.tasks import Task, check_channels, mixing_key
+from cutmix_jax.tasks import Task, check_channels, mixing_key, trace_mix
 
 # An object of a mixed image is learned if this fraction of it can be seen, as in Ultralytics.
 MIN_VISIBLE = 0.1
@@ -63,15 +63,7 @@ class Detector(Task):
                 "images. Set config.mix.layers=('image',), or another mix."
             )
         for shape in cls.shapes(config):
-
-            def sample(key, shape=shape):
-                return mixing.sample(key, 2, shape, axis_name=AXIS)
-
-            keys = jax.random.split(jax.random.key(0), 2)
-            try:
-                plans = jax.eval_shape(jax.vmap(sample, axis_name=AXIS), keys)
-            except ValueError as error:
-                raise UserError(f"config.mix does not suit images of {shape}: {error}") from None
+            plans = trace_mix(mixing, 2, shape)
             if any(p.ratio is not None or p.mask is not None for p in plans):
                 raise UserError(
                     f"config.mix.name is {config.mix.name!r}, but objects in a blend have no box "
