@@ -105,7 +105,7 @@ MUTANTS = {
         "pixels.py",
         "out_sharding=explicit_sharding(x)",
         "out_sharding=None",
-        "test_mix_mesh.py::test_a_sharded_batch_is_mixed_as_an_unsharded_one",
+        "test_mix_mesh.py::test_the_same_without_jit_and_under_set_mesh[explicit]",
     ),
     "dtypes are promoted silently": (
         "pixels.py",
