@@ -111,7 +111,7 @@ MUTANTS = {
         "pixels.py",
         "dtype = precise(x.dtype)",
         "dtype = jnp.promote_types(x.dtype, jnp.float32)",
-        "test_mix_settings.py::test_no_setting_changes_a_bit",
+        "test_mix_settings.py::test_no_setting_changes_a_bit[strict-plans]",
     ),
     "infinity divided by infinity": (
         "sample.py",
