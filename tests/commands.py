@@ -11,9 +11,9 @@ from PIL import Image
 
 from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config
+from tests.xla_flags import COMPILED_QUICKLY
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-COMPILED_QUICKLY = "--xla_backend_optimization_level=0"  # as in conftest.py
 # Processes of later tests reuse the steps that earlier ones compiled. The bits stay the same.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 

@@ -7,13 +7,13 @@ import pathlib
 import pytest
 
 from cutmix_jax import host
+from tests.xla_flags import COMPILED_QUICKLY
 
-# Eight devices on one CPU: what holds on one device must hold on several. XLA optimizes little,
-# because most of the time goes into compiling programs that run once.
+# Eight devices on one CPU: what holds on one device must hold on several.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + f" --xla_force_host_platform_device_count=8 {COMPILED_QUICKLY}"
 ).strip()
 host.use_fast_weight_gradients()  # as main.py does
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -105,13 +105,13 @@ MUTANTS = {
         "pixels.py",
         "out_sharding=explicit_sharding(x)",
         "out_sharding=None",
-        "test_mix_mesh.py::test_a_sharded_batch_is_mixed_as_an_unsharded_one",
+        "test_mix_mesh.py::test_the_same_without_jit_and_under_set_mesh[explicit]",
     ),
     "dtypes are promoted silently": (
         "pixels.py",
         "dtype = precise(x.dtype)",
         "dtype = jnp.promote_types(x.dtype, jnp.float32)",
-        "test_mix_settings.py::test_no_setting_changes_a_bit",
+        "test_mix_settings.py::test_no_setting_changes_a_bit[strict-plans]",
     ),
     "infinity divided by infinity": (
         "sample.py",

@@ -17,7 +17,7 @@ from cutmix_jax.config import base_config, check_config, from_plain, to_plain
 from cutmix_jax.data import resident
 from cutmix_jax.detection import ssd
 from cutmix_jax.mix import named
-from cutmix_jax.models import create_model, from_config
+from cutmix_jax.models import NETS, create_model, from_config
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.tasks import classification
 
@@ -229,22 +229,20 @@ def open_nothing(config, shards):
     return resident.open_resident(config, arrays, names, shards, config.dataset)
 
 
-# A deeper network repeats the blocks of a shallow one, and takes minutes to trace.
-SHALLOW = {
-    "pyramidnet200": "pyramidnet20_48",
-    "resnet101": "resnet50",
-    "resnet152": "resnet50",
-    "resnext101_32x4d": "resnext50_32x4d",
-    "se_resnet101": "se_resnet50",
-    "ge_resnet101": "ge_resnet50",
-}
+def with_one_block(network):
+    """The network with one block per stage: the others repeat it, and take minutes to trace."""
+    if not network.args:  # VGG has no such blocks
+        return network
+    blocks, *others = network.args
+    ones = (1,) * len(blocks) if isinstance(blocks, tuple) else 1
+    return functools.partial(network.func, ones, *others, **network.keywords)
 
 
 def trace_step(path_and_arg):
-    """Traces a training step of a config, with a shallow network of its family."""
+    """Traces a training step of a config, with the blocks of its network and few of them."""
     config = read(path_and_arg)
-    config.model = SHALLOW.get(config.model, config.model)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETS, config.model, with_one_block(NETS[config.model]))
         patch.setattr(classification, "open_data", open_nothing)
         task = tasks.create_task(config, create_mapping("pmap", local_devices=1))
     before = train.abstract_state(task)

@@ -21,8 +21,6 @@ def pastes(images, ids):
         yield mix.cutmix(KEY, images, ids, num_classes=9, scope=scope)[:2]
     yield mix.cutmix(KEY, images, jax.nn.one_hot(ids, 9), paste="window")[:2]
     yield mix.cutout(KEY, images, size=4, fill=(1.0, 2.0))[0]
-    for fill in ("color", "noise"):
-        yield mix.apply(mix.sample_erasing(KEY, 8, (8, 8), fill=fill), images)
     plan = mix.sample_cutmix(KEY, 8, (8, 8))
     yield [mix.apply(plan, images, paste=paste) for paste in ("window", "mask")]
     mixing = mix.create_mix("feature_cutmix", layers=("image", "layer1"))
@@ -39,6 +37,8 @@ def pastes(images, ids):
 def blends(images, ids):
     for scope in SCOPES:
         yield mix.mixup(KEY, images, ids, num_classes=9, scope=scope)[:2]
+    for fill in ("color", "noise"):  # products and sums of random bits
+        yield mix.apply(mix.sample_erasing(KEY, 8, (8, 8), fill=fill), images)
     plan = mix.sample_mixup(KEY, 8, (8, 8), scope="image")
     yield mix.mix_values(plan, ids)
     yield mix.mix_losses(plan, lambda ids: ids * 0.5, ids)
@@ -96,12 +96,12 @@ def test_a_sharded_batch_is_mixed_as_an_unsharded_one(case, devices, axis_type, 
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def test_the_same_without_jit_and_under_set_mesh(axis_type, unsharded):
+def test_the_same_without_jit_and_under_set_mesh(axis_type):
     if not hasattr(jax, "set_mesh"):
         pytest.skip("this JAX has no jax.set_mesh")
     mesh = mesh_of((2,), ("data",), axis_type)
     images, ids = put(mesh, "data")
-    expected = unsharded[pastes][0]
+    expected = mix.cutmix(KEY, IMAGES, IDS, num_classes=9)[:2]
     for context in (contextlib.nullcontext(), jax.set_mesh(mesh)):
         with context:
             mixed, labels, plan = mix.cutmix(KEY, images, ids, num_classes=9)
@@ -113,7 +113,7 @@ def test_the_same_without_jit_and_under_set_mesh(axis_type, unsharded):
 def test_images_may_be_sharded_on_other_axes_too(axes, unsharded):
     mesh = mesh_of((2, 2), ("data", "space"), AxisType.Explicit)
     images, _ = put(mesh, *axes)
-    expected = unsharded[pastes][len(SCOPES) + 4]
+    expected = unsharded[pastes][len(SCOPES) + 2]
     mixed = jax.jit(lambda images: mix.apply(mix.sample_cutmix(KEY, 8, (8, 8)), images))(images)
     check(mixed, expected[0], 2)
     assert mixed.sharding.is_equivalent_to(images.sharding, images.ndim)
