@@ -28,5 +28,6 @@ for ((attempt = 1; attempt <= ${ATTEMPTS:-100}; attempt++)); do
     exit 0
   fi
 done
+"${tpus[@]}" queued-resources delete "$NAME" --zone="$ZONE" --force --quiet || true
 echo "Not finished after ${ATTEMPTS:-100} attempts." >&2
 exit 1
