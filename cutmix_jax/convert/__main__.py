@@ -8,7 +8,8 @@ import jax
 from cutmix_jax import UserError, convert
 from cutmix_jax import config as config_lib
 from cutmix_jax.convert.files import SUFFIXES
-from cutmix_jax.convert.workdirs import export_weights, import_weights
+from cutmix_jax.convert.hub import why_not_timm
+from cutmix_jax.convert.workdirs import export_folder, export_weights, import_weights
 from cutmix_jax.paths import local_path
 
 
@@ -20,7 +21,11 @@ def main(arguments=None):
         allow_abbrev=False,
     )
     parser.add_argument("source", help="a .pth or .safetensors file, or a workdir")
-    parser.add_argument("--output", required=True, help="workdir, or file (.pth, .safetensors)")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="workdir; from a workdir: file (.pth, .safetensors) or folder for timm and the Hub",
+    )
     parser.add_argument("--model", help="network; by default found from names and shapes")
     parser.add_argument(
         "--weights",
@@ -36,6 +41,8 @@ def main(arguments=None):
     parser.add_argument("--overwrite", action="store_true", help="replace converted weights")
     flags, rest = parser.parse_known_args(arguments)
     try:
+        # A path forgets the / at its end. Names on the Hub have dots, too.
+        to_folder = flags.output.endswith("/")
         flags.source = local_path(flags.source, "The source")
         flags.output = local_path(flags.output, "--output")
         if flags.source.is_dir():
@@ -43,7 +50,8 @@ def main(arguments=None):
                 rest = ["--weights", *rest]
             if rest:
                 raise UserError(f"{rest[0]!r} is only for weights from PyTorch: leave it out.")
-            _export(flags)
+            to_folder = to_folder or not flags.output.suffix or flags.output.is_dir()
+            (_export_folder if to_folder else _export)(flags)
         else:
             _import(flags, rest)
     except (UserError, OSError) as error:
@@ -67,8 +75,7 @@ def _import(flags, overrides):
         flags.overwrite,
         flags.weights,
     )
-    for note in converted.notes:
-        print(note)
+    _print(converted.notes)
     print(
         f"{converted.model}, {converted.num_classes} classes, "
         f"{_count(converted.variables['params']):,} parameters: {flags.output}\n"
@@ -82,14 +89,30 @@ def _export(flags):
     arrays, meta, notes = export_weights(
         flags.source, flags.output, flags.checkpoint, flags.overwrite
     )
-    for note in notes:
-        print(note)
+    _print(notes)
     config = config_lib.from_plain(meta["config"])
     print(
         f"{config.model}, {len(arrays)} tensors: {flags.output}\n"
         f"It expects RGB images in [0, 1], minus the mean {_numbers(config.normalize.mean)}, "
         f"divided by {_numbers(config.normalize.std)}."
     )
+
+
+def _export_folder(flags):
+    arrays, meta, notes = export_folder(
+        flags.source, flags.output, flags.checkpoint, flags.overwrite
+    )
+    _print(notes)
+    config = config_lib.from_plain(meta["config"])
+    print(f"{config.model}, {len(arrays)} tensors, with a model card: {flags.output}")
+    if why_not_timm(config) is None:
+        print(f'To load:  timm.create_model("local-dir:{flags.output}", pretrained=True)')
+    print("Before you publish the folder, add the license of the weights to README.md.")
+
+
+def _print(notes):
+    for note in notes:
+        print(note)
 
 
 def _numbers(values):

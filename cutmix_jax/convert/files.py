@@ -128,7 +128,7 @@ def saver(path):
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"--output {path} is not the name of a PyTorch file: give one that ends in .pth or "
-            ".safetensors."
+            ".safetensors, or a folder, with / at its end."
         )
     torch = _need("torch")
 

@@ -1,11 +1,13 @@
-"""Converts PyTorch files to workdirs, and workdirs to files."""
+"""Converts PyTorch files to workdirs, and workdirs to files or to folders for the Hub."""
 
+import json
 import shutil
 
 from cutmix_jax import UserError, command_line
 from cutmix_jax import config as config_lib
 from cutmix_jax.checkpoint import Checkpoints, read_weights
 from cutmix_jax.convert.files import read_file, saver
+from cutmix_jax.convert.hub import model_card, timm_config, why_not_timm
 from cutmix_jax.convert.weights import from_torch, to_torch
 from cutmix_jax.parallel import create_mapping
 from cutmix_jax.paths import local_path, whole_file, workdir_lock
@@ -74,14 +76,85 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     if path.exists() and not overwrite:
         raise UserError(f"--output {path} exists: give another name, or --overwrite.")
     save = saver(path)
-    state, meta, notes = read_weights(workdir, which)
+    state, meta, notes = _read(workdir, which)
     arrays = to_torch(state["weights"], state["step"])
-    if state["averaged"]:
-        notes = [*notes, "These are the run's EMA weights (config.ema)."]
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
         save(arrays, unfinished)
     return arrays, meta, notes
+
+
+def export_folder(workdir, folder, which="latest", overwrite=False):
+    """Writes a run as a folder that timm loads, and that can be uploaded to the Hugging Face Hub.
+
+    It holds the weights (`model.safetensors`), timm's `config.json`, and a model card
+    (`README.md`). Without a network of timm, there is no `config.json`.
+
+    Args:
+        workdir: folder of a classifier's run, or of converted weights.
+        folder: folder to write.
+        which: the 'latest' or the 'best' checkpoint.
+        overwrite: replace these three files.
+
+    Returns:
+        ``(arrays, meta, notes)``, as from `export_weights`.
+
+    Raises:
+        UserError: no checkpoint is whole, safetensors is missing, the run is not that of a
+            classifier, or one of the files exists.
+    """
+    folder = local_path(folder, "The folder of weights")
+    weights, timm, card = (
+        folder / name for name in ("model.safetensors", "config.json", "README.md")
+    )
+    there = [path for path in (weights, timm, card) if path.exists()]
+    if there and not overwrite:
+        raise UserError(f"{there[0]} exists: give another folder with --output, or --overwrite.")
+    save = saver(weights)
+    state, meta, notes = _read(workdir, which)
+    config = config_lib.from_plain(meta["config"])
+    if config.task != "classification":
+        raise UserError(
+            f"The task of {str(workdir)!r} is {config.task!r}, but model cards are written for "
+            "classification. Give a file with --output, such as model.safetensors."
+        )
+    arrays = to_torch(state["weights"], state["step"])
+    history = meta.get("progress", {}).get("history", ())
+    measured = [r for r in history if r["step"] == state["step"] and "test_top1_error" in r]
+    results = local_path(workdir, "The workdir") / "results.json"
+    texts = {
+        card: model_card(
+            config,
+            arrays,
+            meta,
+            name=folder.absolute().name,
+            record=measured[0] if measured else None,
+            results=json.loads(results.read_text()) if results.is_file() else None,
+            best=which == "best",
+        )
+    }
+    if reason := why_not_timm(config):
+        notes = [*notes, f"{reason}. The folder has no config.json, and timm cannot load it."]
+    else:
+        values = timm_config(config, arrays, meta.get("class_names"))
+        texts[timm] = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in there:
+        path.unlink()
+    with whole_file(weights) as unfinished:
+        save(arrays, unfinished)
+    for path, text in texts.items():
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    return arrays, meta, notes
+
+
+def _read(workdir, which):
+    """What `read_weights` returns, with a note about EMA weights."""
+    state, meta, notes = read_weights(workdir, which)
+    if state["averaged"]:
+        notes = [*notes, "These are the run's EMA weights (config.ema)."]
+    return state, meta, notes
 
 
 def _create_config(converted, name, overrides, path):
