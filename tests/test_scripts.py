@@ -185,6 +185,11 @@ esac
             *("test", "-f", "/mnt/my runs/results.json"),
         ]
 
+    def test_the_results_of_a_run_in_a_bucket_are_looked_for_there(self, fakes):
+        done, _, log = self.run(fakes, FINISHES="1", WORKDIR="gs://bucket/run")
+        assert done.returncode == 0, done.stderr
+        assert log[4].endswith("&& gcloud storage ls gs://bucket/run/results.json")
+
     def test_it_gives_up_at_last(self, fakes):
         done, steps, _ = self.run(fakes, FINISHES="9", ATTEMPTS="3")
         assert done.returncode == 1
