@@ -25,7 +25,10 @@ for ((attempt = 1; attempt <= ${ATTEMPTS:-100}; attempt++)); do
   "${tpus[@]}" queued-resources delete "$NAME" --zone="$ZONE" --force --quiet || true
   "${tpus[@]}" queued-resources create "$NAME" --node-id="$NAME" --zone="$ZONE" \
     --accelerator-type="$TYPE" --runtime-version="$VERSION" --spot
-  until [ "$(state)" = ACTIVE ]; do sleep "${WAIT:-30}"; done
+  while now=$(state) && [ "$now" != ACTIVE ]; do
+    case "$now" in FAILED | SUSPENDED) continue 2 ;; esac # it will not become active any more
+    sleep "${WAIT:-30}"
+  done
   # A preempted host ends the connection with an error. An interrupted run has no results.
   if on_all_hosts "$SETUP" && on_all_hosts "cd cutmix_jax &&$train && $finished"; then
     "${tpus[@]}" queued-resources delete "$NAME" --zone="$ZONE" --force --quiet

@@ -156,7 +156,7 @@ class TestSpotTpu:
         NOTES
         + """
 case "$*" in
-  *describe*) echo ACTIVE ;;
+  *describe*) echo "${STATE:-ACTIVE}" ;;
   *"main.py"*) [ "$(grep -c 'main\\.py' "$FAKES/log")" -ge "${FINISHES:-2}" ] ;;
   *delete*) [ "$(wc -l < "$FAKES/log")" -gt 1 ] ;;
 esac
@@ -190,8 +190,9 @@ esac
         assert done.returncode == 0, done.stderr
         assert log[4].endswith("&& gcloud storage ls gs://bucket/run/results.json")
 
-    def test_it_gives_up_at_last(self, fakes):
-        done, steps, _ = self.run(fakes, FINISHES="9", ATTEMPTS="3")
+    @pytest.mark.parametrize("state", ["ACTIVE", "FAILED", "SUSPENDED"])
+    def test_it_gives_up_at_last(self, fakes, state):
+        done, steps, _ = self.run(fakes, FINISHES="9", ATTEMPTS="3", STATE=state)
         assert done.returncode == 1
         assert "Not finished after 3 attempts" in done.stderr
         assert steps.count("create") == 3
