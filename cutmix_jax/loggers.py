@@ -9,7 +9,7 @@ import json
 from cutmix_jax import UserError, first_line
 from cutmix_jax import config as config_lib
 from cutmix_jax.data.records import require
-from cutmix_jax.paths import whole_file
+from cutmix_jax.paths import in_bucket, write_text
 
 
 class TensorBoard:
@@ -42,7 +42,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Logs to Weights & Biases. Its own files are in `WORKDIR/wandb`."""
+    """Logs to Weights & Biases. Its own files are in `WORKDIR/wandb`, or in `wandb` here for a
+    workdir in a bucket."""
 
     package = "wandb"
 
@@ -55,7 +56,7 @@ class WeightsAndBiases:
             resume="allow",
             name=workdir.name,
             config=config_lib.to_plain(config),
-            dir=str(workdir),
+            dir=None if in_bucket(workdir) else str(workdir),
             settings=wandb.Settings(console="off"),  # a progress bar is no log
         )
         write_id(workdir, "wandb", self.run.id)
@@ -138,5 +139,4 @@ def write_id(workdir, name, value):
     """Keeps the id of a run in `WORKDIR/loggers.json`, so that a resumed run goes on with it."""
     path = workdir / "loggers.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(known | {name: value}) + "\n")
+    write_text(path, json.dumps(known | {name: value}) + "\n")

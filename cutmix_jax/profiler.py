@@ -1,10 +1,12 @@
 """A trace of some training steps, by JAX's profiler: `--profile=START:COUNT`."""
 
+import contextlib
 import re
 
 import jax
 
 from cutmix_jax import UserError
+from cutmix_jax.paths import local_folder
 
 
 def read_steps(text):
@@ -40,6 +42,7 @@ class Profiler:
 
     def __init__(self, folder, start, count):
         self.folder, self.start, self.end = folder, start, start + count
+        self.writing = contextlib.ExitStack()
         self.began = None  # the step before the trace, while it is written
 
     def check(self, step, total_steps):
@@ -73,7 +76,8 @@ class Profiler:
             options = jax.profiler.ProfileOptions()
             # Each call of Python's would be an event: too many for the trace, and slow.
             options.python_tracer_level = 0
-            jax.profiler.start_trace(self.folder, profiler_options=options)
+            folder = self.writing.enter_context(local_folder(self.folder))
+            jax.profiler.start_trace(folder, profiler_options=options)
             self.began = step
 
     def after(self, step, wait):
@@ -94,3 +98,4 @@ class Profiler:
         if self.began is not None:
             self.began = None
             jax.profiler.stop_trace()
+            self.writing.close()

@@ -9,7 +9,7 @@ from cutmix_jax import UserError, convert
 from cutmix_jax import config as config_lib
 from cutmix_jax.convert.files import SUFFIXES
 from cutmix_jax.convert.workdirs import export_weights, import_weights
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import user_path
 
 
 def main(arguments=None):
@@ -36,8 +36,8 @@ def main(arguments=None):
     parser.add_argument("--overwrite", action="store_true", help="replace converted weights")
     flags, rest = parser.parse_known_args(arguments)
     try:
-        flags.source = local_path(flags.source, "The source")
-        flags.output = local_path(flags.output, "--output")
+        flags.source = user_path(flags.source, "The source")
+        flags.output = user_path(flags.output, "--output")
         if flags.source.is_dir():
             if flags.weights:
                 rest = ["--weights", *rest]

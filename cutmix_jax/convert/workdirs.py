@@ -7,8 +7,9 @@ from cutmix_jax import config as config_lib
 from cutmix_jax.checkpoint import Checkpoints, read_weights
 from cutmix_jax.convert.files import read_file, saver
 from cutmix_jax.convert.weights import from_torch, to_torch
+from cutmix_jax.lock import workdir_lock
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import local_path, whole_file, workdir_lock
+from cutmix_jax.paths import in_bucket, user_path, whole_file
 
 # The most likely training data for a number of classes and channels.
 DATA = {
@@ -39,12 +40,12 @@ def import_weights(
     Raises:
         UserError: the file, its weights, the config or the workdir cannot be used.
     """
-    path, workdir = local_path(path, "The file of weights"), local_path(workdir, "The workdir")
+    path, workdir = user_path(path, "The file of weights"), user_path(workdir, "The workdir")
     converted = from_torch(read_file(path), model, path.name, weights)
     config = _create_config(converted, config, overrides, path)
-    with workdir_lock(workdir) as folder:
-        _make_room(folder, overwrite)
-        with Checkpoints(folder) as checkpoints:
+    with workdir_lock(workdir) as lock:
+        _make_room(lock.folder, overwrite)
+        with Checkpoints(lock.folder) as checkpoints:
             meta = {
                 "config": config_lib.to_plain(config),
                 "weights": {"file": path.name, "new": list(converted.new)},
@@ -70,7 +71,7 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     Raises:
         UserError: no checkpoint is whole, PyTorch is missing, or the file exists.
     """
-    path = local_path(path, "The file of weights")
+    path = user_path(path, "The file of weights")
     if path.exists() and not overwrite:
         raise UserError(f"--output {path} exists: give another name, or --overwrite.")
     save = saver(path)
@@ -125,4 +126,4 @@ def _make_room(folder, overwrite):
             f"The workdir {str(folder)!r} contains converted weights: give another folder with "
             "--output, or --overwrite."
         )
-    shutil.rmtree(checkpoints)
+    checkpoints.rmtree() if in_bucket(checkpoints) else shutil.rmtree(checkpoints)
