@@ -9,7 +9,7 @@ import json
 from cutmix_jax import UserError, first_line
 from cutmix_jax import config as config_lib
 from cutmix_jax.data.records import require
-from cutmix_jax.paths import in_bucket, write_text
+from cutmix_jax.paths import LocalFolder, in_bucket, write_text
 
 
 class TensorBoard:
@@ -19,26 +19,28 @@ class TensorBoard:
 
     def __init__(self, workdir, config, first_step):
         del config
-        self.folder, self.first_step = str(workdir / "tensorboard"), first_step
+        self.files, self.first_step = LocalFolder(workdir / "tensorboard"), first_step
 
     @functools.cached_property
     def writer(self):
         """The writer of the event files, from the first epoch on."""
         import tensorboardX  # not before the first step: it takes PyTorch along where there is one
 
-        return tensorboardX.SummaryWriter(self.folder, purge_step=self.first_step)
+        return tensorboardX.SummaryWriter(str(self.files.here), purge_step=self.first_step)
 
     def log(self, step, values):
         """Logs ``{name: number}`` at `step`."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
+        self.files.upload()
 
     def close(self, failed):
         """Ends the log; `failed` says whether an error ended the run."""
         del failed
         if "writer" in self.__dict__:
             self.writer.close()
+            self.files.upload()
 
 
 class WeightsAndBiases:

@@ -188,16 +188,23 @@ def local_copy(path):
         yield copy
 
 
-@contextlib.contextmanager
-def local_folder(path):
-    """Yields a folder to write to, whose files are in the folder `path` at the end."""
-    if not in_bucket(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield pathlib.Path(folder)
-        for file in files_below(folder):
-            (path / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+class LocalFolder:
+    """A folder on this machine for libraries that write files themselves.
+
+    `here` is `path` itself if that is on a disk. Of a folder in a bucket it is a temporary one,
+    whose files `upload` copies to the bucket.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._temporary = tempfile.TemporaryDirectory() if in_bucket(path) else None
+        self.here = pathlib.Path(self._temporary.name) if self._temporary else path
+
+    def upload(self):
+        """Copies the files to the bucket, if there is one."""
+        for file in files_below(self.here) if self._temporary else ():
+            copy = self.path / file.relative_to(self.here).as_posix()
+            copy.write_bytes(file.read_bytes())
 
 
 def explain_failure(error):
