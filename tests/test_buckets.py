@@ -311,7 +311,6 @@ def test_compiled_steps_are_kept_in_a_bucket(folder, storage):
     settings = {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "EPATH_USE_TF": "0",
     }
     done = subprocess.run(
         [sys.executable, "-c", code],
