@@ -24,7 +24,7 @@ BUCKET = "gs://"
 # at least two letters, because 'C:/' is a drive.
 SCHEME = re.compile(r"://|^\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 # Seconds until a bucket has to answer. gcsfs itself would try for minutes.
-PATIENCE = 30
+PATIENCE = 20
 MODULES = ("gcsfs", "google.auth", "google.api_core", "google.cloud", "aiohttp", "fsspec")
 LOGIN = (
     "log in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to "

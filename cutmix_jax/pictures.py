@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from cutmix_jax.paths import whole_file
+
 # Uses Figure objects instead of pyplot, which needs a window system and shares state with callers.
 ACCENT = "#d62728"
 
@@ -223,11 +225,13 @@ def save_curves(figure, axis, words, path):
     save_figure(figure, path)
 
 
-def save_figure(figure, path):
-    """Writes a figure as PNG, on a disk or into a bucket."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    path.write_bytes(data.getvalue())
+def save_figure(figure, file):
+    """Writes a figure as PNG to a path, on a disk or in a bucket, or to a stream of bytes."""
+    if isinstance(file, io.IOBase):
+        figure.savefig(file, format="png")
+        return
+    with whole_file(file) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def shorten(name, length=14):

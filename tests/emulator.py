@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import time
+from http.server import HTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -65,6 +66,7 @@ def start():
 
     with pytest.MonkeyPatch.context() as patch, free_port() as port:
         patch.setattr(objects, "download", with_generation)
+        patch.setattr(HTTPServer, "handle_error", lambda *_: None)  # a client that went away
         patch.setattr(emulator, "Router", Router)
         server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
         server.start()
