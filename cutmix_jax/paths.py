@@ -234,7 +234,8 @@ def _reach(bucket):
     """Asks for one name in the bucket, so that a mistake shows before anything is computed."""
     import fsspec.asyn
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are told in one sentence
+    for name in ("gcsfs", "google.auth"):  # errors are told in one sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     files = _file_system()
     fsspec.asyn.sync(
         files.loop, files._call, "GET", "b/{}/o", bucket, maxResults=1, timeout=PATIENCE
