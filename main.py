@@ -16,7 +16,7 @@ from ml_collections import config_flags  # noqa: E402
 from cutmix_jax import UserError  # noqa: E402
 from cutmix_jax.command_line import explain, fail, guard, run_name  # noqa: E402
 from cutmix_jax.config import is_free  # noqa: E402
-from cutmix_jax.paths import local_path  # noqa: E402
+from cutmix_jax.paths import local_path, user_path  # noqa: E402
 
 GIVEN = []  # the command line as it was typed
 DEFAULT_CONFIG = ROOT / "configs/digits.py"
@@ -24,7 +24,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE or FILE:MODEL,METHOD; by default configs/digits.py."
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default under runs/, named after config and overrides."
+    "workdir", None, "Folder of the run, local or gs://BUCKET/FOLDER; by default in runs/."
 )
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "list"], "What to do.")
 JSON = flags.DEFINE_bool("json", False, "Whether --mode list prints JSON.")
@@ -54,7 +54,7 @@ def main(argv):
         return
     if JSON.value:
         raise UserError("--json needs --mode list, which prints the rows of the paper.")
-    workdir = local_path(WORKDIR.value or default_workdir(), "--workdir")
+    workdir = user_path(WORKDIR.value or default_workdir(), "--workdir")
     import jax  # not before the flags are right
 
     from cutmix_jax import host, profiler, run

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import pathlib
 import shutil
 import sys
 
@@ -17,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from cutmix_jax import UserError
 from cutmix_jax.parallel import all_devices
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import absolute, in_bucket, user_path
 
 
 class Checkpoints:
@@ -28,7 +27,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, read_only=False):
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = absolute(user_path(workdir, "The workdir")) / "checkpoints"
         _quieten()
         self.errors = {}  # of the checkpoints with a valid `meta`, by step
         self.unreadable = {}  # what is wrong with the others, by step
@@ -78,10 +77,11 @@ class Checkpoints:
                 f"The train state is not finite at step {step}, and was not saved. The last "
                 "checkpoint is kept. Lower config.learning_rate, or add a warm-up."
             )
-        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(host))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(_disk_full(self.folder, step, needed, free))
+        if not in_bucket(self.folder):
+            needed = 2 * sum(x.nbytes for x in jax.tree.leaves(host))
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise UserError(_disk_full(self.folder, step, needed, free))
         meta = dict(meta, digest=digest(host), error=error)
         meta["meta_digest"] = _meta_digest(meta)
         self.errors[step] = error
@@ -164,16 +164,25 @@ class Checkpoints:
         return steps
 
     def set_aside_after(self, step):
-        """Moves the damaged checkpoints after `step` away: they would block new ones."""
-        aside = self.folder.parent / "broken_checkpoints"
+        """Moves the damaged checkpoints after `step` away: they would block new ones.
+
+        In a bucket, where nothing can be moved at once, it takes away the mark that they are whole.
+        """
         for later in self.manager.all_steps():
             if later > step and jax.process_index() == 0:
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(later), ignore_errors=True)
-                shutil.move(self.folder / str(later), aside / str(later))
+                self._set_aside(self.folder / str(later))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("broken checkpoints are set aside")
         self.manager.reload()
+
+    def _set_aside(self, checkpoint):
+        if in_bucket(checkpoint):
+            (checkpoint / "commit_success.txt").unlink()
+            return
+        aside = self.folder.parent / "broken_checkpoints"
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / checkpoint.name, ignore_errors=True)
+        shutil.move(checkpoint, aside / checkpoint.name)
 
     def __enter__(self):
         return self
@@ -222,7 +231,7 @@ def read_weights(workdir, which="latest", name=None):
         UserError: there is no checkpoint, or all are damaged.
     """
     name = name or "The workdir"
-    workdir = local_path(workdir, name)
+    workdir = user_path(workdir, name)
     missing = UserError(
         f"{name} is {str(workdir)!r}, which holds no checkpoint. Give the workdir of a run."
     )

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from cutmix_jax import UserError
 from cutmix_jax.config import SCHEMA, nearest
 from cutmix_jax.host import BACKGROUND
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import explain_failure, local_path
 
 # In a clone, `configs/` is next to the package. Its files may import each other.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -98,13 +98,17 @@ def guard(function, *arguments):
     except BrokenPipeError:  # the reader of the pipe is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return sys.exit(1)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return fail(
-            f"{error.strerror or error}{where}. Check the disk, the path and its permissions, and "
-            "run the same command again.",
-            1,
-        )
+    except Exception as error:
+        sentence = explain_failure(error)
+        if sentence is None and isinstance(error, OSError):
+            where = f" ({error.filename})" if error.filename else ""
+            sentence = (
+                f"{error.strerror or error}{where}. Check the disk, the path and its permissions, "
+                "and run the same command again."
+            )
+        if sentence is None:
+            raise
+        return fail(sentence, 1)
     except KeyboardInterrupt:
         return fail(
             "interrupted. Run the same command again to resume from the last checkpoint.", 130

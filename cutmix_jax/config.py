@@ -8,7 +8,7 @@ from ml_collections import config_dict
 
 from cutmix_jax import UserError
 from cutmix_jax import nearest as nearest
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import user_path
 
 # These keys change where or how fast a run goes, not what it computes. They are not part of a
 # workdir's name, and a run may resume with other values.
@@ -672,7 +672,7 @@ def check_config(config):
         if not accepted:
             raise UserError(f"config.{key} is {value!r}, but {rule.expected} was expected.")
     for key, path in given_paths(config):
-        local_path(path, key)
+        user_path(path, key)
     _check_crop(config)
     _check_policy(config)
     if not config.ema:

@@ -112,9 +112,10 @@ def keep_compiled_programs():
     import jax
 
     from cutmix_jax.data.cache import cache_dir
+    from cutmix_jax.paths import user_path
 
     if jax.config.jax_compilation_cache_dir:
-        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+        return user_path(jax.config.jax_compilation_cache_dir, "JAX_COMPILATION_CACHE_DIR")
     digest = hashlib.sha256(_processor().encode()).hexdigest()[:8]
     try:
         folder = cache_dir() / f"compiled-{digest}"

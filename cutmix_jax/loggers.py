@@ -9,7 +9,7 @@ import json
 from cutmix_jax import UserError, first_line
 from cutmix_jax import config as config_lib
 from cutmix_jax.data.records import require
-from cutmix_jax.paths import whole_file
+from cutmix_jax.paths import LocalFolder, in_bucket, write_text
 
 
 class TensorBoard:
@@ -19,30 +19,33 @@ class TensorBoard:
 
     def __init__(self, workdir, config, first_step):
         del config
-        self.folder, self.first_step = str(workdir / "tensorboard"), first_step
+        self.files, self.first_step = LocalFolder(workdir / "tensorboard"), first_step
 
     @functools.cached_property
     def writer(self):
         """The writer of the event files, from the first epoch on."""
         import tensorboardX  # not before the first step: it takes PyTorch along where there is one
 
-        return tensorboardX.SummaryWriter(self.folder, purge_step=self.first_step)
+        return tensorboardX.SummaryWriter(str(self.files.here), purge_step=self.first_step)
 
     def log(self, step, values):
         """Logs ``{name: number}`` at `step`."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
+        self.files.upload()
 
     def close(self, failed):
         """Ends the log; `failed` says whether an error ended the run."""
         del failed
         if "writer" in self.__dict__:
             self.writer.close()
+            self.files.upload()
 
 
 class WeightsAndBiases:
-    """Logs to Weights & Biases. Its own files are in `WORKDIR/wandb`."""
+    """Logs to Weights & Biases. Its own files are in `WORKDIR/wandb`, or in `wandb` here for a
+    workdir in a bucket."""
 
     package = "wandb"
 
@@ -55,7 +58,7 @@ class WeightsAndBiases:
             resume="allow",
             name=workdir.name,
             config=config_lib.to_plain(config),
-            dir=str(workdir),
+            dir=None if in_bucket(workdir) else str(workdir),
             settings=wandb.Settings(console="off"),  # a progress bar is no log
         )
         write_id(workdir, "wandb", self.run.id)
@@ -138,5 +141,4 @@ def write_id(workdir, name, value):
     """Keeps the id of a run in `WORKDIR/loggers.json`, so that a resumed run goes on with it."""
     path = workdir / "loggers.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(known | {name: value}) + "\n")
+    write_text(path, json.dumps(known | {name: value}) + "\n")

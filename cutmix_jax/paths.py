@@ -1,21 +1,39 @@
-"""Paths from the user, all checked by `local_path`; files written atomically; the workdir lock."""
+"""Paths from the user: local ones, and `gs://` buckets of Google Cloud Storage.
+
+A path in a bucket is an `etils.epath.Path`, which has the methods of `pathlib.Path` that are used
+here. gcsfs is imported when the first such path is opened, and not before.
+"""
 
 import contextlib
-import fcntl
+import functools
+import importlib.util
+import logging
 import os
 import pathlib
 import re
+import tempfile
 import uuid
 
 from cutmix_jax import UserError
 
+# Orbax and TFDS read it as well: gcsfs opens buckets, even where TensorFlow is installed.
+os.environ.setdefault("EPATH_USE_TF", "0")
+
+BUCKET = "gs://"
 # 'gs://bucket', 'dbfs:/folder', and 'gs:/bucket', which pathlib makes of the first. A scheme has
 # at least two letters, because 'C:/' is a drive.
 SCHEME = re.compile(r"://|^\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+# Seconds until a bucket has to answer. gcsfs itself would try for minutes.
+PATIENCE = 20
+MODULES = ("gcsfs", "google.auth", "google.api_core", "google.cloud", "aiohttp", "fsspec")
+LOGIN = (
+    "log in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to "
+    "the key file of a service account"
+)
 
 
-def local_path(path, name) -> pathlib.Path:
-    """The local path that a user gave.
+def user_path(path, name):
+    """The path that a user gave, local or in a bucket.
 
     Call it before reading or writing anything: pathlib turns a bucket into a folder called `gs:`.
 
@@ -24,20 +42,53 @@ def local_path(path, name) -> pathlib.Path:
         name: what the user set, for error messages: '--workdir', 'config.data_dir'.
 
     Returns:
-        A `pathlib.Path`.
+        A `pathlib.Path`, or an `etils.epath.Path` if it begins with 'gs://'.
 
     Raises:
-        UserError: the path has a scheme, such as 's3://', or an unknown home folder.
+        UserError: the path has another scheme, such as 's3://', or an unknown home folder; or the
+            bucket cannot be used.
+
+    Example:
+        >>> user_path('runs/first', '--workdir')
+        PosixPath('runs/first')
+    """
+    text = os.fspath(path)
+    if not text.startswith(BUCKET) or SCHEME.search(text.removeprefix(BUCKET)):
+        return _local(text, name, "a local path or gs://BUCKET/FOLDER")
+    bucket = text.removeprefix(BUCKET).partition("/")[0]
+    if not bucket:
+        raise UserError(f"{name} is {text!r}, without a bucket. Write gs://BUCKET/FOLDER.")
+    if not importlib.util.find_spec("gcsfs"):
+        raise UserError(
+            f"{name} is {text!r}, but the package gcsfs is not installed, which reads buckets. Run "
+            "`python -m pip install -r requirements-gcs.txt`, or give a local path."
+        )
+    try:
+        _reach(bucket)
+    except Exception as error:
+        raise UserError(f"{name} is {text!r}, but {_reason(error, bucket)}") from error
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def local_path(path, name) -> pathlib.Path:
+    """The path that a user gave, of something that is read or written on this machine only.
+
+    Arguments and errors are those of `user_path`; an address of any kind is refused.
 
     Example:
         >>> local_path('runs/first', '--workdir')
         PosixPath('runs/first')
     """
-    text = os.fspath(path)
+    return _local(os.fspath(path), name, "a local path")
+
+
+def _local(text, name, expected):
     if SCHEME.search(text):
         raise UserError(
-            f"{name} is {text!r}, but a local path was expected. Mount or copy the data, and "
-            "give its path without a scheme."
+            f"{name} is {text!r}, but {expected} was expected. Mount or copy the data, and give "
+            "its path without a scheme."
         )
     try:
         return pathlib.Path(text).expanduser()
@@ -47,13 +98,13 @@ def local_path(path, name) -> pathlib.Path:
         ) from error
 
 
-def existing_folder(path, key, expected) -> pathlib.Path:
+def existing_folder(path, key, expected):
     """The folder that a user gave as `config.KEY`; `expected` says which one it should be.
 
     Raises:
-        UserError: the path has a scheme, or is not a folder.
+        UserError: the path cannot be used, or is not a folder.
     """
-    folder = local_path(path, f"config.{key}")
+    folder = user_path(path, f"config.{key}")
     if not folder.is_dir():
         raise UserError(
             f"{key}={path} is not a folder, but {expected} was expected. Check --config.{key}."
@@ -61,12 +112,55 @@ def existing_folder(path, key, expected) -> pathlib.Path:
     return folder
 
 
+def in_bucket(path):
+    """Whether a path is in a bucket."""
+    return os.fspath(path).startswith(BUCKET)
+
+
+def absolute(path):
+    """The path from the root; a path in a bucket is one already."""
+    return path if in_bucket(path) else path.absolute()
+
+
+def resolved(path):
+    """The path without links, from the root; a path in a bucket has none."""
+    return path if in_bucket(path) else path.resolve()
+
+
+def files_below(folder, suffix=""):
+    """Yields every file below a folder whose name ends in `suffix`, in no order."""
+    if in_bucket(folder):
+        for name in _file_system().find(os.fspath(folder)):
+            if name.endswith(suffix):
+                yield type(folder)(BUCKET + name)
+        return
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(suffix):
+                yield pathlib.Path(root, name)
+
+
+def describe_version(path):
+    """Size and time of a file, as text that changes with the file."""
+    if in_bucket(path):
+        info = _file_system().info(os.fspath(path))
+        return f"{info['size']} {info['generation']}"
+    stat = os.stat(path)
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
 @contextlib.contextmanager
 def whole_file(path):
-    """Yields a path to write to, which becomes `path` if nothing is raised.
+    """Yields a local path to write to, which becomes `path` if nothing is raised.
 
     Readers see either the old file or the new one, even with several writers.
     """
+    if in_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = pathlib.Path(folder, path.name)
+            yield unfinished
+            path.write_bytes(unfinished.read_bytes())  # an upload is whole or absent
+        return
     # In the same folder, because only there a rename is atomic.
     unfinished = path.with_name(f"{path.name}-{uuid.uuid4().hex}.tmp")
     try:
@@ -76,31 +170,92 @@ def whole_file(path):
         unfinished.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def workdir_lock(workdir, primary=True):
-    """Locks `workdir` for this run. The system releases the lock when the process dies.
+def write_text(path, text):
+    """Writes a file in UTF-8 that is either complete or as it was."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
-    With several processes, only the one with `primary` set takes the lock. Yields the absolute
-    path.
-    """
-    path = local_path(workdir, "The workdir").absolute()
-    if not primary:
+
+@contextlib.contextmanager
+def local_copy(path):
+    """Yields the path of a file on this machine: its own, or that of a copy from the bucket."""
+    if not in_bucket(path):
         yield path
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        handle = open(path / "lock", "w")  # noqa: SIM115  closed below
-    except OSError as error:
-        raise UserError(
-            f"The workdir {str(path)!r} cannot be written ({error.strerror}). Choose another "
-            "one with --workdir."
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another run is writing to the workdir {str(path)!r}. Wait for it to end, or "
-                "choose another workdir with --workdir."
-            ) from error
-        yield path
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder, path.name)
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+class LocalFolder:
+    """A folder on this machine for libraries that write files themselves.
+
+    `here` is `path` itself if that is on a disk. Of a folder in a bucket it is a temporary one,
+    whose files `upload` copies to the bucket.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._temporary = tempfile.TemporaryDirectory() if in_bucket(path) else None
+        self.here = pathlib.Path(self._temporary.name) if self._temporary else path
+
+    def upload(self):
+        """Copies the files to the bucket, if there is one."""
+        for file in files_below(self.here) if self._temporary else ():
+            copy = self.path / file.relative_to(self.here).as_posix()
+            copy.write_bytes(file.read_bytes())
+
+
+def explain_failure(error):
+    """One sentence about an error of Google Cloud Storage's packages; None for another error."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    theirs = any(type(link).__module__.startswith(MODULES) for link in chain)
+    if not theirs and not str(error).startswith("Forbidden: "):
+        return None
+    return f"Google Cloud Storage failed: {_reason(error, 'named in the path')}"
+
+
+@functools.cache
+def _file_system():
+    """The file system that epath uses for buckets."""
+    import fsspec
+    from etils.epath import backend
+
+    # Orbax writes past gcsfs, and other processes write too.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return backend.fsspec_backend.fs(BUCKET)
+
+
+@functools.cache
+def _reach(bucket):
+    """Asks for one name in the bucket, so that a mistake shows before anything is computed."""
+    import fsspec.asyn
+
+    for name in ("gcsfs", "google.auth"):  # errors are told in one sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    files = _file_system()
+    fsspec.asyn.sync(
+        files.loop, files._call, "GET", "b/{}/o", bucket, maxResults=1, timeout=PATIENCE
+    )
+
+
+def _reason(error, bucket):
+    """What is wrong with a bucket, and what to do, from an error of gcsfs or its packages."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    code = getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError):
+        return f"there is no bucket {bucket!r}. Check its name, or make it with gcloud."
+    if code in (401, "401") or type(error).__module__.startswith("google.auth"):
+        return f"nobody is logged in to Google Cloud ({told[:160]}). To use it, {LOGIN}."
+    if told.startswith("Forbidden") or code in (403, "403"):
+        return (
+            f"this account may not use the bucket {bucket!r} ({told[-160:]}). Ask its owner for "
+            "the role Storage Object User, or log in with another account."
+        )
+    return (
+        f"Google Cloud Storage does not answer ({told[:160]}). Check the network, and run the same "
+        "command again."
+    )

@@ -1,5 +1,6 @@
 """The plots of a run: training images as the model sees them, and a measure over the epochs."""
 
+import io
 import textwrap
 
 import numpy as np
@@ -7,6 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+
+from cutmix_jax.paths import whole_file
 
 # Uses Figure objects instead of pyplot, which needs a window system and shares state with callers.
 ACCENT = "#d62728"
@@ -33,7 +36,7 @@ def draw_mixed(batch, class_names, path, columns=8, rows=4):
             if plan.layer == "image":
                 outline(axes[i], plan, i)
     figure.suptitle("Training images as the model sees them, with their label weights", fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def draw_boxes(batch, class_names, path, columns=4, rows=4):
@@ -60,7 +63,7 @@ def draw_boxes(batch, class_names, path, columns=4, rows=4):
             if label >= 0:
                 outline_box(axis, box, colors[label], shorten(class_names[label]))
     figure.suptitle("Training images as the model sees them, with their objects", fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def draw_captions(images, captions, path, columns=4, rows=4):
@@ -79,7 +82,7 @@ def draw_captions(images, captions, path, columns=4, rows=4):
         show_image(axis, image)
         axis.set_title(textwrap.fill(caption, 36), fontsize=7, parse_math=False)
     figure.suptitle("Training images as the network sees them, with their captions", fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def image_grid(count, columns, width, height):
@@ -219,7 +222,16 @@ def save_curves(figure, axis, words, path):
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def save_figure(figure, file):
+    """Writes a figure as PNG to a path, on a disk or in a bucket, or to a stream of bytes."""
+    if isinstance(file, io.IOBase):
+        figure.savefig(file, format="png")
+        return
+    with whole_file(file) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def shorten(name, length=14):

@@ -5,6 +5,7 @@ import re
 import jax
 
 from cutmix_jax import UserError
+from cutmix_jax.paths import LocalFolder
 
 
 def read_steps(text):
@@ -39,7 +40,7 @@ class Profiler:
     """
 
     def __init__(self, folder, start, count):
-        self.folder, self.start, self.end = folder, start, start + count
+        self.files, self.start, self.end = LocalFolder(folder), start, start + count
         self.began = None  # the step before the trace, while it is written
 
     def check(self, step, total_steps):
@@ -73,7 +74,7 @@ class Profiler:
             options = jax.profiler.ProfileOptions()
             # Each call of Python's would be an event: too many for the trace, and slow.
             options.python_tracer_level = 0
-            jax.profiler.start_trace(self.folder, profiler_options=options)
+            jax.profiler.start_trace(self.files.here, profiler_options=options)
             self.began = step
 
     def after(self, step, wait):
@@ -85,7 +86,7 @@ class Profiler:
         if self.began is None or step < self.end:
             return None
         wait()
-        told = f"Steps {self.began + 1} to {step} are traced in {str(self.folder)!r}."
+        told = f"Steps {self.began + 1} to {step} are traced in {str(self.files.path)!r}."
         self.close()
         return told
 
@@ -94,3 +95,4 @@ class Profiler:
         if self.began is not None:
             self.began = None
             jax.profiler.stop_trace()
+            self.files.upload()

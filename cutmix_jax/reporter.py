@@ -2,13 +2,13 @@
 
 import json
 import os
-import pathlib
 import sys
 import time
 
 import tqdm
 
 from cutmix_jax import first_line, loggers
+from cutmix_jax.paths import write_text
 
 
 class Reporter:
@@ -26,10 +26,10 @@ class Reporter:
             return
         self.epochs, self.total_steps = epochs, epochs * epoch_steps
         self.batch_size = batch_size
-        self.workdir, self.loggers = pathlib.Path(workdir), {}
-        self.jsonl = self.workdir / "metrics.jsonl"
+        self.workdir, self.loggers = workdir, {}
         # After a kill the file may hold epochs that the checkpoint does not: it starts from there.
-        self.jsonl.write_text("".join(json.dumps(record) + "\n" for record in history))
+        self.lines = [json.dumps(record) + "\n" for record in history]
+        self.write_lines()
         self.first_step = history[-1]["step"] + 1 if history else 0
         self.bar = tqdm.tqdm(
             total=self.total_steps * batch_size,
@@ -91,8 +91,8 @@ class Reporter:
         """Writes the record of an epoch to the files, and `words` about it to the terminal."""
         if not self.primary:
             return
-        with self.jsonl.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self.lines.append(json.dumps(record) + "\n")
+        self.write_lines()
         self.tell_loggers(
             "log",
             record["step"],
@@ -107,6 +107,10 @@ class Reporter:
             + describe_speed(record)
         )
         self.spoke = time.monotonic()
+
+    def write_lines(self):
+        """Writes `metrics.jsonl`, as a whole: nothing can be appended in a bucket."""
+        write_text(self.workdir / "metrics.jsonl", "".join(self.lines))
 
     def close(self, failed=False):
         """Leaves the terminal in order and the files whole; `failed` after an error."""

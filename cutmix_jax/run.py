@@ -19,7 +19,8 @@ from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.convert import from_torch, read_file
 from cutmix_jax.host import start_in_background
-from cutmix_jax.paths import local_path, whole_file, workdir_lock
+from cutmix_jax.lock import workdir_lock
+from cutmix_jax.paths import user_path, write_text
 from cutmix_jax.profiler import Profiler
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
@@ -35,7 +36,7 @@ def train(config, workdir, stream=None, profile=None):
 
     Args:
         config: from a file in `configs/`.
-        workdir: path of a local folder; made if it is not there.
+        workdir: path of a folder, local or gs://BUCKET/FOLDER; made if it is not there.
         stream: where progress is printed; standard output by default.
         profile: ``(start, count)``, to trace `count` steps after the first `start` into
             `WORKDIR/profile`; None traces nothing.
@@ -47,7 +48,7 @@ def train(config, workdir, stream=None, profile=None):
         UserError: the config, the data, the workdir or a logger cannot be used, or the loss is not
             finite.
     """
-    workdir = local_path(workdir, "The workdir")
+    workdir = user_path(workdir, "The workdir")
     task = create_task(config)
     loggers.check_installed(config.loggers)
     described = describe_run(task)
@@ -58,9 +59,10 @@ def train(config, workdir, stream=None, profile=None):
         profiler.check(0, task.total_steps)
     with (
         Interruption() as interruption,
-        workdir_lock(workdir, primary) as folder,
-        Checkpoints(folder) as checkpoints,
+        workdir_lock(workdir, primary) as lock,
+        Checkpoints(lock.folder) as checkpoints,
     ):
+        folder = lock.folder
         programs = checkpoints.latest_step < task.total_steps and train_lib.compile_ahead(task)
         state, log, notes = open_run(task, checkpoints, described)
         step = int(state.step)
@@ -106,6 +108,7 @@ def train(config, workdir, stream=None, profile=None):
                 checkpoints=checkpoints,
                 reporter=reporter,
                 interruption=interruption,
+                lock=lock,
                 meta=described,
                 profiler=profiler,
             )
@@ -159,7 +162,7 @@ def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals
         from cutmix_jax import evals as evals_lib  # its libraries take a second
 
         names = evals_lib.check_names(evals)
-    workdir = local_path(workdir, "The workdir")
+    workdir = user_path(workdir, "The workdir")
     missing = UserError(
         f"The workdir {str(workdir)!r} has no checkpoint. Train first (--mode train), or give "
         "another --workdir."
@@ -372,7 +375,7 @@ def read_start(path, model):
         path: of the workdir, or of a file that `convert.read_file` reads.
         model: the network that the file has to fit.
     """
-    file = local_path(path, "config.init_from")
+    file = user_path(path, "config.init_from")
     if not file.is_file():
         return read_weights(path, name="config.init_from")
     converted = from_torch(read_file(file), model, file.name)
@@ -389,7 +392,7 @@ def start_plotting(task, programs, state, arrays, folder):
             from clu import parameter_overview
 
             table = parameter_overview.get_parameter_overview(params)
-            (folder / "parameters.txt").write_text(table + "\n")
+            write_text(folder / "parameters.txt", table + "\n")
         task.plot_start(arrays["train"], folder)
 
     future = start_in_background(plot)
@@ -470,8 +473,7 @@ def describe_results(task, results, folder):
 
 def write_json(path, value):
     """Writes a file that is either complete or absent."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path):

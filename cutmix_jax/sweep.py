@@ -13,8 +13,6 @@ mounts the workdir. After each run, its worker writes the table: `sweep.md` and 
 """
 
 import argparse
-import contextlib
-import fcntl
 import gc
 import pathlib
 import re
@@ -26,7 +24,8 @@ from absl import logging
 from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
-from cutmix_jax.paths import local_path, whole_file
+from cutmix_jax.lock import sweep_lock
+from cutmix_jax.paths import absolute, user_path, write_text
 
 # The epochs that are compared: the end of their key in results.json, and their name in the table.
 CHOICES = {"last": "last epoch", "held_out": "held-out choice", "best": "best on test"}
@@ -115,7 +114,7 @@ def plan_runs(sources, seeds, overrides, workdir):
             config.seed = seed
             if config.init_from:
                 config.init_from = config.init_from.replace("{seed}", str(seed))
-            folder = pathlib.Path(workdir) / _folder_name(source, seed)
+            folder = user_path(workdir, "--workdir") / _folder_name(source, seed)
             runs.append({"source": source, "seed": seed, "folder": folder, "config": config})
     return runs
 
@@ -299,23 +298,14 @@ def _shown(found, factor, *formats):
     return " ± ".join(format(factor * number, how) for number, how in pairs if number is not None)
 
 
-@contextlib.contextmanager
-def table_lock(workdir):
-    """Lets one worker at a time read the results and write the table."""
-    with (workdir / "sweep.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def write_table(runs, baselines, workdir):
     """Writes `sweep.md` and `sweep.json` from the finished runs, and returns the summary."""
     from cutmix_jax.run import write_json
 
-    with table_lock(workdir):
+    with sweep_lock(workdir):
         summary = summarize(runs, baselines)
         write_json(workdir / "sweep.json", summary)
-        with whole_file(workdir / "sweep.md") as unfinished:
-            unfinished.write_text(format_table(summary, task_of(runs)), encoding="utf-8")
+        write_text(workdir / "sweep.md", format_table(summary, task_of(runs)))
     return summary
 
 
@@ -372,20 +362,14 @@ def main(arguments):
     """Runs this worker's runs, prints the table, and returns the exit status."""
     flags, overrides = parse(arguments)
     sources, seeds = flags.configs, range(flags.seed_from, flags.seed_from + flags.seeds)
-    workdir = local_path(flags.workdir, "--workdir").absolute()
+    workdir = absolute(user_path(flags.workdir, "--workdir"))
     try:
         runs = plan_runs(sources, seeds, overrides, workdir)
         baselines = choose_baselines(sources, flags.baseline)
     except UserError as error:
         fail(error, 2)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "sweep.lock").open("a").close()
-    except OSError as error:
-        raise UserError(
-            f"The workdir {str(workdir)!r} cannot be written ({error.strerror}). Choose another "
-            "one with --workdir."
-        ) from error
+    with sweep_lock(workdir):  # shows now if it cannot be written
+        pass
 
     from cutmix_jax import host
     from cutmix_jax.signals import Interruption

@@ -224,6 +224,7 @@ class Session:
         checkpoints: a `checkpoint.Checkpoints`.
         reporter: a `reporter.Reporter`.
         interruption: a `signals.Interruption`, inside its `with` block.
+        lock: the `lock.Lock` of the workdir.
         meta: plain values to keep in every checkpoint, next to the log.
         profiler: a `profiler.Profiler`, or None.
     """
@@ -235,12 +236,14 @@ class Session:
     checkpoints: Any
     reporter: Any
     interruption: Any
+    lock: Any
     meta: dict
     profiler: Any = None
     clock: float = dataclasses.field(default_factory=time.monotonic)
 
     def save(self, step, state, partial=None, rank=None):
         """Saves `state`, with the counters of an epoch that is not done, or the rank of one."""
+        self.lock.confirm()
         self.count_seconds()
         self.log.partial = partial or {}
         meta = self.meta | {"progress": dataclasses.asdict(self.log)}
@@ -339,6 +342,7 @@ def train_epoch(session, state, mapped_train_steps, compiled):
             session.reporter.say(told)
             rate = Rate()  # writing a trace takes seconds
         session.reporter.step(step, rate.per_second())
+        session.lock.check()
         if session.interruption.at(step):
             break
         due = config.checkpoint_every and step % config.checkpoint_every < taken

@@ -1,4 +1,4 @@
-"""Paths from the user are local. An address is refused before anything is written."""
+"""Paths from the user. An address that is not read is refused before anything is written."""
 
 import os
 import pathlib
@@ -17,7 +17,8 @@ from cutmix_jax.config import check_config
 from cutmix_jax.convert import __main__ as convert_command
 from cutmix_jax.data import boxes, cache, open_data, prepare
 from cutmix_jax.evals import ood
-from cutmix_jax.paths import local_path, whole_file, workdir_lock
+from cutmix_jax.lock import workdir_lock
+from cutmix_jax.paths import local_path, user_path, whole_file
 from cutmix_jax.report import __main__ as report
 from cutmix_jax.report.runs import read_runs
 from tests.commands import REPOSITORY, environment, small_config
@@ -58,6 +59,21 @@ def test_an_address_is_refused_in_one_sentence(path):
 
 
 @pytest.mark.parametrize(
+    "path", ["s3://bucket/run", "gs:/bucket/run", "GS://bucket", " gs://bucket", "gs://b/s3://c"]
+)
+def test_where_a_bucket_may_be_given_other_addresses_are_refused(path):
+    with pytest.raises(UserError) as refusal:
+        user_path(path, "--workdir")
+    expected = f"--workdir is {path!r}, but a local path or gs://BUCKET/FOLDER was expected. "
+    assert str(refusal.value).startswith(expected)
+
+
+def test_an_address_without_a_bucket_is_refused():
+    with pytest.raises(UserError, match=r"^--workdir is 'gs://', without a bucket\."):
+        user_path("gs://", "--workdir")
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "runs/first",
@@ -80,8 +96,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert local_path("~", "--workdir") == tmp_path
     assert local_path("~/runs/~x", "--workdir") == tmp_path / "runs/~x"
-    with workdir_lock("~/runs/first") as folder:
-        assert folder == tmp_path / "runs/first"
+    with workdir_lock("~/runs/first") as lock:
+        assert lock.folder == tmp_path / "runs/first"
     assert gallery.main(["--output=~/sheet.png", "--mixes", "cutmix", "--count=2"]) == 0
     assert (tmp_path / "sheet.png").is_file()
 

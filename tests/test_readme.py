@@ -37,7 +37,7 @@ def test_requirements_are_those_of_the_package():
     assert listed == [requirement.replace("'", '"') for requirement in expected]
 
 
-@pytest.mark.parametrize("extra", ["torch", "captions"])
+@pytest.mark.parametrize("extra", ["torch", "captions", "gcs"])
 def test_optional_requirements_are_those_of_the_package(extra):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [*filter(None, map(plain, (ROOT / f"requirements-{extra}.txt").open()))]
@@ -46,7 +46,8 @@ def test_optional_requirements_are_those_of_the_package(extra):
 
 def test_every_requirement_has_its_reason():
     page = (ROOT / "docs/dependencies.md").read_text()
-    for file in ("requirements.txt", "requirements-captions.txt", "requirements-dev.txt"):
+    for extra in ("", "-captions", "-gcs", "-dev"):
+        file = f"requirements{extra}.txt"
         for name in re.findall(r"^([\w-]+)>=", (ROOT / file).read_text(), re.M):
             assert re.search(rf"\b{name}\b", page), name
 

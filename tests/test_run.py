@@ -17,9 +17,9 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from cutmix_jax import UserError, run, tasks, train
 from cutmix_jax import config as config_lib
 from cutmix_jax.data import resident
+from cutmix_jax.lock import workdir_lock
 from cutmix_jax.models import create_model
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import workdir_lock
 from cutmix_jax.tasks.classification import Classification
 from tests.commands import SMALL, checkpoint_digest, run_main, small_config, write_photographs
 

@@ -10,7 +10,7 @@ from cutmix_jax import config as config_lib
 from cutmix_jax.convert.files import SUFFIXES
 from cutmix_jax.convert.hub import why_not_timm
 from cutmix_jax.convert.workdirs import export_folder, export_weights, import_weights
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import user_path
 
 
 def main(arguments=None):
@@ -43,8 +43,8 @@ def main(arguments=None):
     try:
         # A path forgets the / at its end. Names on the Hub have dots, too.
         to_folder = flags.output.endswith("/")
-        flags.source = local_path(flags.source, "The source")
-        flags.output = local_path(flags.output, "--output")
+        flags.source = user_path(flags.source, "The source")
+        flags.output = user_path(flags.output, "--output")
         if flags.source.is_dir():
             if flags.weights:
                 rest = ["--weights", *rest]

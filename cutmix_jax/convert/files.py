@@ -13,6 +13,7 @@ import numpy as np
 
 from cutmix_jax import UserError
 from cutmix_jax.convert.names import some
+from cutmix_jax.paths import local_copy, user_path
 
 SUFFIXES = (".pth", ".pt", ".tar", ".safetensors")
 # What scripts save besides tensors: classes that only hold values.
@@ -42,9 +43,14 @@ def read_file(path):
     Raises:
         UserError: the file is damaged or something else, or a package is missing.
     """
-    path = pathlib.Path(path)
+    path = user_path(path, "The file of weights")
     if not path.is_file():
         raise UserError(f"There is no file or workdir {str(path)!r}: check the path.")
+    with local_copy(path) as file:
+        return _read(file)
+
+
+def _read(path):
     with path.open("rb") as file:
         head = file.read(32)
     # safetensors: a length of eight bytes, then JSON. PyTorch: ZIP archives; before 1.6, pickles.

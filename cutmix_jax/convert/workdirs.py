@@ -9,8 +9,9 @@ from cutmix_jax.checkpoint import Checkpoints, read_weights
 from cutmix_jax.convert.files import read_file, saver
 from cutmix_jax.convert.hub import model_card, timm_config, why_not_timm
 from cutmix_jax.convert.weights import from_torch, to_torch
+from cutmix_jax.lock import workdir_lock
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import local_path, whole_file, workdir_lock
+from cutmix_jax.paths import absolute, in_bucket, user_path, whole_file, write_text
 
 # The most likely training data for a number of classes and channels.
 DATA = {
@@ -41,12 +42,12 @@ def import_weights(
     Raises:
         UserError: the file, its weights, the config or the workdir cannot be used.
     """
-    path, workdir = local_path(path, "The file of weights"), local_path(workdir, "The workdir")
+    path, workdir = user_path(path, "The file of weights"), user_path(workdir, "The workdir")
     converted = from_torch(read_file(path), model, path.name, weights)
     config = _create_config(converted, config, overrides, path)
-    with workdir_lock(workdir) as folder:
-        _make_room(folder, overwrite)
-        with Checkpoints(folder) as checkpoints:
+    with workdir_lock(workdir) as lock:
+        _make_room(lock.folder, overwrite)
+        with Checkpoints(lock.folder) as checkpoints:
             meta = {
                 "config": config_lib.to_plain(config),
                 "weights": {"file": path.name, "new": list(converted.new)},
@@ -72,7 +73,7 @@ def export_weights(workdir, path, which="latest", overwrite=False):
     Raises:
         UserError: no checkpoint is whole, PyTorch is missing, or the file exists.
     """
-    path = local_path(path, "The file of weights")
+    path = user_path(path, "The file of weights")
     if path.exists() and not overwrite:
         raise UserError(f"--output {path} exists: give another name, or --overwrite.")
     save = saver(path)
@@ -103,7 +104,7 @@ def export_folder(workdir, folder, which="latest", overwrite=False):
         UserError: no checkpoint is whole, safetensors is missing, the run is not that of a
             classifier, or one of the files exists.
     """
-    folder = local_path(folder, "The folder of weights")
+    folder = user_path(folder, "The folder of weights")
     weights, timm, card = (
         folder / name for name in ("model.safetensors", "config.json", "README.md")
     )
@@ -121,13 +122,13 @@ def export_folder(workdir, folder, which="latest", overwrite=False):
     arrays = to_torch(state["weights"], state["step"])
     history = meta.get("progress", {}).get("history", ())
     measured = [r for r in history if r["step"] == state["step"] and "test_top1_error" in r]
-    results = local_path(workdir, "The workdir") / "results.json"
+    results = user_path(workdir, "The workdir") / "results.json"
     texts = {
         card: model_card(
             config,
             arrays,
             meta,
-            name=folder.absolute().name,
+            name=absolute(folder).name,
             record=measured[0] if measured else None,
             results=json.loads(results.read_text()) if results.is_file() else None,
             best=which == "best",
@@ -144,8 +145,7 @@ def export_folder(workdir, folder, which="latest", overwrite=False):
     with whole_file(weights) as unfinished:
         save(arrays, unfinished)
     for path, text in texts.items():
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return arrays, meta, notes
 
 
@@ -198,4 +198,4 @@ def _make_room(folder, overwrite):
             f"The workdir {str(folder)!r} contains converted weights: give another folder with "
             "--output, or --overwrite."
         )
-    shutil.rmtree(checkpoints)
+    checkpoints.rmtree() if in_bucket(checkpoints) else shutil.rmtree(checkpoints)

@@ -15,7 +15,7 @@ import numpy as np
 
 from cutmix_jax import UserError, first_line
 from cutmix_jax.data import records
-from cutmix_jax.paths import existing_folder
+from cutmix_jax.paths import existing_folder, files_below, user_path
 
 # Number of missing files to list.
 SHOWN = 3
@@ -115,11 +115,8 @@ def of_xml_files(folder: str, split: records.Split) -> Callable[[int], np.ndarra
 def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> None:
     """Fills `files` with the path for every index of the split."""
     found = collections.defaultdict(list)
-    for folder, _, names in os.walk(root):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix == ".xml":
-                found[stem].append(os.path.join(folder, name))
+    for file in files_below(root, ".xml"):
+        found[file.stem].append(os.fspath(file))
     images = [records.file_name(split, i) for i in range(split.count)]
     stems = [pathlib.Path(name).stem for name in images]
     missing = [stem for stem in stems if stem not in found]
@@ -174,7 +171,8 @@ def read_xml(path) -> Annotation:
         UserError: the file cannot be read, or lacks an element; the message names both.
     """
     try:
-        tree = xml.etree.ElementTree.parse(path).getroot()
+        with user_path(path, "boxes_dir").open("rb") as file:
+            tree = xml.etree.ElementTree.parse(file).getroot()
         objects = tree.findall("object")
         height, width = (_number(tree, f"size/{name}") for name in ("height", "width"))
         corners = [

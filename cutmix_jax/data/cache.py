@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from cutmix_jax.data import image_files
-from cutmix_jax.paths import local_path, whole_file
+from cutmix_jax.paths import describe_version, local_path, whole_file
 
 # Part of every key. Increase it when the meaning of stored arrays changes.
 FORMAT = 1
@@ -43,10 +43,10 @@ def stats(paths: Iterable) -> list[str]:
     lines = []
     for path in paths:
         try:
-            stat = os.stat(path)
+            version = describe_version(path)
         except OSError as error:
             raise image_files.unreadable(path, error) from error
-        lines.append(f"{os.fspath(path)} {stat.st_size} {stat.st_mtime_ns}")
+        lines.append(f"{os.fspath(path)} {version}")
     return lines
 
 

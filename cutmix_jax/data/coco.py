@@ -166,9 +166,10 @@ def _finder(config: ConfigDict, named: str) -> Callable[[str, str], list[Caption
         root = existing_folder(config.data_dir, "data_dir", "the folder of COCO")
     if config.captions.splits:
         file = local_path(config.captions.splits, "config.captions.splits")
-        return functools.partial(_from_karpathy, file, _load(file), root)
+        images = local_path(root, "config.data_dir")
+        return functools.partial(_from_karpathy, file, _load(file), images)
     if (root / "annotations").is_dir():
-        return functools.partial(_from_tree, root)
+        return functools.partial(_from_tree, local_path(root, "config.data_dir"))
     folder = tfds_sets.find_prepared(NAME, root)
     if folder is None:
         raise UserError(

@@ -13,10 +13,12 @@ import numpy as np
 from cutmix_jax import UserError
 from cutmix_jax.data import cache, image_files
 from cutmix_jax.data.records import ImageSet, Split, choose_split
+from cutmix_jax.paths import local_path
 
 
 def open_folder(root: pathlib.Path, test_split: str | None) -> ImageSet:
     """Opens the folder `root` as a dataset."""
+    root = local_path(root, "config.data_dir")
     folders = {entry.name for entry in image_files.list_folder(root) if os.path.isdir(entry)}
     if "train" not in folders:
         raise UserError(

@@ -31,7 +31,7 @@ from cutmix_jax.data.records import (
     import_tfds,
     require,
 )
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import in_bucket, resolved, user_path
 
 # Datasets that do not use TFDS.
 FOLDER = "folder"
@@ -49,6 +49,11 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
     """
     folder = _as_prepared(dataset, root) or find_prepared(dataset, root)
     if folder is None:
+        if in_bucket(root):
+            raise UserError(
+                f"{dataset} is not prepared in {root}. Prepare it in a local folder, and copy that "
+                f"there: gcloud storage cp -r FOLDER/{dataset} {root}/"
+            )
         if dataset in cifar.ARCHIVES:
             cifar.prepare(dataset, root)
         elif _parse(dataset)[0] == imagenet.NAME:
@@ -65,7 +70,7 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
             raise UserError(f"{dataset} was prepared, but is not in {root}.")
     tfds = import_tfds()
     if dataset == FOLDER:
-        dataset = f"{FOLDER}-{root.resolve().name}"
+        dataset = f"{FOLDER}-{resolved(root).name}"
     info, features = read_info(dataset, folder)
     shape = _image_shape(tfds, dataset, features)
     prefer = ("test", "validation")
@@ -93,7 +98,7 @@ def open_prepared(dataset: str, root: pathlib.Path, test_split: str | None) -> I
 
 def default_root() -> pathlib.Path:
     """$TFDS_DATA_DIR, or the folder that TFDS uses."""
-    return local_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
+    return user_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
 
 
 def _as_prepared(dataset: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -202,9 +207,10 @@ def _box_key(tfds, features) -> str | None:
 
 def open_split(dataset: str, info, split: str, box_key: str | None = None) -> Split:
     """A split of a prepared dataset; its boxes are in the feature `box_key`, if there is one."""
-    paths = [str(path) for path in info.splits[split].filepaths]
-    for path in paths:
-        if not os.path.isfile(path):
+    files = info.splits[split].filepaths
+    here = {entry.name for folder in {file.parent for file in files} for entry in folder.iterdir()}
+    for path in files:
+        if path.name not in here:
             raise UserError(
                 f"{path} is missing. Prepare {dataset} again, or copy its whole folder."
             )
@@ -213,6 +219,12 @@ def open_split(dataset: str, info, split: str, box_key: str | None = None) -> Sp
         raise UserError(
             f"{dataset} is prepared as {file_format}, but {' or '.join(READERS)} is expected. "
             "Prepare it again in one of these formats."
+        )
+    paths = [os.fspath(file) for file in files]
+    if file_format == "tfrecord" and in_bucket(paths[0]):
+        raise UserError(
+            f"{dataset} is prepared as tfrecord in {info.data_dir}, but only array_record is read "
+            "from a bucket. Copy it to a local folder, or prepare it as array_record."
         )
     files = _Files(dataset, split, file_format, paths, info.splits[split].shard_lengths)
     return Split(
@@ -319,7 +331,7 @@ READERS = {"array_record": _array_record, "tfrecord": _tfrecord}
 
 
 def _fingerprint(folder: pathlib.Path, names: dict[str, str]) -> str:
-    files = sorted(os.scandir(folder.resolve()), key=lambda entry: entry.name)
+    files = sorted(resolved(folder).iterdir(), key=lambda entry: entry.name)
     return "\n".join([repr(names), *cache.stats(files)])
 
 

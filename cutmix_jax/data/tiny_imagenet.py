@@ -16,6 +16,7 @@ import numpy as np
 from cutmix_jax import UserError
 from cutmix_jax.data import boxes, cache, image_files
 from cutmix_jax.data.records import ImageSet, Split, choose_split
+from cutmix_jax.paths import local_path
 
 SIDE = 64
 FOLDER = "tiny-imagenet-200"
@@ -31,6 +32,7 @@ def find_tree(root: pathlib.Path) -> pathlib.Path | None:
 
 def open_tree(root: pathlib.Path, test_split: str | None) -> ImageSet:
     """The official folder as a dataset of encoded images."""
+    root = local_path(root, "config.data_dir")
     classes = tuple(sorted(_read(root / "wnids.txt").split()))
     splits = {"train": _train(root, classes)}
     if test_split != "held_out":

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from cutmix_jax import UserError, nearest
 from cutmix_jax.data import batches, boxes, cache, image_files, voc_records
 from cutmix_jax.data.records import Annotated, ObjectSet, Split
-from cutmix_jax.paths import existing_folder
+from cutmix_jax.paths import existing_folder, local_path, resolved
 
 CLASS_NAMES = (
     "aeroplane",
@@ -78,10 +78,10 @@ def open_voc(config: ConfigDict) -> ObjectSet:
     # Images are not cached: 16 GB for VOC, which load no faster than several cores decode.
     counts = [part.images.count for part in parts.values()]
     names = [config.voc[key] for key in keys]
-    described = [VERSION, config.voc.classes, config.voc.max_side, *counts, *names, root.resolve()]
+    described = [VERSION, config.voc.classes, config.voc.max_side, *counts, *names, resolved(root)]
     stats = cache.stats(path for part in parts.values() for path in part.files)
     fingerprint = "\n".join([*map(str, described), *stats])
-    flat = cache.load_or_make(f"voc-{root.resolve().name}", fingerprint, make)
+    flat = cache.load_or_make(f"voc-{resolved(root).name}", fingerprint, make)
     splits = {
         key: {name: flat[f"{key}/{name}"] for name in ("size", "boxes", "label", "difficult")}
         for key in keys
@@ -98,6 +98,7 @@ def open_voc(config: ConfigDict) -> ObjectSet:
 
 def _list_tree(root: pathlib.Path, names: str, key: str) -> Annotated:
     """The images of the splits `names`, joined by '+', in folders."""
+    root = local_path(root, "config.data_dir")
     annotations, images = zip(*_files(root, names, key), strict=True)
     trees = {pathlib.Path(annotation).parents[1].resolve().name for annotation in annotations}
     return Annotated(

@@ -25,7 +25,8 @@ from cutmix_jax.evals import (
 )
 from cutmix_jax.evals.evaluation import Evaluation, Report
 from cutmix_jax.evals.subject import Subject, create_subject
-from cutmix_jax.paths import whole_file
+from cutmix_jax.paths import write_text
+from cutmix_jax.pictures import save_figure
 
 __all__ = [
     "EVALS",
@@ -207,10 +208,9 @@ def write_report(folder, name, values, report):
         table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        (written_to / file).write_text(text.getvalue())
+        write_text(written_to / file, text.getvalue())
     for file, text in report.texts.items():
-        (written_to / file).write_text(text)
+        write_text(written_to / file, text)
     for file, figure in report.figures.items():
-        figure.savefig(written_to / file)
-    with whole_file(written_to / f"{name}.json") as unfinished:
-        unfinished.write_text(json.dumps(values, indent=2) + "\n")
+        save_figure(figure, written_to / file)
+    write_text(written_to / f"{name}.json", json.dumps(values, indent=2) + "\n")

@@ -9,7 +9,7 @@ import jinja2
 
 from cutmix_jax import report
 from cutmix_jax.command_line import fail, guard
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import user_path, write_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ def main(arguments):
     from cutmix_jax.report.runs import read_runs
     from cutmix_jax.report.sections import build, headline
 
-    output = local_path(flags.output, "--output")
+    output = user_path(flags.output, "--output")
     runs = read_runs(flags.runs)
     (output / "figures").mkdir(parents=True, exist_ok=True)
     content = {"sections": build(runs), "headline": headline(runs)}
@@ -61,7 +61,7 @@ def main(arguments):
         (output / "figures" / figure.name).write_bytes(figure.png)
     for suffix in ("html", "md"):
         page = environment.get_template(f"page.{suffix}").render(content)
-        (output / f"index.{suffix}").write_text(page, encoding="utf-8")
+        write_text(output / f"index.{suffix}", page)
     print(f"{len(runs)} runs: {output / 'index.html'}, {output / 'index.md'}")
     return 0
 

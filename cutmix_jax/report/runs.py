@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
 import math
 import pathlib
@@ -11,7 +12,7 @@ from numbers import Real
 from cutmix_jax import UserError
 from cutmix_jax.checkpoint import Checkpoints
 from cutmix_jax.config import base_config, flatten, is_free, to_plain
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import files_below, resolved, user_path
 from cutmix_jax.tasks import find_task
 from cutmix_jax.tasks.captioning import SCORES, Captioning
 
@@ -129,15 +130,10 @@ def read_runs(paths):
         UserError: one of them contains no run, or a file of a run cannot be read.
     """
     found = {}
-    for path in (local_path(path, "RUNS") for path in paths):
+    for path in (user_path(path, "RUNS") for path in paths):
         if not path.is_dir():
             raise UserError(f"{str(path)!r} is not a folder: give workdirs, or folders of them.")
-        marks = ("results.json", "metrics.jsonl", "evals/*.json")
-        folders = {
-            (mark.parent.parent if mark.parent.name == "evals" else mark.parent).resolve()
-            for pattern in marks
-            for mark in path.rglob(pattern)
-        }
+        folders = {resolved(folder) for folder in find_workdirs(path)}
         if not folders:
             raise UserError(
                 f"{str(path)!r} contains no run: give a workdir of main.py, or a folder of such "
@@ -145,6 +141,15 @@ def read_runs(paths):
             )
         found |= dict.fromkeys(sorted(folders))
     return [read_run(folder) for folder in found]
+
+
+def find_workdirs(folder):
+    """Yields a workdir in or below `folder` for each of its files that tell of a run."""
+    for file in files_below(folder):
+        if file.parent.name == "evals" and file.suffix == ".json":
+            yield file.parent.parent
+        elif file.name in ("results.json", "metrics.jsonl"):
+            yield file.parent
 
 
 def read_run(folder):
@@ -214,7 +219,7 @@ def read_backbone(path):
 
     Converted weights have no method, so their config is not returned.
     """
-    folder = local_path(path, "config.init_from")
+    folder = user_path(path, "config.init_from")
     results = folder / "results.json"
     if results.is_file():
         return parse(results, results.read_bytes(), {"config.mix.name": str})
@@ -237,8 +242,8 @@ def read_rows(path):
     if not path.is_file():
         return []
     try:
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        text = path.read_bytes().decode()
+        return list(csv.DictReader(io.StringIO(text, newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise damaged(path, f"is not a table ({error})") from error
 
