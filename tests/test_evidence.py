@@ -8,6 +8,7 @@ import re
 import statistics
 
 import pytest
+import scipy.stats
 
 from cutmix_jax.data import shapes
 
@@ -118,6 +119,50 @@ def shapes_transfer():
         ]
 
 
+def seeds_of(name, start, seeds):
+    """The results of a run at each seed."""
+    for seed in range(seeds):
+        results = json.loads(
+            (DOCS / f"evidence/{name}/{start}-seed{seed}/results.json").read_text()
+        )
+        assert results["config"]["seed"] == seed
+        yield results
+
+
+def paired(baseline, method):
+    """The gains in percent, paired by seed, and their mean with Student's 95 % interval."""
+    gains = [100 * (a - b) for a, b in zip(baseline, method, strict=True)]
+    half = scipy.stats.t.ppf(0.975, len(gains) - 1) * scipy.stats.sem(gains)
+    return ", ".join(f"{gain:.2f}" for gain in gains), f"{statistics.mean(gains):.2f} ± {half:.2f}"
+
+
+def cifar100_10000():
+    """The measures of the baseline and of CutMix on 10,000 images, and their differences."""
+    runs = [list(seeds_of("cifar100_10000", name, 3)) for name in ("baseline", "cutmix")]
+    for words, key in (
+        ("top-1, last epoch", "top1_error_last"),
+        ("top-1, epoch chosen on held-out images", "top1_error_held_out"),
+        ("top-1, best on test", "top1_error_best"),
+        ("top-5, last epoch", "top5_error_last"),
+    ):
+        values = [[result[key] for result in results] for results in runs]
+        yield [words, *(", ".join(map(percent, row)) for row in values), *paired(*values)]
+
+
+def tiny_imagenet_finetuned():
+    """Errors on Tiny-ImageNet's 17 classes from nothing and from a classifier of shapes."""
+    name = "tiny_imagenet_finetuned"
+    nothing = [result["top1_error_last"] for result in seeds_of(name, "nothing", 2)]
+    yield ["nothing", "0.1", ", ".join(map(percent, nothing)), "–"]
+    for start, rate in (("shapes", "0.1"), ("shapes_low_rate", "0.01, head 0.1")):
+        results = list(seeds_of(name, start, 2))
+        for result in results:
+            assert result["config"]["init_from"] == "shapes.safetensors"
+            assert result["config"]["learning_rate"] == float(rate.split(",")[0])
+        errors = [result["top1_error_last"] for result in results]
+        yield ["shapes", rate, ", ".join(map(percent, errors)), paired(nothing, errors)[0]]
+
+
 def voc_overfit():
     lines = (DOCS / "evidence/voc_overfit/metrics.jsonl").read_text().splitlines()
     maps = [json.loads(line).get("test_map") for line in lines]
@@ -194,6 +239,8 @@ def coco_overfit():
         shapes_ssd,
         shapes_faster_rcnn,
         shapes_transfer,
+        cifar100_10000,
+        tiny_imagenet_finetuned,
         voc_overfit,
         shapes_captions,
         captions_transfer,
