@@ -78,7 +78,7 @@ def refused(match, **config):
         ({"dataset": "folder"}, "--config.data_dir=PATH"),
         ({"dataset": "folder", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
         ({"dataset": "cifar10", "data_dir": "/no/such"}, "data_dir=/no/such is not a folder"),
-        ({"dataset": "cifar10", "data_dir": "gs://bucket"}, "a local path was expected"),
+        ({"dataset": "cifar10", "data_dir": "s3://bucket"}, "a local path or gs:.* was expected"),
     ],
 )
 def test_configuration_is_refused(config, match):
