@@ -7,10 +7,12 @@ here. gcsfs is imported when the first such path is opened, and not before.
 import contextlib
 import functools
 import importlib.util
+import json
 import logging
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 import uuid
 
@@ -176,6 +178,16 @@ def write_text(path, text):
         unfinished.write_text(text, encoding="utf-8")
 
 
+def write_json(path, value):
+    """Writes a file of JSON that is either complete or as it was."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def remove_folder(folder):
+    """Deletes a folder with all that it holds."""
+    folder.rmtree() if in_bucket(folder) else shutil.rmtree(folder)
+
+
 @contextlib.contextmanager
 def local_copy(path):
     """Yields the path of a file on this machine: its own, or that of a copy from the bucket."""
@@ -234,7 +246,7 @@ def _reach(bucket):
     """Asks for one name in the bucket, so that a mistake shows before anything is computed."""
     import fsspec.asyn
 
-    for name in ("gcsfs", "google.auth"):  # errors are told in one sentence
+    for name in ("gcsfs", "google.auth"):  # errors become one sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
     files = _file_system()
     fsspec.asyn.sync(
@@ -244,18 +256,18 @@ def _reach(bucket):
 
 def _reason(error, bucket):
     """What is wrong with a bucket, and what to do, from an error of gcsfs or its packages."""
-    told = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(str(error).split()) or type(error).__name__
     code = getattr(error, "code", None)
     if isinstance(error, FileNotFoundError):
         return f"there is no bucket {bucket!r}. Check its name, or make it with gcloud."
     if code in (401, "401") or type(error).__module__.startswith("google.auth"):
-        return f"nobody is logged in to Google Cloud ({told[:160]}). To use it, {LOGIN}."
-    if told.startswith("Forbidden") or code in (403, "403"):
+        return f"nobody is logged in to Google Cloud ({message[:160]}). To use it, {LOGIN}."
+    if message.startswith("Forbidden") or code in (403, "403"):
         return (
-            f"this account may not use the bucket {bucket!r} ({told[-160:]}). Ask its owner for "
+            f"this account may not use the bucket {bucket!r} ({message[-160:]}). Ask its owner for "
             "the role Storage Object User, or log in with another account."
         )
     return (
-        f"Google Cloud Storage does not answer ({told[:160]}). Check the network, and run the same "
-        "command again."
+        f"Google Cloud Storage does not answer ({message[:160]}). Check the network, and run the "
+        "same command again."
     )

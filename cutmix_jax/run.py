@@ -20,7 +20,7 @@ from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.convert import from_torch, read_file
 from cutmix_jax.host import start_in_background
 from cutmix_jax.lock import workdir_lock
-from cutmix_jax.paths import user_path, write_text
+from cutmix_jax.paths import user_path, write_json, write_text
 from cutmix_jax.profiler import Profiler
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
@@ -469,11 +469,6 @@ def describe_results(task, results, folder):
     files = ", ".join(("results.json", *task.pictures))
     minutes = f"{results['seconds'] / 60:.1f} minutes; {files} in {folder}"
     return "\n".join([*task.describe_results(results), minutes])
-
-
-def write_json(path, value):
-    """Writes a file that is either complete or absent."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path):

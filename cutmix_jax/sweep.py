@@ -25,7 +25,7 @@ from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
 from cutmix_jax.command_line import fail, guard, read_config, run_name
 from cutmix_jax.lock import sweep_lock
-from cutmix_jax.paths import absolute, user_path, write_text
+from cutmix_jax.paths import absolute, user_path, write_json, write_text
 
 # The epochs that are compared: the end of their key in results.json, and their name in the table.
 CHOICES = {"last": "last epoch", "held_out": "held-out choice", "best": "best on test"}
@@ -300,8 +300,6 @@ def _shown(found, factor, *formats):
 
 def write_table(runs, baselines, workdir):
     """Writes `sweep.md` and `sweep.json` from the finished runs, and returns the summary."""
-    from cutmix_jax.run import write_json
-
     with sweep_lock(workdir):
         summary = summarize(runs, baselines)
         write_json(workdir / "sweep.json", summary)

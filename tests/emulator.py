@@ -55,8 +55,8 @@ def start():
         def refuse(self, status):
             request = self._request_handler
             request.rfile.read(int(request.headers.get("Content-Length") or 0))
-            told = {403: "No access.", 401: "Anonymous caller does not have access."}
-            error = {"code": status, "message": told.get(status, "Precondition failed.")}
+            messages = {403: "No access.", 401: "Anonymous caller does not have access."}
+            error = {"code": status, "message": messages.get(status, "Precondition failed.")}
             body = json.dumps({"error": error}).encode()
             request.send_response(status)
             request.send_header("Content-Type", "application/json")

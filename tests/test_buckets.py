@@ -116,9 +116,9 @@ def test_an_error_while_writing_is_one_sentence(storage, capsys):
 
     with pytest.raises(SystemExit):
         guard(write)
-    told = capsys.readouterr().err
-    assert told.startswith("error: Google Cloud Storage failed: this account may not use")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: Google Cloud Storage failed: this account may not use")
+    assert message.count("\n") == 1
 
 
 def test_files_are_written_read_and_found(folder):

@@ -5,6 +5,7 @@ import math
 import yaml
 
 from cutmix_jax import config as config_lib
+from cutmix_jax.data import shapes, streaming
 
 # The networks that timm has, with the same names of weights, and what it calls them.
 TIMM = {
@@ -29,9 +30,14 @@ DATASETS = {
     "shapes": (None, "rendered shapes"),
     "folder": (None, "a folder of images"),
 }
-# Height and width of the images without config.image_size: as stored, or as cropped.
-STORED_SIDES = {"digits": 16, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "shapes": 64}
-CROP_SIDE, CROP_FRACTION = 224, 224 / 256
+# Height and width of the stored images, which are used without config.image_size.
+STORED_SIDES = {
+    "digits": 16,
+    "cifar10": 32,
+    "cifar100": 32,
+    "tiny_imagenet": 64,
+    "shapes": shapes.DEFAULT_SIZE,
+}
 # Keys that a model card has even at their defaults, and paths, which it never has.
 RECIPE = ("mix.name", "optimizer", "learning_rate", "schedule", "weight_decay", "seed")
 PATHS = ("boxes_dir", "init_from")
@@ -58,7 +64,7 @@ def eval_side(config):
     if side := config.eval_size or config.image_size:
         return side
     if config_lib.crops_larger_images(config):
-        return CROP_SIDE
+        return streaming.DEFAULT_SIZE
     return STORED_SIDES.get(config.dataset)
 
 
@@ -82,7 +88,9 @@ def preprocessing(config, channels):
     """
     side, fraction = eval_side(config), 1.0
     if config_lib.crops_larger_images(config):
-        resize = config.square_resize or config.eval_resize or round(side / CROP_FRACTION)
+        resize = (
+            config.square_resize or config.eval_resize or round(side * streaming.DEFAULT_RESIZE)
+        )
         fraction = crop_fraction(side, resize)
     squashed = config.square_resize is not None or config.source == "resident"
     mean, std = (

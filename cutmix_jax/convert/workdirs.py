@@ -1,7 +1,6 @@
 """Converts PyTorch files to workdirs, and workdirs to files or to folders for the Hub."""
 
 import json
-import shutil
 
 from cutmix_jax import UserError, command_line
 from cutmix_jax import config as config_lib
@@ -11,7 +10,7 @@ from cutmix_jax.convert.hub import model_card, timm_config, why_not_timm
 from cutmix_jax.convert.weights import from_torch, to_torch
 from cutmix_jax.lock import workdir_lock
 from cutmix_jax.parallel import create_mapping
-from cutmix_jax.paths import absolute, in_bucket, user_path, whole_file, write_text
+from cutmix_jax.paths import absolute, remove_folder, user_path, whole_file, write_text
 
 # The most likely training data for a number of classes and channels.
 DATA = {
@@ -198,4 +197,4 @@ def _make_room(folder, overwrite):
             f"The workdir {str(folder)!r} contains converted weights: give another folder with "
             "--output, or --overwrite."
         )
-    checkpoints.rmtree() if in_bucket(checkpoints) else shutil.rmtree(checkpoints)
+    remove_folder(checkpoints)

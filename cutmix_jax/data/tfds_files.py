@@ -1,7 +1,6 @@
 """Writes datasets as array_record files in the layout of TFDS, without TensorFlow."""
 
 import contextlib
-import json
 import os
 import pathlib
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import tqdm
 
 from cutmix_jax import UserError, first_line
-from cutmix_jax.paths import whole_file
+from cutmix_jax.paths import write_json
 
 INFO = "dataset_info.json"
 # What `prepare_files` writes on its way.
@@ -142,8 +141,7 @@ def write_info(
             for split, shards in splits.items()
         ],
     }
-    with whole_file(folder / INFO) as unfinished:
-        unfinished.write_text(json.dumps(info, indent=2) + "\n")
+    write_json(folder / INFO, info)
 
 
 def progress_bar(items, words: str, **options) -> tqdm.tqdm:

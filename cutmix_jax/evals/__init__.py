@@ -25,7 +25,7 @@ from cutmix_jax.evals import (
 )
 from cutmix_jax.evals.evaluation import Evaluation, Report
 from cutmix_jax.evals.subject import Subject, create_subject
-from cutmix_jax.paths import write_text
+from cutmix_jax.paths import write_json, write_text
 from cutmix_jax.pictures import save_figure
 
 __all__ = [
@@ -213,4 +213,4 @@ def write_report(folder, name, values, report):
         write_text(written_to / file, text)
     for file, figure in report.figures.items():
         save_figure(figure, written_to / file)
-    write_text(written_to / f"{name}.json", json.dumps(values, indent=2) + "\n")
+    write_json(written_to / f"{name}.json", values)
