@@ -1,4 +1,4 @@
-"""The lock of a workdir: one run at a time writes to it.
+"""The lock of a folder: one run at a time writes to a workdir, one command to a dataset.
 
 On a disk it is the system's lock of a file, which ends with its process. In a bucket it is an
 object that its holder writes again every `BEAT` seconds, each time on the condition that nobody
@@ -19,13 +19,24 @@ from cutmix_jax.paths import BUCKET, absolute, in_bucket, user_path
 
 BEAT = 10.0  # seconds
 BEATS = 3
+# What the folder is called in messages, by the flag that sets it.
+NOUNS = {"--workdir": "workdir", "--out": "folder"}
+DATASET = "prepared.lock"
 
 
 class Lock:
-    """A lock that is held, with the absolute path of its folder."""
+    """A lock that is held.
 
-    def __init__(self, folder):
-        self.folder = folder
+    Attributes:
+        folder: the absolute path of its folder.
+        flag: the flag that sets the folder, for messages.
+    """
+
+    def __init__(self, folder, flag):
+        self.folder, self.flag = folder, flag
+
+    def __str__(self):
+        return f"{NOUNS[self.flag]} {str(self.folder)!r}"
 
     def check(self):
         """Raises a `UserError` if another run is known to have the lock. Costs nothing."""
@@ -45,15 +56,19 @@ def workdir_lock(workdir, primary=True):
     """
     path = absolute(user_path(workdir, "The workdir"))
     if not primary:
-        yield Lock(path)
+        yield Lock(path, "--workdir")
         return
-    with _hold(path, "lock", wait=False) as lock:
-        if lock is None:
-            raise UserError(
-                f"Another run is writing to the workdir {str(path)!r}. Wait for it to end, or "
-                "choose another workdir with --workdir."
-            )
+    with _hold_alone(path, "lock", "--workdir") as lock:
         yield lock
+
+
+def dataset_lock(folder):
+    """Locks the folder that a dataset is written to, and makes it. Yields a `Lock`.
+
+    Raises:
+        UserError: another process has the lock, or the folder cannot be written.
+    """
+    return _hold_alone(folder, DATASET, "--out")
 
 
 @contextlib.contextmanager
@@ -63,37 +78,50 @@ def sweep_lock(workdir):
     Raises:
         UserError: the workdir cannot be written.
     """
-    with _hold(workdir, "sweep.lock", wait=True):
+    with _hold(workdir, "sweep.lock", "--workdir", wait=True):
         yield
 
 
-def _hold(folder, name, wait):
-    return _hold_object(folder, name, wait) if in_bucket(folder) else _hold_file(folder, name, wait)
+@contextlib.contextmanager
+def _hold_alone(folder, name, flag):
+    with _hold(folder, name, flag, wait=False) as lock:
+        if lock is None:
+            noun = NOUNS[flag]
+            raise UserError(
+                f"Another run is writing to the {noun} {str(folder)!r}. Wait for it to end, or "
+                f"choose another {noun} with {flag}."
+            )
+        yield lock
+
+
+def _hold(folder, name, flag, wait):
+    hold = _hold_object if in_bucket(folder) else _hold_file
+    return hold(folder, name, flag, wait)
 
 
 @contextlib.contextmanager
-def _hold_file(folder, name, wait):
+def _hold_file(folder, name, flag, wait):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / name, "w")  # noqa: SIM115  closed below
     except OSError as error:
-        raise _cannot_write(folder, error.strerror) from error
+        raise _cannot_write(folder, flag, error.strerror) from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield None
             return
-        yield Lock(folder)
+        yield Lock(folder, flag)
 
 
 @contextlib.contextmanager
-def _hold_object(folder, name, wait):
+def _hold_object(folder, name, flag, wait):
     try:
-        lock = BucketLock(folder, name)
+        lock = BucketLock(folder, name, flag)
         taken = lock.acquire(wait)
     except ValueError as error:  # what tensorstore raises
-        raise _cannot_write(folder, first_line(error)) from error
+        raise _cannot_write(folder, flag, first_line(error)) from error
     if not taken:
         yield None
         return
@@ -103,20 +131,20 @@ def _hold_object(folder, name, wait):
         lock.release()
 
 
-def _cannot_write(folder, reason):
+def _cannot_write(folder, flag, reason):
     return UserError(
-        f"The workdir {str(folder)!r} cannot be written ({reason}). Choose another one with "
-        "--workdir."
+        f"The {NOUNS[flag]} {str(folder)!r} cannot be written ({reason}). Choose another one with "
+        f"{flag}."
     )
 
 
 class BucketLock(Lock):
     """A lock in a bucket; a thread renews it until `release`."""
 
-    def __init__(self, folder, name):
+    def __init__(self, folder, name, flag="--workdir"):
         import tensorstore  # as orbax uses it, with its conditional writes
 
-        super().__init__(folder)
+        super().__init__(folder, flag)
         bucket, _, prefix = os.fspath(folder).removeprefix(BUCKET).partition("/")
         store = {"driver": "gcs", "bucket": bucket, "path": f"{prefix}/" if prefix else ""}
         # By default it tries a dead connection again for minutes.
@@ -150,7 +178,7 @@ class BucketLock(Lock):
     def _tell(self, value):
         holder = bytes(value).decode(errors="replace").partition("\n")[0]
         print(
-            f"The workdir {str(self.folder)!r} has the lock of another run ({holder}). Waiting up "
+            f"The {self} has the lock of another run ({holder}). Waiting up "
             f"to {BEATS * BEAT:.0f} s to see whether it is still there.",
             file=sys.stderr,
             flush=True,
@@ -182,8 +210,8 @@ class BucketLock(Lock):
     def check(self):
         if self.lost:
             raise UserError(
-                f"Another run has taken the lock of the workdir {str(self.folder)!r}, so this one "
-                "ends without writing. Start each run in its own --workdir."
+                f"Another run has taken the lock of the {self}, so this one ends without writing. "
+                f"Start each run in its own {self.flag}."
             )
 
     def confirm(self):
@@ -192,7 +220,7 @@ class BucketLock(Lock):
                 self._renew()
             except ValueError as error:
                 raise UserError(
-                    f"The lock of the workdir {str(self.folder)!r} could not be renewed "
+                    f"The lock of the {self} could not be renewed "
                     f"({first_line(error)}). Check the network, and run the same command again to "
                     "resume."
                 ) from error

@@ -142,6 +142,24 @@ def files_below(folder, suffix=""):
                 yield pathlib.Path(root, name)
 
 
+def file_sizes(folder):
+    """{name: bytes} of the files in a folder, without those in folders below; {} if there is none.
+
+    Example:
+        >>> file_sizes(pathlib.Path('no/such/folder'))
+        {}
+    """
+    try:
+        if in_bucket(folder):
+            found = _file_system().ls(os.fspath(folder), detail=True)
+            files = [(entry["name"], entry["size"]) for entry in found if entry["type"] == "file"]
+            return {name.rpartition("/")[2]: size for name, size in files}
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
 def describe_version(path):
     """Size and time of a file, as text that changes with the file."""
     if in_bucket(path):
@@ -161,7 +179,7 @@ def whole_file(path):
         with tempfile.TemporaryDirectory() as folder:
             unfinished = pathlib.Path(folder, path.name)
             yield unfinished
-            path.write_bytes(unfinished.read_bytes())  # an upload is whole or absent
+            _upload(unfinished, path)  # whole or absent
         return
     # In the same folder, because only there a rename is atomic.
     unfinished = path.with_name(f"{path.name}-{uuid.uuid4().hex}.tmp")
@@ -170,6 +188,16 @@ def whole_file(path):
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def is_half(name):
+    """Whether this is how `whole_file` calls a file that is not complete.
+
+    Example:
+        >>> is_half('weights.pth-0123456789abcdef0123456789abcdef.tmp'), is_half('mine.tmp')
+        (True, False)
+    """
+    return re.search(r"-[0-9a-f]{32}\.tmp$", name) is not None
 
 
 def write_text(path, text):
@@ -196,7 +224,7 @@ def local_copy(path):
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder, path.name)
-        copy.write_bytes(path.read_bytes())
+        _file_system().get_file(os.fspath(path), os.fspath(copy))
         yield copy
 
 
@@ -215,8 +243,12 @@ class LocalFolder:
     def upload(self):
         """Copies the files to the bucket, if there is one."""
         for file in files_below(self.here) if self._temporary else ():
-            copy = self.path / file.relative_to(self.here).as_posix()
-            copy.write_bytes(file.read_bytes())
+            _upload(file, self.path / file.relative_to(self.here).as_posix())
+
+
+def _upload(file, path):
+    """Copies a local file into a bucket, in pieces, because it may be larger than memory."""
+    _file_system().put_file(os.fspath(file), os.fspath(path))
 
 
 def explain_failure(error):

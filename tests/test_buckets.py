@@ -14,7 +14,7 @@ import pytest
 from cutmix_jax import UserError, convert, lock, paths, run
 from cutmix_jax.checkpoint import Checkpoints, read_weights
 from cutmix_jax.command_line import guard
-from cutmix_jax.data import boxes, open_data, prepare
+from cutmix_jax.data import boxes, open_data, prepare, prepare_files
 from cutmix_jax.report import __main__ as report
 from cutmix_jax.train import Log
 from tests import emulator
@@ -272,19 +272,75 @@ def test_a_damaged_checkpoint_is_found_and_passed_over(folder, fast):
         assert not passed_over
 
 
-def test_a_prepared_dataset_is_read_from_a_bucket(folder, tmp_path):
-    write_photographs(tmp_path / "photographs")
-    prepare.main(["files", str(tmp_path / "photographs"), f"--out={tmp_path / 'prepared'}"])
-    for file in paths.files_below(tmp_path / "prepared"):
-        (folder / file.relative_to(tmp_path / "prepared").as_posix()).write_bytes(file.read_bytes())
+class TestPrepared:
+    """`python -m cutmix_jax.data.prepare files`, into a bucket."""
 
-    def first_batch(root):
-        values = {"source": "streaming", "image_size": 8, "augment.pad": 0, "augment.flip": True}
-        config = small_config(**values, dataset="folder", data_dir=str(root))
-        return next(iter(open_data(config).train_batches(0, 0)))
+    @pytest.fixture
+    def source(self, tmp_path):
+        write_photographs(tmp_path / "photographs")
+        return tmp_path / "photographs"
 
-    here, there = first_batch(tmp_path / "prepared"), first_batch(folder)
-    np.testing.assert_array_equal(here["image"], there["image"])
+    @staticmethod
+    def prepare(source, out):
+        prepare.main(["files", str(source), f"--out={out}", "--shards=3", "--workers=1"])
+        return {
+            file.name: file.read_bytes()
+            for file in paths.files_below(out)
+            if file.name != "prepared.lock"
+        }
+
+    def test_it_has_the_same_bytes_as_on_a_disk_and_is_read(self, source, folder, tmp_path):
+        here, there = tmp_path / "toys", folder / "toys"
+        assert self.prepare(source, there) == self.prepare(source, here)
+
+        def first_batch(root):
+            values = {"source": "streaming", "image_size": 8, "augment.pad": 0}
+            config = small_config(**values, dataset="folder", data_dir=str(root))
+            return next(iter(open_data(config).train_batches(0, 0)))
+
+        np.testing.assert_array_equal(first_batch(here)["image"], first_batch(there)["image"])
+
+    def test_stopped_it_goes_on_with_the_files_that_are_missing(
+        self, source, folder, fast, monkeypatch
+    ):
+        whole = self.prepare(source, folder / "whole/toys")
+        store, seen = prepare_files.store, []
+
+        def interrupt(*arguments):
+            seen.append(arguments)
+            if len(seen) == 150:  # in the second of three files with 107 images
+                raise KeyboardInterrupt
+            return store(*arguments)
+
+        out = folder / "toys"
+        monkeypatch.setattr(prepare_files, "store", interrupt)
+        with pytest.raises(SystemExit):
+            self.prepare(source, out)
+        monkeypatch.setattr(prepare_files, "store", store)
+        with pytest.raises(UserError, match=r"is not complete\. Start the command"):
+            open_data(small_config(dataset="folder", data_dir=str(out)))
+        kept = list(paths.files_below(out, "-of-00003"))
+        assert len(kept) == 1
+        before = paths.describe_version(kept[0])
+        assert self.prepare(source, out) == whole
+        assert paths.describe_version(kept[0]) == before
+        kept[0].unlink()
+        assert self.prepare(source, out).keys() == whole.keys()
+
+    def test_two_cannot_write_at_once(self, source, folder, fast, capsys):
+        with lock.dataset_lock(folder), pytest.raises(SystemExit):
+            self.prepare(source, folder)
+        assert "Another run is writing to the folder 'gs://" in capsys.readouterr().err
+
+    def test_other_files_and_what_cannot_be_written_are_refused(self, source, folder, capsys):
+        paths.write_text(folder / "letter.txt", "Dear")
+        for out, message in (
+            (folder, "holds other files. Choose an empty or new folder"),
+            ("gs://denied-bucket/toys", "this account may not use the bucket 'denied-bucket'"),
+        ):
+            with pytest.raises(SystemExit):
+                self.prepare(source, out)
+            assert message in capsys.readouterr().err
 
 
 def test_what_is_not_prepared_is_refused(folder):

@@ -170,7 +170,8 @@ def _write(name: str, archive: Archive, batches: dict[str, dict], folder: pathli
     splits = {}
     for split, files in archive.files.items():
         examples = _examples(split, [batches[file] for file in files], archive)
-        splits[split] = [tfds_files.write_shard(folder, name, split, 0, 1, examples)]
+        path = folder / tfds_files.file_name(name, split, 0, 1)
+        splits[split] = [tfds_files.write_shard(path, examples)]
     module = "tensorflow_datasets.image_classification.cifar"
     tfds_files.write_info(folder, name, features, splits, module, [archive.url])
 

@@ -96,7 +96,8 @@ def _write_validation(source, classes, folder) -> list[tuple[int, int]]:
         examples = (
             _example(images, image, _find(labels, image.name)) for image in images if image.isfile()
         )
-        return [tfds_files.write_shard(folder, NAME, "validation", 0, 1, examples)]
+        path = folder / tfds_files.file_name(NAME, "validation", 0, 1)
+        return [tfds_files.write_shard(path, examples)]
 
 
 def _write_train(source, classes, folder) -> list[tuple[int, int]]:
@@ -107,9 +108,8 @@ def _write_train(source, classes, folder) -> list[tuple[int, int]]:
             label = _find(labels, member.name)
             with tarfile.open(fileobj=tars.extractfile(member), mode="r|") as images:
                 examples = (_example(images, image, label) for image in images if image.isfile())
-                written[label] = tfds_files.write_shard(
-                    folder, NAME, "train", label, len(classes), examples
-                )
+                path = folder / tfds_files.file_name(NAME, "train", label, len(classes))
+                written[label] = tfds_files.write_shard(path, examples)
     return [written[label] for label in sorted(written)]
 
 

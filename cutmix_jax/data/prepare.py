@@ -6,11 +6,11 @@ python -m cutmix_jax.data.prepare shapes --data_dir=PATH
 
 import argparse
 import re
-import sys
 
 from cutmix_jax import UserError, host
+from cutmix_jax.command_line import fail, guard
 from cutmix_jax.data import imagenet, prepare_files, records
-from cutmix_jax.paths import local_path
+from cutmix_jax.paths import absolute, local_path, user_path
 
 NAMES = ("imagenet2012", "tiny_imagenet", "shapes", "shapes/single", "shapes/several")
 FILES = "files"
@@ -18,19 +18,18 @@ FILES = "files"
 
 def main(words=None):
     """Reads the command line, prepares the dataset, and prints its folder."""
-    flags = _parser().parse_args(words)
+    guard(_main, _parser().parse_args(words))
+
+
+def _main(flags) -> None:
     try:
         if flags.name == FILES:
             print(prepare_from_files(flags))
         else:
             print(prepare(flags.name, flags.data_dir, flags.source, flags.examples))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         again = " The same command goes on where it stopped." if flags.name == FILES else ""
-        print(f"Interrupted.{again}", file=sys.stderr)
-        sys.exit(130)
+        fail(f"interrupted.{again}", 130)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="a folder, or patterns of files such as 'train-{0000..1023}.tar'",
     )
-    command.add_argument("--out", required=True, help="folder to write to, new or unfinished")
+    command.add_argument(
+        "--out", required=True, help="folder to write to, local or gs://, new or unfinished"
+    )
     command.add_argument(
         "--split",
         action="append",
@@ -99,7 +100,7 @@ def prepare_from_files(flags):
     """Writes the dataset of the command `files`, and returns its folder."""
     from cutmix_jax.data import sources
 
-    out = local_path(flags.out, "--out")
+    out = absolute(user_path(flags.out, "--out"))
     if flags.quality is not None and flags.shorter_side is None:
         raise UserError(
             "--quality has no effect without --shorter-side, because images keep their bytes. "
@@ -115,7 +116,7 @@ def prepare_from_files(flags):
         shards=flags.shards,
         workers=workers,
     )
-    return prepare_files.prepare(source, out.absolute(), options)
+    return prepare_files.prepare(source, out, options)
 
 
 def _patterns(words: list[str]) -> dict[str, str]:

@@ -5,27 +5,22 @@ A journal next to the files lists what it was started with and the files that ar
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
-import pathlib
 import re
-import shutil
 import threading
 from collections.abc import Iterator
-from typing import IO
 
-from cutmix_jax import UserError
+from cutmix_jax import UserError, lock
 from cutmix_jax.data import cache, image_files, records, tfds_files
 from cutmix_jax.data.records import Example, Part
 from cutmix_jax.data.sources import Source
 from cutmix_jax.data.tfds_files import JOURNAL
+from cutmix_jax.paths import explain_failure, file_sizes, is_half, whole_file, write_text
 
 VERSION = "1.0.0"
-UNFINISHED = "unfinished"
 # Of the source per file, by default. Only whole files are kept when the command is stopped.
 FILE_BYTES = 2**28
 QUALITY = 95
@@ -65,14 +60,15 @@ class File:
         return tfds_files.file_name(self.dataset, self.split, self.shard, self.shards)
 
 
-def prepare(source: Source, out: pathlib.Path, options: Options) -> pathlib.Path:
+def prepare(source: Source, out, options: Options):
     """Writes a dataset to the folder `out`, or goes on with one that was started.
 
     Every image is decoded once, so a damaged one is found here.
 
     Args:
         source: the images.
-        out: folder to write to; created if it does not exist.
+        out: absolute path of the folder to write to, on a disk or in a bucket; created if it does
+            not exist.
         options: how images are stored.
 
     Returns:
@@ -85,16 +81,12 @@ def prepare(source: Source, out: pathlib.Path, options: Options) -> pathlib.Path
     records.require("array_record", "preparing a dataset", "pip install array_record")
     started = _description(source, out, options)
     try:
-        with _journal(out, started) as (journal, name, done):
-            files = _plan(source, name, options.shards)
-            left = [file for file in files if file.file_name not in done]
-            if left or not (out / tfds_files.INFO).is_file():
-                (out / tfds_files.INFO).unlink(missing_ok=True)
-                done |= _write_files(source, out, options, left, journal)
-                if _fingerprint(source) != started["source"]:
-                    raise _changed("source", out)
-                _write_info(source, out, files, done)
+        _refuse_other_files(out)
+        with lock.dataset_lock(out) as held:
+            _write(source, out, options, started, held)
     except OSError as error:
+        if explain_failure(error):  # of a bucket
+            raise
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}). Complete files are kept: free "
             "some space, and start the same command again."
@@ -102,7 +94,29 @@ def prepare(source: Source, out: pathlib.Path, options: Options) -> pathlib.Path
     return out
 
 
-def _name(out: pathlib.Path) -> str:
+def _write(source: Source, out, options: Options, started: dict, held: lock.Lock) -> None:
+    sizes = file_sizes(out)
+    for name in sizes:
+        if is_half(name):  # of a process that was killed
+            (out / name).unlink()
+    lines = _read_journal(out) or [started]
+    _refuse_changes(out, lines[0], started)
+    lines[1:] = [line for line in lines[1:] if sizes.get(line["file"]) == line["size"]]
+    done = {line["file"] for line in lines[1:]}
+    files = _plan(source, lines[0]["name"], options.shards)
+    left = [file for file in files if file.file_name not in done]
+    if not left and tfds_files.INFO in sizes:
+        return
+    (out / tfds_files.INFO).unlink(missing_ok=True)
+    _write_journal(out, lines)
+    _write_files(source, out, options, left, lines, held)
+    if _fingerprint(source) != started["source"]:
+        raise _changed("source", out)
+    held.confirm()
+    _write_info(source, out, files, lines[1:])
+
+
+def _name(out) -> str:
     """A name for the dataset, from that of its folder."""
     name = re.sub(r"[^a-z0-9]+", "_", out.name.lower()).strip("_")
     return name if name[:1].isalpha() else f"images_{name}".strip("_")
@@ -121,7 +135,7 @@ def _plan(source: Source, name: str, shards: int | None) -> list[File]:
     return files
 
 
-def _description(source: Source, out: pathlib.Path, options: Options) -> dict:
+def _description(source: Source, out, options: Options) -> dict:
     """What decides the bytes that are written."""
     found = {"name": _name(out), "source": _fingerprint(source), "shards": options.shards}
     found |= {**source.columns, "shorter-side": options.shorter_side}
@@ -140,57 +154,37 @@ def _fingerprint(source: Source) -> str:
     return records.digest(parts)
 
 
-@contextlib.contextmanager
-def _journal(out: pathlib.Path, started: dict) -> Iterator[tuple[IO, str, dict[str, dict]]]:
-    """(the open journal, name of the dataset, lines of the files that are complete by name)"""
+def _refuse_other_files(out) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, but a folder is expected. Choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / JOURNAL
-    if not path.exists() and any(out.iterdir()):
+    if not out.is_dir() or (out / JOURNAL).is_file():
+        return
+    if not all(path.name.startswith((lock.DATASET, JOURNAL)) for path in out.iterdir()):
         raise UserError(f"{out} holds other files. Choose an empty or new folder with --out.")
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another process is writing to {out}. Wait for it to end, or choose another --out."
-            ) from error
-        lines = _read_lines(file, path)
-        if not lines:
-            lines = [started]
-            _append(file, started)
-        before = lines[0]
-        for key in started:
-            if key != "name" and before.get(key) != started[key]:
-                raise _changed(key, out, before.get(key), started[key])
-        done = {line["file"]: line for line in lines[1:] if _is_whole(out / line["file"], line)}
-        yield file, before["name"], done
 
 
-def _read_lines(file: IO, path: pathlib.Path) -> list[dict]:
-    """The lines of the journal; removes the last one if it was cut off."""
-    file.seek(0)
-    text = file.read()
-    text = text[: text.rfind("\n") + 1]
+def _read_journal(out) -> list[dict]:
+    """What the dataset was started with, and a line for each file that was complete."""
+    path = out / JOURNAL
+    if not path.is_file():
+        return []
     try:
-        lines = [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
         raise UserError(f"{path} is damaged. Choose another folder with --out.") from error
-    file.truncate(len(text.encode()))
-    return lines
 
 
-def _append(file: IO, line: dict) -> None:
-    file.write(json.dumps(line) + "\n")
-    file.flush()
+def _write_journal(out, lines: list[dict]) -> None:
+    write_text(out / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _is_whole(path: pathlib.Path, line: dict) -> bool:
-    return path.is_file() and path.stat().st_size == line["size"]
+def _refuse_changes(out, before: dict, started: dict) -> None:
+    for key in started:
+        if key != "name" and before.get(key) != started[key]:
+            raise _changed(key, out, before.get(key), started[key])
 
 
-def _changed(key: str, out: pathlib.Path, before=None, now=None) -> UserError:
+def _changed(key: str, out, before=None, now=None) -> UserError:
     if key == "source":
         return UserError(
             f"The files or the labels of the source have changed since {out} was started. Restore "
@@ -205,12 +199,9 @@ def _changed(key: str, out: pathlib.Path, before=None, now=None) -> UserError:
 
 
 def _write_files(
-    source: Source, out: pathlib.Path, options: Options, files: list[File], journal: IO
-) -> dict[str, dict]:
-    """Writes files, and adds a line for each to the journal; returns the lines by file name."""
-    unfinished = out / UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    source: Source, out, options: Options, files: list[File], lines: list[dict], held: lock.Lock
+) -> None:
+    """Writes files; adds a line for each to `lines` and to the journal."""
     stopped, writing = threading.Event(), threading.Lock()
     count = sum(file.stop - file.start for file in files)
     bar = tfds_files.progress_bar(count, f"writing {out.name}", unit=" images")
@@ -225,39 +216,33 @@ def _write_files(
             yield {"image": image, "label": example.label, "file_name": example.file_name}
             bar.update()
 
-    def write(file: File) -> dict:
+    def write(file: File) -> None:
         shapes = set()
-        number, size = tfds_files.write_shard(
-            unfinished, file.dataset, file.split, file.shard, file.shards, examples(file, shapes)
-        )
-        if number != file.stop - file.start:
-            raise _changed("source", out)
-        path = out / file.file_name
-        os.replace(unfinished / file.file_name, path)
-        line = {
-            "file": file.file_name,
-            "size": path.stat().st_size,
-            "examples": number,
-            "bytes": size,
-            "shapes": sorted(shapes),
-        }
+        with whole_file(out / file.file_name) as unfinished:
+            number, size = tfds_files.write_shard(unfinished, examples(file, shapes))
+            if number != file.stop - file.start:
+                raise _changed("source", out)
+            line = {
+                "file": file.file_name,
+                "size": unfinished.stat().st_size,
+                "examples": number,
+                "bytes": size,
+                "shapes": sorted(shapes),
+            }
+            held.confirm()
         with writing:  # at once: a file without its line would be written again after a kill
-            _append(journal, line)
-        return line
+            lines.append(line)
+            _write_journal(out, lines)
 
-    lines = {}
     with bar, concurrent.futures.ThreadPoolExecutor(options.workers, "prepare") as pool:
         try:
             waiting = [pool.submit(write, file) for file in files]
             for future in concurrent.futures.as_completed(waiting):
-                line = future.result()
-                lines[line["file"]] = line
+                future.result()
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    unfinished.rmdir()
-    return lines
 
 
 def read(parts: list[Part], start: int, stop: int) -> Iterator[Example]:
@@ -282,9 +267,10 @@ def store(example: Example, options: Options) -> tuple[bytes, tuple[int, int]]:
     return image_files.encode_jpeg(resized, options.quality), shape
 
 
-def _write_info(source: Source, out: pathlib.Path, files: list[File], done: dict) -> None:
+def _write_info(source: Source, out, files: list[File], lines: list[dict]) -> None:
     tfds = records.import_tfds()
-    lines = [done[file.file_name] for file in files]
+    by_name = {line["file"]: line for line in lines}
+    lines = [by_name[file.file_name] for file in files]
     shapes = {tuple(shape) for line in lines for shape in line["shapes"]}
     height, width = shapes.pop() if len(shapes) == 1 else (None, None)
     names = source.class_names

@@ -40,22 +40,11 @@ def unfinished(name: str, version: str, root: pathlib.Path) -> Iterator[pathlib.
         ) from error
 
 
-def write_shard(
-    folder: pathlib.Path,
-    name: str,
-    split: str,
-    shard: int,
-    shards: int,
-    examples: Iterable[Mapping],
-) -> tuple[int, int]:
+def write_shard(path: pathlib.Path, examples: Iterable[Mapping]) -> tuple[int, int]:
     """Writes one file of a split; returns its number of examples and of bytes.
 
     Args:
-        folder: folder to write to.
-        name: name of the dataset.
-        split: name of the split.
-        shard: number of the file.
-        shards: number of files in the split.
+        path: file to write.
         examples: feature -> bytes or an integer.
 
     Raises:
@@ -63,7 +52,6 @@ def write_shard(
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
-    path = folder / file_name(name, split, shard, shards)
     count, size = 0, 0
     with _writer(path) as writer:
         for values in examples:
