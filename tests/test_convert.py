@@ -382,10 +382,10 @@ class TestWorkdirs:
 
         overrides = ["--config.image_size=8", "--config.train_examples=320"]
         converted = convert.import_weights(path, back, overrides=overrides)
-        assert (converted.model, converted.channels) == ("resnet8", 1)
+        assert (converted.model, converted.channels) == ("resnet8x0.25", 1)
         with Checkpoints(back, read_only=True) as checkpoints:
             config = from_plain(checkpoints.read_meta()["config"])
-        assert (config.dataset, config.model, config.mix.name) == ("digits", "resnet8", "none")
+        assert (config.dataset, config.model, config.mix.name) == ("digits", "resnet8x0.25", "none")
         before, after = measure(folder, which="best"), measure(back)
         assert after.pop("checkpoint") == 0
         assert before.pop("checkpoint") == 5
@@ -447,7 +447,7 @@ class TestWorkdirs:
     def test_command_line(self, workdir, tmp_path, capsys):
         folder, back, path = str(workdir[0]), str(tmp_path / "back"), str(tmp_path / "m.pth")
         assert command.main([folder, "--output", path, "--checkpoint", "best"]) == 0
-        assert "resnet8, 56 tensors" in capsys.readouterr().out
+        assert "resnet8x0.25, 56 tensors" in capsys.readouterr().out
         assert command.main([path, "--output", back, "--config.image_size=8"]) == 0
         assert f"--workdir={back} --mode=evaluate" in capsys.readouterr().out
         for words, message in (
