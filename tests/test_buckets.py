@@ -231,7 +231,7 @@ def test_weights_are_evaluated_reported_and_converted_from_a_bucket(trained, tmp
         measured = [run.evaluate(None, workdir, stream=stream) for workdir in (there, here)]
     assert measured[0] == measured[1]
     assert report.main([str(there), f"--output={there.parent}/report"]) == 0
-    assert "resnet8" in (there.parent / "report/index.md").read_text()
+    assert "resnet8x0.25" in (there.parent / "report/index.md").read_text()
     file = there.parent / "weights.safetensors"
     pytest.importorskip("safetensors")
     convert.export_weights(there, file)

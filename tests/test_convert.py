@@ -382,10 +382,10 @@ class TestWorkdirs:
 
         overrides = ["--config.image_size=8", "--config.train_examples=320"]
         converted = convert.import_weights(path, back, overrides=overrides)
-        assert (converted.model, converted.channels) == ("resnet8", 1)
+        assert (converted.model, converted.channels) == ("resnet8x0.25", 1)
         with Checkpoints(back, read_only=True) as checkpoints:
             config = from_plain(checkpoints.read_meta()["config"])
-        assert (config.dataset, config.model, config.mix.name) == ("digits", "resnet8", "none")
+        assert (config.dataset, config.model, config.mix.name) == ("digits", "resnet8x0.25", "none")
         before, after = measure(folder, which="best"), measure(back)
         assert after.pop("checkpoint") == 0
         assert before.pop("checkpoint") == 5
@@ -420,14 +420,14 @@ class TestWorkdirs:
     def test_a_network_without_norms(self, tmp_path):
         """Its checkpoint has no batch statistics, and can be evaluated."""
         path, back = tmp_path / "vgg.safetensors", tmp_path / "back"
-        net = torch_models.VGG16GAP(10)
-        net.features[0] = torch.nn.Conv2d(1, 64, 3, padding=1)
+        net, model = torch_models.VGG16GAP(10, width=4), "vgg16_gapx0.0625"
+        net.features[0] = torch.nn.Conv2d(1, 4, 3, padding=1)
         arrays = arrays_of(net)
         safetensors.save_file({k: v for k, v in arrays.items() if k.startswith("features")}, path)
         with pytest.raises(UserError, match=r"1000 classes and images with 1 channels.*--config"):
-            convert.import_weights(path, back)
+            convert.import_weights(path, back, model)
         safetensors.save_file(arrays, path)
-        convert.import_weights(path, back, overrides=["--config.image_size=16"])
+        convert.import_weights(path, back, model, overrides=["--config.image_size=16"])
         assert measure(back)["test_loss"] == pytest.approx(np.log(10), abs=0.1)
 
     def test_nothing_is_overwritten_unasked(self, workdir, tmp_path):
@@ -447,7 +447,7 @@ class TestWorkdirs:
     def test_command_line(self, workdir, tmp_path, capsys):
         folder, back, path = str(workdir[0]), str(tmp_path / "back"), str(tmp_path / "m.pth")
         assert command.main([folder, "--output", path, "--checkpoint", "best"]) == 0
-        assert "resnet8, 56 tensors" in capsys.readouterr().out
+        assert "resnet8x0.25, 56 tensors" in capsys.readouterr().out
         assert command.main([path, "--output", back, "--config.image_size=8"]) == 0
         assert f"--workdir={back} --mode=evaluate" in capsys.readouterr().out
         for words, message in (

@@ -187,7 +187,7 @@ class TestFolder:
         (tmp_path / "config.json").write_text("of another network")
         write_run(tmp_path / "run", small_config(), 1, tuple("0123456789"))
         convert.export_folder(tmp_path / "run", tmp_path, overwrite=True)
-        assert "resnet8" in card.read_text()
+        assert "resnet8x0.25" in card.read_text()
         assert not (tmp_path / "config.json").exists()
 
 
@@ -218,7 +218,7 @@ class TestWithoutTimm:
         write_run(tmp_path / "run", small_config(), 1, tuple("0123456789"))
         _, _, notes = convert.export_folder(tmp_path / "run", tmp_path / "out")
         assert notes == [
-            "timm has no resnet8. The folder has no config.json, and timm cannot load it."
+            "timm has no resnet8x0.25. The folder has no config.json, and timm cannot load it."
         ]
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
             "README.md",
@@ -227,7 +227,7 @@ class TestWithoutTimm:
         metadata, text = read_card(tmp_path / "out")
         assert "library_name" not in metadata
         assert "datasets" not in metadata  # the digits are not on the Hub
-        assert "--model resnet8 --output WORKDIR" in text
+        assert "--model resnet8x0.25 --output WORKDIR" in text
         assert "of 1 channels, the shorter side resized to 8 pixels" in text
 
     def test_only_classifiers(self, tmp_path):
@@ -282,7 +282,7 @@ class TestCommandLine:
         write_run(tmp_path / "run", small_config(), 1, tuple("0123456789"))
         assert command.main([f"{tmp_path}/run", "--output", f"{tmp_path}/out"]) == 0
         out = capsys.readouterr().out
-        assert "timm has no resnet8. The folder has no config.json" in out
+        assert "timm has no resnet8x0.25. The folder has no config.json" in out
         assert "create_model" not in out
 
 

@@ -136,9 +136,10 @@ def test_evaluating_nothing_says_what_to_do(tmp_path):
 
 def test_a_run_on_digits_never_imports_tensorflow(tmp_path):
     script = tmp_path / "traced.py"
+    arguments = [*SMALL, "--config.loggers=('tensorboard',)"]
     script.write_text(
         "import runpy, sys\n"
-        f"sys.argv = ['main.py', '--workdir={tmp_path / 'run'}', *{SMALL!r}]\n"
+        f"sys.argv = ['main.py', '--workdir={tmp_path / 'run'}', *{arguments!r}]\n"
         "try:\n"
         f"    runpy.run_path({str(REPOSITORY / 'main.py')!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"

@@ -34,7 +34,8 @@ RESULTS = {
 def finished(tmp_path_factory):
     """A finished run of two epochs: its folder and its output."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    done = run_main(f"--workdir={folder}", "--config.held_out=100", "--profile=3:3", *SMALL)
+    more = ("--config.held_out=100", "--config.loggers=('tensorboard',)", "--profile=3:3")
+    done = run_main(f"--workdir={folder}", *SMALL, *more)
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 
@@ -309,14 +310,14 @@ def test_a_run_starts_from_the_weights_of_another(finished):
     assert notes == [f"Starting from the weights of {finished[0]}."]
     assert not np.array_equal(state.params["fc"]["kernel"], fresh.params["fc"]["kernel"])
 
-    other = dataclasses.replace(task, model=create_model("resnet8", 7))
+    other = dataclasses.replace(task, model=create_model("resnet8x0.25", 7))
     fresh = train.create_state(other)
     state, notes = run.initialize_from(other, fresh, config.init_from)
     assert "head does not fit and starts from new weights" in notes[-1]
     np.testing.assert_array_equal(state.params["fc"]["kernel"], fresh.params["fc"]["kernel"])
     assert not np.array_equal(state.params["conv1"]["kernel"], fresh.params["conv1"]["kernel"])
 
-    wider = dataclasses.replace(task, model=create_model("resnet8x2", 10))
+    wider = dataclasses.replace(task, model=create_model("resnet8x0.5", 10))
     with pytest.raises(UserError, match=r"init_from=.* does not fit .*bn1"):
         run.initialize_from(wider, train.create_state(wider), config.init_from)
 

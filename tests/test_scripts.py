@@ -107,7 +107,7 @@ class TestSlurm:
         write("scontrol", NOTES)
         env, workdir = env | {"SLURM_NTASKS": "1"}, tmp_path / "run"
         # The default config with a small network and few images.
-        arguments = [*SMALL[:-1], "--config.epochs=60", "--config.loggers=()"]
+        arguments = [*SMALL[:-1], "--config.epochs=60"]
         process = self.run(env, workdir, *arguments)
         try:
             wait_for(workdir / "metrics.jsonl", process)

@@ -243,8 +243,8 @@ def test_a_measure_that_is_no_fraction_is_shown_as_it_is():
 
 def start(workdir):
     command = [sys.executable, "-m", "cutmix_jax.sweep", *arguments(workdir, "--seeds=1")]
-    command += ["--config.epochs=6", "--config.mix.prob=0.5", "--configs", CUTMIX]
-    command += [CUTMIX.replace("cutmix", "mixup")]
+    command += ["--config.epochs=6", "--config.mix.prob=0.5", "--configs"]
+    command += [f"{DIGITS}:resnet8x0.25,{method}" for method in ("cutmix", "mixup")]
     return subprocess.Popen(
         command,
         env=environment(),
@@ -265,7 +265,7 @@ def signal_when_saved(process, folder, number):
 
 
 def test_a_sweep_goes_on_after_sigterm_and_after_kill(tmp_path):
-    first, second = (tmp_path / f"digits-resnet8,{name}-seed0" for name in ("cutmix", "mixup"))
+    first, second = (tmp_path / f"digits-resnet8x0.25,{name}-seed0" for name in ("cutmix", "mixup"))
     process = start(tmp_path)
     out = signal_when_saved(process, first, signal.SIGTERM)
     assert process.returncode == 1

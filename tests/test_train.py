@@ -377,7 +377,7 @@ def test_feature_maps_are_mixed_inside_the_model():
 
 
 def test_mixing_where_the_model_has_no_map_is_refused():
-    with pytest.raises(UserError, match=r"mixes at 'layer4', which resnet8 does not have"):
+    with pytest.raises(UserError, match=r"mixes at 'layer4', which resnet8x0\.25 does not have"):
         tasks.create_task(plain_config(**{"mix.name": "cutmix", "mix.layers": (5,)}))
     with pytest.raises(UserError, match=r"accumulate=1"):
         tasks.create_task(plain_config(**{"mix.name": "feature_cutmix", "accumulate": 2}))

@@ -211,18 +211,19 @@ class PyramidNet(nn.Module):
 class VGG16GAP(nn.Module):
     """VGG-16's thirteen convolutions without the last pooling, conv6, average, linear."""
 
-    def __init__(self, classes=10):
+    def __init__(self, classes=10, width=64):
         super().__init__()
         self.features, inputs = nn.Sequential(), 3
-        for outputs in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-            if not outputs:
+        for factor in (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8):
+            if not factor:
                 self.features.append(nn.MaxPool2d(2, 2))
                 continue
+            outputs = factor * width
             self.features.append(nn.Conv2d(inputs, outputs, 3, padding=1))
             self.features.append(nn.ReLU())
             inputs = outputs
-        self.conv6 = nn.Conv2d(512, 1024, 3, padding=1)
-        self.fc = nn.Linear(1024, classes)
+        self.conv6 = nn.Conv2d(8 * width, 16 * width, 3, padding=1)
+        self.fc = nn.Linear(16 * width, classes)
 
     def forward(self, x):
         return self.fc(self.conv6(self.features(x)).relu().mean((2, 3)))

@@ -233,9 +233,11 @@ INDICES = {("stablehlo.constant", f" dense<{i}> : tensor<i32>") for i in (0, 1)}
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ["resnet8", "resnext50_32x4d"])
-def test_programs_for_tpu_and_gpu_are_those_of_flax(name, platform, monkeypatch):
-    model = create_model(name, num_classes=10)
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("resnet8", (1, 1, 1)), ("resnext50_32x4d", (2, 1, 1, 1))]
+)
+def test_programs_for_tpu_and_gpu_are_those_of_flax(name, blocks, platform, monkeypatch):
+    model = create_model(name, num_classes=10).clone(stage_sizes=blocks)
     ours = instructions(model, platform)
     monkeypatch.setattr(resnet, "max_pool", flax_max_pool)
     flax = instructions(model.clone(conv_layer=nn.Conv), platform)

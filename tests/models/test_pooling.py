@@ -1,5 +1,7 @@
 """Max-pooling on CPUs: XLA's values and gradients. test_convolution.py has other platforms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ def poolings(draw):
     return images.astype(np.float32) - 1, (window, draw(st.integers(1, 4)), padding)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def value_and_gradient(function, images, arguments):
     """The maxima, and the gradient of their weighted sum."""
     value, pullback = jax.vjp(lambda x: function(x, *arguments), images)

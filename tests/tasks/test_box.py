@@ -12,7 +12,8 @@ from tests.commands import checkpoint_digest, run_main, start_main
 from tests.tasks import box
 
 ARGUMENTS = (
-    "--config=tests/tasks/box.py:resnet8",
+    "--config=tests/tasks/box.py:resnet8x0.25",
+    "--config.loggers=()",
     "--config.image_size=16",
     "--config.train_examples=320",
     "--config.epochs=4",
