@@ -1,8 +1,10 @@
 """Workdirs, weights and data in buckets, against an emulator on loopback."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,14 +13,16 @@ import time
 import numpy as np
 import pytest
 
-from cutmix_jax import UserError, convert, lock, paths, run
-from cutmix_jax.checkpoint import Checkpoints, read_weights
+from cutmix_jax import UserError, convert, lock, paths, run, sweep
+from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.command_line import guard
 from cutmix_jax.data import boxes, open_data, prepare
 from cutmix_jax.report import __main__ as report
-from cutmix_jax.train import Log
+from cutmix_jax.tasks import create_task
+from cutmix_jax.train import Log, create_state
 from tests import emulator
 from tests.commands import (
+    REPOSITORY,
     SMALL,
     checkpoint_digest,
     run_main,
@@ -27,6 +31,7 @@ from tests.commands import (
     write_photographs,
 )
 from tests.commands import environment as base_environment
+from tests.test_processes import ARGUMENTS, finish, start_two
 
 ROOT = f"gs://{emulator.BUCKET}"
 VARYING = ("images_per_second", "peak_memory_mib", "model_flops_utilization")
@@ -246,6 +251,44 @@ def test_weights_are_evaluated_reported_and_converted_from_a_bucket(trained, tmp
     np.testing.assert_array_equal(*arrays)
 
 
+def test_a_run_starts_from_weights_in_a_bucket(trained):
+    config = small_config(seed=1)
+    task = create_task(config)
+    new = create_state(task)
+    (from_there, notes), (from_here, _) = (
+        run.initialize_from(task, new, str(workdir)) for workdir in trained
+    )
+    assert notes == [f"Starting from the weights of {trained[0]}."]
+    assert digest(from_there.params) == digest(from_here.params) != digest(new.params)
+    assert digest(from_there.batch_stats) == digest(from_here.batch_stats)
+
+
+def test_a_sweep_in_a_bucket_writes_its_table_and_skips_what_is_finished(folder, capsys):
+    config = f"{REPOSITORY}/configs/digits.py:resnet8,baseline"
+    words = ["--configs", config, "--seeds=2", f"--workdir={folder}", *SMALL[1:]]
+    words += ["--config.epochs=1", "--config.loggers=()"]
+    assert sweep.main(words) == 0
+    errors = [
+        run.read_json(folder / f"digits-resnet8,baseline-seed{seed}/results.json")[
+            "top1_error_last"
+        ]
+        for seed in (0, 1)
+    ]
+    summary = json.loads((folder / "sweep.json").read_text())
+    assert summary["configs"][0]["top1_error_last"]["mean"] == pytest.approx(np.mean(errors))
+    assert f"| {config} | 2 |" in (folder / "sweep.md").read_text(encoding="utf-8")
+    assert f"Written to {folder}/sweep.md" in capsys.readouterr().out
+    versions = {
+        file: paths.describe_version(file)
+        for file in paths.files_below(folder)
+        if file.parent != folder
+    }
+    assert sweep.main(words) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    for file, version in versions.items():
+        assert paths.describe_version(file) == version
+
+
 def test_a_damaged_checkpoint_is_found_and_passed_over(folder, fast):
     def state(value):
         return {"weights": np.full(3000, value, np.float32)}
@@ -341,6 +384,27 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, tmp_path):
     assert "Waiting up to 30 s" in again.stderr
     assert records(folder) == records(tmp_path / "whole")
     assert checkpoint_digest(folder) == checkpoint_digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_whose_first_process_has_the_lock(folder, tmp_path):
+    processes = start_two(folder, *ARGUMENTS)
+    holders = set()
+    while processes[0].poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            holders.add((folder / "lock").read_text().partition("\n")[0])
+        time.sleep(0.1)
+    told, silent = finish(processes)
+    assert holders == {f"{socket.gethostname()}, process {processes[0].pid}"}
+    assert not (folder / "lock").exists()
+    assert "in 2 processes" in told
+    assert "epoch" not in silent
+    finish(start_two(tmp_path / "two", *ARGUMENTS))
+    assert records(folder) == records(tmp_path / "two")
+    assert checkpoint_digest(folder) == checkpoint_digest(tmp_path / "two")
+    # One process reads what two have written, and its values have the digest.
+    found, _, notes = read_weights(folder)
+    assert (found["step"], notes) == (10, [])
 
 
 def records(workdir):
