@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ from functools import partial
 import flax
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from cutmix_jax import UserError, loggers
 from cutmix_jax import config as config_lib
@@ -25,6 +27,9 @@ from cutmix_jax.profiler import Profiler
 from cutmix_jax.reporter import Reporter
 from cutmix_jax.signals import Interruption
 from cutmix_jax.tasks import create_task
+
+# Seconds for which processes wait for each other at the start; some may load data for minutes.
+PATIENCE = 600
 
 
 def train(config, workdir, stream=None, profile=None):
@@ -59,7 +64,7 @@ def train(config, workdir, stream=None, profile=None):
         profiler.check(0, task.total_steps)
     with (
         Interruption() as interruption,
-        workdir_lock(workdir, primary) as lock,
+        hold_workdir(workdir, primary) as lock,
         Checkpoints(lock.folder) as checkpoints,
     ):
         folder = lock.folder
@@ -134,6 +139,22 @@ def train(config, workdir, stream=None, profile=None):
             if profiler:
                 profiler.close()
             reporter.close(failed=sys.exc_info()[0] is not None)
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir, primary):
+    """The lock of a workdir; the other processes wait until the first has got it, or has not.
+
+    Orbax lets them meet in a computation on all devices, which may fail after 30 s. The lock of a
+    dead run in a bucket takes longer.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(workdir_lock(workdir, primary))
+        finally:
+            meet = ocp.multihost.get_barrier_sync_fn()  # of one process: does nothing
+            meet(key="workdir_lock", timeout_ms=1000 * PATIENCE)
+        yield lock
 
 
 def evaluate(config, workdir, which="latest", stream=None, overrides=None, evals=None):

@@ -1,8 +1,10 @@
 """Workdirs, weights and data in buckets, against an emulator on loopback."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,22 +13,26 @@ import time
 import numpy as np
 import pytest
 
-from cutmix_jax import UserError, convert, lock, paths, run
-from cutmix_jax.checkpoint import Checkpoints, read_weights
+from cutmix_jax import UserError, convert, lock, loggers, paths, run, sweep
+from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
 from cutmix_jax.command_line import guard
 from cutmix_jax.data import boxes, open_data, prepare, prepare_files
 from cutmix_jax.report import __main__ as report
-from cutmix_jax.train import Log
+from cutmix_jax.tasks import create_task
+from cutmix_jax.train import Log, Session, create_state
 from tests import emulator
 from tests.commands import (
+    REPOSITORY,
     SMALL,
     checkpoint_digest,
+    plain_config,
     run_main,
     small_config,
     start_main,
     write_photographs,
 )
 from tests.commands import environment as base_environment
+from tests.test_processes import ARGUMENTS, finish, start_two
 
 ROOT = f"gs://{emulator.BUCKET}"
 VARYING = ("images_per_second", "peak_memory_mib", "model_flops_utilization")
@@ -74,6 +80,19 @@ def test_a_local_run_imports_nothing_of_buckets():
         [sys.executable, "-c", code], env=base_environment(), capture_output=True, text=True
     )
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_buckets_are_opened_without_tensorflow_even_where_it_is_installed(storage, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
+    code = f"from cutmix_jax import paths; paths.write_text(paths.user_path('{ROOT}/a', '-'), 'b')"
+    settings = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=base_environment() | settings,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +214,48 @@ def test_a_run_that_lost_its_lock_ends(folder, fast):
     assert (folder / "lock").read_text() == "another run"
 
 
+def test_a_lock_that_was_not_renewed_is_confirmed_before_something_is_written(folder, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 60)  # the thread sleeps
+    with lock.workdir_lock(folder) as held:
+        monkeypatch.setattr(lock, "BEAT", 0)
+        held.confirm()  # renewed, because nobody else has it
+        before = held.generation
+        held.confirm()
+        assert held.generation != before
+        (folder / "lock").write_text("another run")
+        with pytest.raises(UserError, match=r"^Another run has taken the lock of the workdir"):
+            held.confirm()
+
+
+def test_training_ends_before_a_save_if_the_lock_is_lost(tmp_path, monkeypatch):
+    def lost(self):
+        raise UserError("The lock is lost.")
+
+    monkeypatch.setattr(lock.Lock, "check", lost)
+    with open(os.devnull, "w") as stream, pytest.raises(UserError, match="The lock is lost"):
+        run.train(plain_config(loggers=()), tmp_path, stream=stream)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+    monkeypatch.setattr(lock.Lock, "confirm", lost)
+    others = dict.fromkeys(
+        ["task", "arrays", "programs", "checkpoints", "reporter", "interruption", "meta"]
+    )
+    session = Session(**others, log=Log(), lock=lock.Lock(tmp_path))
+    with pytest.raises(UserError, match="The lock is lost"):
+        session.save(1, None)
+
+
+def test_event_files_are_in_the_bucket_after_each_epoch(folder):
+    logger = loggers.start("tensorboard", folder, None, 0)
+    sizes = []
+    for step in (1, 2):
+        logger.log(step, {"loss": 1.0})
+        (file,) = paths.files_below(folder / "tensorboard")
+        sizes.append(len(file.read_bytes()))
+    logger.close(failed=False)
+    assert 0 < sizes[0] < sizes[1]
+
+
 def test_a_sweep_waits_for_the_lock_of_its_table(folder, fast):
     entered = []
     with lock.sweep_lock(folder):
@@ -244,6 +305,44 @@ def test_weights_are_evaluated_reported_and_converted_from_a_bucket(trained, tmp
         for workdir in (there.parent / "converted", here)
     ]
     np.testing.assert_array_equal(*arrays)
+
+
+def test_a_run_starts_from_weights_in_a_bucket(trained):
+    config = small_config(seed=1)
+    task = create_task(config)
+    new = create_state(task)
+    (from_there, notes), (from_here, _) = (
+        run.initialize_from(task, new, str(workdir)) for workdir in trained
+    )
+    assert notes == [f"Starting from the weights of {trained[0]}."]
+    assert digest(from_there.params) == digest(from_here.params) != digest(new.params)
+    assert digest(from_there.batch_stats) == digest(from_here.batch_stats)
+
+
+def test_a_sweep_in_a_bucket_writes_its_table_and_skips_what_is_finished(folder, capsys):
+    config = f"{REPOSITORY}/configs/digits.py:resnet8,baseline"
+    words = ["--configs", config, "--seeds=2", f"--workdir={folder}", *SMALL[1:]]
+    words += ["--config.epochs=1", "--config.loggers=()"]
+    assert sweep.main(words) == 0
+    errors = [
+        run.read_json(folder / f"digits-resnet8,baseline-seed{seed}/results.json")[
+            "top1_error_last"
+        ]
+        for seed in (0, 1)
+    ]
+    summary = json.loads((folder / "sweep.json").read_text())
+    assert summary["configs"][0]["top1_error_last"]["mean"] == pytest.approx(np.mean(errors))
+    assert f"| {config} | 2 |" in (folder / "sweep.md").read_text(encoding="utf-8")
+    assert f"Written to {folder}/sweep.md" in capsys.readouterr().out
+    versions = {
+        file: paths.describe_version(file)
+        for file in paths.files_below(folder)
+        if file.parent != folder
+    }
+    assert sweep.main(words) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    for file, version in versions.items():
+        assert paths.describe_version(file) == version
 
 
 def test_a_damaged_checkpoint_is_found_and_passed_over(folder, fast):
@@ -397,6 +496,32 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, tmp_path):
     assert "Waiting up to 30 s" in again.stderr
     assert records(folder) == records(tmp_path / "whole")
     assert checkpoint_digest(folder) == checkpoint_digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_one_run_whose_first_process_has_the_lock(folder, tmp_path):
+    killed = start_two(folder, *ARGUMENTS)
+    holders = set()
+    while not (folder / "checkpoints/3/commit_success.txt").exists():
+        assert killed[0].poll() is None, killed[0].communicate()
+        with contextlib.suppress(FileNotFoundError):
+            holders.add((folder / "lock").read_text().partition("\n")[0])
+        time.sleep(0.2)
+    assert holders == {f"{socket.gethostname()}, process {killed[0].pid}"}
+    for process in killed:
+        process.kill()
+        process.communicate()
+    told, silent = finish(start_two(folder, *ARGUMENTS))
+    assert "in 2 processes" in told
+    assert "Going on from step" in told
+    assert "epoch" not in silent
+    assert not (folder / "lock").exists()
+    finish(start_two(tmp_path / "two", *ARGUMENTS))
+    assert records(folder) == records(tmp_path / "two")
+    assert checkpoint_digest(folder) == checkpoint_digest(tmp_path / "two")
+    # One process reads what two have written, and its values have the digest.
+    found, _, notes = read_weights(folder)
+    assert (found["step"], notes) == (10, [])
 
 
 def records(workdir):
