@@ -100,6 +100,7 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
 def test_a_network_that_classifies_shapes_finds_them(tmp_path):
     """Minutes of training. The best centered box, which ignores the image, is far worse."""
     arguments = ["--config=configs/shapes.py:resnet8x2,baseline", "--config.train_examples=5000"]
+    arguments += ["--config.eval_every=10", "--config.loggers=()"]
     done = run_main(f"--workdir={tmp_path}", *arguments, optimized=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     done = run_main(
