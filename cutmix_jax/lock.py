@@ -32,7 +32,7 @@ class Lock:
         flag: the flag that sets the folder, for messages.
     """
 
-    def __init__(self, folder, flag):
+    def __init__(self, folder, flag="--workdir"):
         self.folder, self.flag = folder, flag
 
     def __str__(self):
@@ -56,7 +56,7 @@ def workdir_lock(workdir, primary=True):
     """
     path = absolute(user_path(workdir, "The workdir"))
     if not primary:
-        yield Lock(path, "--workdir")
+        yield Lock(path)
         return
     with _hold_alone(path, "lock", "--workdir") as lock:
         yield lock
