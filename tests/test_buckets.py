@@ -1,6 +1,7 @@
 """Workdirs, weights and data in buckets, against an emulator on loopback."""
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -237,10 +238,8 @@ def test_training_ends_before_a_save_if_the_lock_is_lost(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("checkpoints/*"))
 
     monkeypatch.setattr(lock.Lock, "confirm", lost)
-    others = dict.fromkeys(
-        ["task", "arrays", "programs", "checkpoints", "reporter", "interruption", "meta"]
-    )
-    session = Session(**others, log=Log(), lock=lock.Lock(tmp_path))
+    given = {"log": Log(), "lock": lock.Lock(tmp_path)}
+    session = Session(**dict.fromkeys(inspect.signature(Session).parameters) | given)
     with pytest.raises(UserError, match="The lock is lost"):
         session.save(1, None)
 
@@ -263,7 +262,7 @@ def test_a_sweep_waits_for_the_lock_of_its_table(folder, fast):
             target=lambda: lock.sweep_lock(folder).__enter__() or entered.append(time.monotonic())
         )
         other.start()
-        time.sleep(lock.BEAT)
+        time.sleep(3 * lock.BEAT)
         assert not entered
         left = time.monotonic()
     other.join(timeout=10)
@@ -454,7 +453,8 @@ def test_boxes_are_read_from_a_bucket(folder):
     corners = "<xmin>0</xmin><ymin>0</ymin><xmax>4</xmax><ymax>9</ymax>"
     box = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
     paths.write_text(folder / "n1/cat.xml", f"<annotation>{size}{box}</annotation>")
-    found = boxes.read_xml(next(iter(paths.files_below(folder, ".xml"))))
+    (file,) = paths.files_below(folder, ".xml")
+    found = boxes.read_xml(os.fspath(file))
     assert found.corners.tolist() == [[0, 0, 9, 4]]
 
 
