@@ -21,7 +21,8 @@ BEAT = 10.0  # seconds
 BEATS = 3
 # What the folder is called in messages, by the flag that sets it.
 NOUNS = {"--workdir": "workdir", "--out": "folder"}
-DATASET = "prepared.lock"
+# The file or object in the folder of a dataset.
+DATASET_LOCK = "prepared.lock"
 
 
 class Lock:
@@ -68,7 +69,7 @@ def dataset_lock(folder):
     Raises:
         UserError: another process has the lock, or the folder cannot be written.
     """
-    return _hold_alone(folder, DATASET, "--out")
+    return _hold_alone(folder, DATASET_LOCK, "--out")
 
 
 @contextlib.contextmanager

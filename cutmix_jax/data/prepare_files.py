@@ -159,7 +159,7 @@ def _refuse_other_files(out) -> None:
         raise UserError(f"{out} is a file, but a folder is expected. Choose another --out.")
     if not out.is_dir() or (out / JOURNAL).is_file():
         return
-    if not all(path.name.startswith((lock.DATASET, JOURNAL)) for path in out.iterdir()):
+    if not all(path.name.startswith((lock.DATASET_LOCK, JOURNAL)) for path in out.iterdir()):
         raise UserError(f"{out} holds other files. Choose an empty or new folder with --out.")
 
 
