@@ -33,7 +33,7 @@ class Lock:
         flag: the flag that sets the folder, for messages.
     """
 
-    def __init__(self, folder, flag="--workdir"):
+    def __init__(self, folder, flag):
         self.folder, self.flag = folder, flag
 
     def __str__(self):
@@ -57,7 +57,7 @@ def workdir_lock(workdir, primary=True):
     """
     path = absolute(user_path(workdir, "The workdir"))
     if not primary:
-        yield Lock(path)
+        yield Lock(path, "--workdir")
         return
     with _hold_alone(path, "lock", "--workdir") as lock:
         yield lock
@@ -122,7 +122,8 @@ def _hold_object(folder, name, flag, wait):
         lock = BucketLock(folder, name, flag)
         taken = lock.acquire(wait)
     except ValueError as error:  # what tensorstore raises
-        raise _cannot_write(folder, flag, first_line(error)) from error
+        reason = first_line(error).partition(" [http_response")[0]
+        raise _cannot_write(folder, flag, reason) from error
     if not taken:
         yield None
         return
@@ -142,7 +143,7 @@ def _cannot_write(folder, flag, reason):
 class BucketLock(Lock):
     """A lock in a bucket; a thread renews it until `release`."""
 
-    def __init__(self, folder, name, flag="--workdir"):
+    def __init__(self, folder, name, flag):
         import tensorstore  # as orbax uses it, with its conditional writes
 
         super().__init__(folder, flag)

@@ -142,20 +142,25 @@ def files_below(folder, suffix=""):
                 yield pathlib.Path(root, name)
 
 
-def file_sizes(folder):
-    """{name: bytes} of the files in a folder, without those in folders below; {} if there is none.
+def sizes_in(folder):
+    """{name: bytes} of what is in a folder, with None for folders; {} if there is no such folder.
 
     Example:
-        >>> file_sizes(pathlib.Path('no/such/folder'))
+        >>> sizes_in(pathlib.Path('no/such/folder'))
         {}
     """
     try:
         if in_bucket(folder):
-            found = _file_system().ls(os.fspath(folder), detail=True)
-            files = [(entry["name"], entry["size"]) for entry in found if entry["type"] == "file"]
-            return {name.rpartition("/")[2]: size for name, size in files}
+            own = os.fspath(folder).removeprefix(BUCKET)
+            return {
+                entry["name"].rpartition("/")[2]: entry["size"] if entry["type"] == "file" else None
+                for entry in _file_system().ls(own, detail=True)
+                if entry["name"].rstrip("/") != own  # an empty object that stands for the folder
+            }
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            return {
+                entry.name: entry.stat().st_size if entry.is_file() else None for entry in entries
+            }
     except FileNotFoundError:
         return {}
 
@@ -190,12 +195,12 @@ def whole_file(path):
         unfinished.unlink(missing_ok=True)
 
 
-def is_half(name):
+def is_temporary(name):
     """Whether this is how `whole_file` calls a file that is not complete.
 
     Example:
-        >>> is_half('weights.pth-0123456789abcdef0123456789abcdef.tmp'), is_half('mine.tmp')
-        (True, False)
+        >>> is_temporary('weights.pth-0123456789abcdef0123456789abcdef.tmp')
+        True
     """
     return re.search(r"-[0-9a-f]{32}\.tmp$", name) is not None
 

@@ -29,7 +29,7 @@ from cutmix_jax.signals import Interruption
 from cutmix_jax.tasks import create_task
 
 # Seconds for which processes wait for each other at the start; some may load data for minutes.
-PATIENCE = 600
+BARRIER = 600
 
 
 def train(config, workdir, stream=None, profile=None):
@@ -148,12 +148,16 @@ def hold_workdir(workdir, primary):
     Orbax lets them meet in a computation on all devices, which may fail after 30 s. The lock of a
     dead run in a bucket takes longer.
     """
+    barrier = ocp.multihost.get_barrier_sync_fn()  # of one process: does nothing
+    meet = partial(barrier, key="workdir_lock", timeout_ms=1000 * BARRIER)
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(workdir_lock(workdir, primary))
-        finally:
-            meet = ocp.multihost.get_barrier_sync_fn()  # of one process: does nothing
-            meet(key="workdir_lock", timeout_ms=1000 * PATIENCE)
+        except UserError:
+            with contextlib.suppress(Exception):  # the error is what counts
+                meet()
+            raise
+        meet()
         yield lock
 
 

@@ -13,6 +13,7 @@ import pytest
 
 BUCKET = "cutmix-test"
 REFUSED = {"denied-bucket": 403, "private-bucket": 401}
+READ_ONLY = "read-only/"  # nothing is written below this folder of the bucket
 
 
 @contextlib.contextmanager
@@ -42,6 +43,8 @@ def start():
             bucket, name = re.search(r"/b/([^/]+)(?:/o/?(.*))?", parts.path).groups()
             if bucket in REFUSED:
                 return self.refuse(REFUSED[bucket])
+            if query.get("name", [""])[0].startswith(READ_ONLY):
+                return self.refuse(403)
             if "ifGenerationMatch" in query:
                 name = query["name"][0] if "name" in query else unquote(name)
                 try:

@@ -180,7 +180,7 @@ def test_one_process_holds_the_lock_at_a_time(folder, fast):
 
 
 def test_of_two_processes_at_once_one_gets_the_lock(folder, fast):
-    locks = [lock.BucketLock(folder, "lock") for _ in range(4)]
+    locks = [lock.BucketLock(folder, "lock", "--workdir") for _ in range(4)]
     taken = []
     threads = [
         threading.Thread(target=lambda one=one: taken.append(one.acquire(wait=False)))
@@ -197,7 +197,7 @@ def test_of_two_processes_at_once_one_gets_the_lock(folder, fast):
 
 
 def test_the_lock_of_a_dead_process_is_taken_over_after_three_beats(folder, fast, capsys):
-    dead = lock.BucketLock(folder, "lock")
+    dead = lock.BucketLock(folder, "lock", "--workdir")
     assert dead.acquire(wait=False)
     dead.ended.set()
     began = time.monotonic()
@@ -238,7 +238,7 @@ def test_training_ends_before_a_save_if_the_lock_is_lost(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("checkpoints/*"))
 
     monkeypatch.setattr(lock.Lock, "confirm", lost)
-    given = {"log": Log(), "lock": lock.Lock(tmp_path)}
+    given = {"log": Log(), "lock": lock.Lock(tmp_path, "--workdir")}
     session = Session(**dict.fromkeys(inspect.signature(Session).parameters) | given)
     with pytest.raises(UserError, match="The lock is lost"):
         session.save(1, None)
@@ -425,6 +425,33 @@ class TestPrepared:
         kept[0].unlink()
         assert self.prepare(source, out).keys() == whole.keys()
 
+    def test_without_the_lock_nothing_more_is_written(
+        self, source, folder, fast, monkeypatch, capsys
+    ):
+        store, seen = prepare_files.store, []
+
+        def lose(*arguments):
+            seen.append(arguments)
+            if len(seen) == 150:  # in the second of three files with 107 images
+                (folder / "prepared.lock").write_text("another process")
+                time.sleep(3 * lock.BEAT)
+            return store(*arguments)
+
+        monkeypatch.setattr(prepare_files, "store", lose)
+        with pytest.raises(SystemExit):
+            self.prepare(source, folder)
+        assert "Another run has taken the lock of the folder" in capsys.readouterr().err
+        assert len(list(paths.files_below(folder, "-of-00003"))) == 1
+        assert (folder / "prepared.lock").read_text() == "another process"
+
+    def test_an_empty_folder_of_the_console_is_empty(self, source, folder):
+        client = paths._file_system()  # gcsfs refuses names that end in a slash elsewhere
+        client.pipe_file(f"{folder}/", b"")
+        assert paths.sizes_in(folder) == {}
+        (folder / "below/a.txt").write_bytes(b"a")
+        (folder / "b.txt").write_bytes(b"bb")
+        assert paths.sizes_in(folder) == {"below": None, "b.txt": 2}
+
     def test_two_cannot_write_at_once(self, source, folder, fast, capsys):
         with lock.dataset_lock(folder), pytest.raises(SystemExit):
             self.prepare(source, folder)
@@ -435,6 +462,7 @@ class TestPrepared:
         for out, message in (
             (folder, "holds other files. Choose an empty or new folder"),
             ("gs://denied-bucket/toys", "this account may not use the bucket 'denied-bucket'"),
+            (f"{ROOT}/{emulator.READ_ONLY}toys", "PERMISSION_DENIED: No access.). Choose another"),
         ):
             with pytest.raises(SystemExit):
                 self.prepare(source, out)

@@ -6,6 +6,7 @@ python -m cutmix_jax.data.prepare shapes --data_dir=PATH
 
 import argparse
 import re
+import signal
 
 from cutmix_jax import UserError, host
 from cutmix_jax.command_line import fail, guard
@@ -28,8 +29,8 @@ def _main(flags) -> None:
         else:
             print(prepare(flags.name, flags.data_dir, flags.source, flags.examples))
     except KeyboardInterrupt:
-        again = " The same command goes on where it stopped." if flags.name == FILES else ""
-        fail(f"interrupted.{again}", 130)
+        goes_on = "goes on where it stopped" if flags.name == FILES else "starts again"
+        fail(f"interrupted. The same command {goes_on}.", 130)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,4 +162,5 @@ def prepare(name: str, data_dir: str, source: str | None = None, examples: int |
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind
     main()

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -18,9 +19,18 @@ from cutmix_jax.data import cache, image_files, records, tfds_files
 from cutmix_jax.data.records import Example, Part
 from cutmix_jax.data.sources import Source
 from cutmix_jax.data.tfds_files import JOURNAL
-from cutmix_jax.paths import explain_failure, file_sizes, is_half, whole_file, write_text
+from cutmix_jax.paths import (
+    explain_failure,
+    in_bucket,
+    is_temporary,
+    sizes_in,
+    whole_file,
+    write_text,
+)
 
 VERSION = "1.0.0"
+# Beginnings of names that are there before the journal is.
+OWN = (lock.DATASET_LOCK, JOURNAL)
 # Of the source per file, by default. Only whole files are kept when the command is stopped.
 FILE_BYTES = 2**28
 QUALITY = 95
@@ -87,17 +97,18 @@ def prepare(source: Source, out, options: Options):
     except OSError as error:
         if explain_failure(error):  # of a bucket
             raise
+        place = error.filename or (tempfile.gettempdir() if in_bucket(out) else out)
         raise UserError(
-            f"{out} cannot be written ({error.strerror or error}). Complete files are kept: free "
-            "some space, and start the same command again."
+            f"{out} cannot be completed ({place}: {error.strerror or error}). Complete files are "
+            "kept: free some space or change the permissions, and start the same command again."
         ) from error
     return out
 
 
 def _write(source: Source, out, options: Options, started: dict, held: lock.Lock) -> None:
-    sizes = file_sizes(out)
+    sizes = sizes_in(out)
     for name in sizes:
-        if is_half(name):  # of a process that was killed
+        if is_temporary(name):  # of a process that was killed
             (out / name).unlink()
     lines = _read_journal(out) or [started]
     _refuse_changes(out, lines[0], started)
@@ -157,9 +168,8 @@ def _fingerprint(source: Source) -> str:
 def _refuse_other_files(out) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, but a folder is expected. Choose another --out.")
-    if not out.is_dir() or (out / JOURNAL).is_file():
-        return
-    if not all(path.name.startswith((lock.DATASET_LOCK, JOURNAL)) for path in out.iterdir()):
+    names = sizes_in(out)
+    if JOURNAL not in names and not all(name.startswith(OWN) for name in names):
         raise UserError(f"{out} holds other files. Choose an empty or new folder with --out.")
 
 
@@ -231,6 +241,7 @@ def _write_files(
             }
             held.confirm()
         with writing:  # at once: a file without its line would be written again after a kill
+            held.confirm()  # an upload takes long
             lines.append(line)
             _write_journal(out, lines)
 
