@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ SMALL_VALUES = {
     "epochs": 2,
 }
 SMALL = [f"--config.{key}={value}" for key, value in SMALL_VALUES.items()]
+# The same for several processes or devices, which then compute what one would.
+SYNCHRONIZED = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every=3"]
 
 
 def plain_config(**overrides):
@@ -89,6 +92,36 @@ def run_main(*arguments, devices=1, optimized=False, timeout=300):
     process = start_main(*arguments, devices=devices, optimized=optimized)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def start_two(workdir, *arguments, each=((), ())):
+    """Starts `main.py` twice, as docs/devices.md says; `each` has the arguments of each one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start_main(
+            f"--workdir={workdir}",
+            *arguments,
+            *each[index],
+            f"--coordinator=localhost:{port}",
+            "--processes=2",
+            f"--process={index}",
+        )
+        for index in (0, 1)
+    ]
+
+
+def finish(processes, timeout=240):
+    """Waits for all, and returns what they printed. After a failure none of them is left."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err
+    return [out for out, _ in outputs]
 
 
 def checkpoint_digest(workdir):

@@ -25,15 +25,17 @@ from tests import emulator
 from tests.commands import (
     REPOSITORY,
     SMALL,
+    SYNCHRONIZED,
     checkpoint_digest,
+    finish,
     plain_config,
     run_main,
     small_config,
     start_main,
+    start_two,
     write_photographs,
 )
 from tests.commands import environment as base_environment
-from tests.test_processes import ARGUMENTS, finish, start_two
 
 ROOT = f"gs://{emulator.BUCKET}"
 VARYING = ("images_per_second", "peak_memory_mib", "model_flops_utilization")
@@ -321,7 +323,7 @@ def test_a_run_starts_from_weights_in_a_bucket(trained):
 def test_a_sweep_in_a_bucket_writes_its_table_and_skips_what_is_finished(folder, capsys):
     config = f"{REPOSITORY}/configs/digits.py:resnet8,baseline"
     words = ["--configs", config, "--seeds=2", f"--workdir={folder}", *SMALL[1:]]
-    words += ["--config.epochs=1", "--config.loggers=()"]
+    words += ["--config.epochs=1"]
     assert sweep.main(words) == 0
     errors = [
         run.read_json(folder / f"digits-resnet8,baseline-seed{seed}/results.json")[
@@ -528,7 +530,7 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, tmp_path):
 
 @pytest.mark.slow
 def test_two_killed_processes_go_on_as_one_run_whose_first_process_has_the_lock(folder, tmp_path):
-    killed = start_two(folder, *ARGUMENTS)
+    killed = start_two(folder, *SYNCHRONIZED)
     holders = set()
     while not (folder / "checkpoints/3/commit_success.txt").exists():
         assert killed[0].poll() is None, killed[0].communicate()
@@ -539,12 +541,12 @@ def test_two_killed_processes_go_on_as_one_run_whose_first_process_has_the_lock(
     for process in killed:
         process.kill()
         process.communicate()
-    told, silent = finish(start_two(folder, *ARGUMENTS))
+    told, silent = finish(start_two(folder, *SYNCHRONIZED))
     assert "in 2 processes" in told
     assert "Going on from step" in told
     assert "epoch" not in silent
     assert not (folder / "lock").exists()
-    finish(start_two(tmp_path / "two", *ARGUMENTS))
+    finish(start_two(tmp_path / "two", *SYNCHRONIZED))
     assert records(folder) == records(tmp_path / "two")
     assert checkpoint_digest(folder) == checkpoint_digest(tmp_path / "two")
     # One process reads what two have written, and its values have the digest.

@@ -4,46 +4,20 @@ import json
 import pathlib
 import shutil
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 
 from cutmix_jax.data import Shards, find_set, open_data
-from tests.commands import SMALL, checkpoint_digest, run_main, start_main, write_photographs
-
-ARGUMENTS = [*SMALL, "--config.sync_batch_norm=True", "--config.checkpoint_every=3"]
-
-
-def start_two(workdir, *arguments, each=((), ())):
-    """Starts `main.py` twice, as docs/devices.md says; `each` has the arguments of each one."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start_main(
-            f"--workdir={workdir}",
-            *arguments,
-            *each[index],
-            f"--coordinator=localhost:{port}",
-            "--processes=2",
-            f"--process={index}",
-        )
-        for index in (0, 1)
-    ]
-
-
-def finish(processes, timeout=240):
-    """Waits for all, and returns what they printed. After a failure none of them is left."""
-    try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, err
-    return [out for out, _ in outputs]
+from tests.commands import (
+    SYNCHRONIZED,
+    checkpoint_digest,
+    finish,
+    run_main,
+    start_two,
+    write_photographs,
+)
 
 
 def losses(workdir, measure="test_top1_error"):
@@ -53,8 +27,8 @@ def losses(workdir, measure="test_top1_error"):
 
 
 def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
-    told, silent = finish(start_two(tmp_path / "two", *ARGUMENTS))
-    one = run_main(f"--workdir={tmp_path / 'one'}", *ARGUMENTS, devices=2)
+    told, silent = finish(start_two(tmp_path / "two", *SYNCHRONIZED))
+    one = run_main(f"--workdir={tmp_path / 'one'}", *SYNCHRONIZED, devices=2)
     assert one.returncode == 0, one.stderr
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     assert "in 2 processes, shard_map" in told
@@ -65,7 +39,7 @@ def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
     assert checkpoint_digest(tmp_path / "two")
 
     # One process resumes the run. Here, it finds it finished.
-    again = run_main(f"--workdir={tmp_path / 'two'}", *ARGUMENTS)
+    again = run_main(f"--workdir={tmp_path / 'two'}", *SYNCHRONIZED)
     assert "is finished" in again.stdout
 
 
@@ -100,7 +74,7 @@ def test_each_process_streams_its_own_images_as_one_would(tmp_path):
     """The images of the other process cannot even be decoded."""
     values = write_photographs(tmp_path / "photographs")
     # With such a small learning rate, differences of rounding do not grow from step to step.
-    arguments = [*ARGUMENTS, "--config.epochs=1", "--config.learning_rate=0.001"]
+    arguments = [*SYNCHRONIZED, "--config.epochs=1", "--config.learning_rate=0.001"]
     arguments += [f"--config.{key}={value}" for key, value in values.items()]
     own = [set(own_images(values, process)) for process in (0, 1)]
     assert not own[0] & own[1]
@@ -117,7 +91,7 @@ def test_each_process_streams_its_own_images_as_one_would(tmp_path):
 
 
 def test_one_killed_ends_the_other_and_both_go_on(tmp_path):
-    longer = [*ARGUMENTS, "--config.epochs=5"]
+    longer = [*SYNCHRONIZED, "--config.epochs=5"]
     processes = start_two(tmp_path, *longer)
     limit = time.monotonic() + 200
     while not list((tmp_path / "checkpoints").glob("[0-9]*[0-9]")):
@@ -133,7 +107,7 @@ def test_one_killed_ends_the_other_and_both_go_on(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_in_both(tmp_path):
-    longer = [*ARGUMENTS, "--config.epochs=5"]
+    longer = [*SYNCHRONIZED, "--config.epochs=5"]
     processes = start_two(tmp_path, *longer)
     while not list((tmp_path / "checkpoints").glob("[0-9]*[0-9]")):
         time.sleep(0.01)

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -21,7 +20,6 @@ from cutmix_jax.data.sources import Source
 from cutmix_jax.data.tfds_files import JOURNAL
 from cutmix_jax.paths import (
     explain_failure,
-    in_bucket,
     is_temporary,
     sizes_in,
     whole_file,
@@ -97,10 +95,10 @@ def prepare(source: Source, out, options: Options):
     except OSError as error:
         if explain_failure(error):  # of a bucket
             raise
-        place = error.filename or (tempfile.gettempdir() if in_bucket(out) else out)
+        reason = f"{error.filename or out}: {error.strerror or error}"
         raise UserError(
-            f"{out} cannot be completed ({place}: {error.strerror or error}). Complete files are "
-            "kept: free some space or change the permissions, and start the same command again."
+            f"{out} cannot be completed ({reason}). Complete files are kept: free some space or "
+            "change the permissions, and start the same command again."
         ) from error
     return out
 
@@ -110,7 +108,7 @@ def _write(source: Source, out, options: Options, started: dict, held: lock.Lock
     for name in sizes:
         if is_temporary(name):  # of a process that was killed
             (out / name).unlink()
-    lines = _read_journal(out) or [started]
+    lines = _read_journal(out / JOURNAL) if JOURNAL in sizes else [started]
     _refuse_changes(out, lines[0], started)
     lines[1:] = [line for line in lines[1:] if sizes.get(line["file"]) == line["size"]]
     done = {line["file"] for line in lines[1:]}
@@ -173,11 +171,8 @@ def _refuse_other_files(out) -> None:
         raise UserError(f"{out} holds other files. Choose an empty or new folder with --out.")
 
 
-def _read_journal(out) -> list[dict]:
+def _read_journal(path) -> list[dict]:
     """What the dataset was started with, and a line for each file that was complete."""
-    path = out / JOURNAL
-    if not path.is_file():
-        return []
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:

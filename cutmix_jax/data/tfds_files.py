@@ -1,6 +1,7 @@
 """Writes datasets as array_record files in the layout of TFDS, without TensorFlow."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import sys
@@ -35,8 +36,8 @@ def unfinished(name: str, version: str, root: pathlib.Path) -> Iterator[pathlib.
                 os.rename(written, target)
     except OSError as error:
         raise UserError(
-            f"{name} could not be written to {root} ({first_line(error)}). Free some space, or "
-            "choose another data_dir."
+            f"{name} could not be written to {root} ({error.strerror or error}). Free some "
+            "space, or choose another data_dir."
         ) from error
 
 
@@ -84,12 +85,12 @@ def _writer(path: pathlib.Path):
     try:
         writer = ArrayRecordWriter(str(path), "group_size:1")
     except RuntimeError as error:
-        raise OSError(first_line(error)) from error
+        raise OSError(errno.EIO, first_line(error), str(path)) from error
     yield writer
     try:
         writer.close()
     except RuntimeError as error:
-        raise OSError(first_line(error).partition(";")[0]) from error
+        raise OSError(errno.EIO, first_line(error).partition(";")[0], str(path)) from error
 
 
 def write_info(
