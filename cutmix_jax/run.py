@@ -14,6 +14,7 @@ import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from cutmix_jax import UserError, loggers
 from cutmix_jax import config as config_lib
@@ -143,21 +144,23 @@ def train(config, workdir, stream=None, profile=None):
 
 @contextlib.contextmanager
 def hold_workdir(workdir, primary):
-    """The lock of a workdir; the other processes wait until the first has got it, or has not.
+    """The lock of a workdir. With several processes, all of them end if the first is refused it.
 
-    Orbax lets them meet in a computation on all devices, which may fail after 30 s. The lock of a
-    dead run in a bucket takes longer.
+    They wait for it at a barrier: a computation on all devices may give up after 30 s, and the lock
+    of a dead run in a bucket takes longer.
     """
     barrier = ocp.multihost.get_barrier_sync_fn()  # of one process: does nothing
-    meet = partial(barrier, key="workdir_lock", timeout_ms=1000 * BARRIER)
+    refusal = None
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(workdir_lock(workdir, primary))
-        except UserError:
-            with contextlib.suppress(Exception):  # the error is what counts
-                meet()
-            raise
-        meet()
+        except UserError as error:
+            refusal = error
+        barrier(key="workdir_lock", timeout_ms=1000 * BARRIER)
+        if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
+            raise refusal or UserError(
+                f"Process 0 cannot use the workdir {str(workdir)!r}. Its message says why."
+            )
         yield lock
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cutmix_jax.data import Shards, find_set, open_data
+from cutmix_jax.lock import workdir_lock
 from tests.commands import (
     SYNCHRONIZED,
     checkpoint_digest,
@@ -103,6 +104,17 @@ def test_one_killed_ends_the_other_and_both_go_on(tmp_path):
     told, _ = finish(start_two(tmp_path, *longer))
     assert "Going on from step" in told
     assert (tmp_path / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_both_end_in_one_sentence_where_another_run_has_the_lock(tmp_path):
+    with workdir_lock(tmp_path):
+        processes = start_two(tmp_path, *SYNCHRONIZED)
+        errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], errors
+    assert errors[0].startswith("error: Another run is writing to the workdir"), errors[0]
+    assert errors[1].startswith("error: Process 0 cannot use the workdir"), errors[1]
+    assert [error.count("\n") for error in errors] == [1, 1], errors
 
 
 @pytest.mark.slow
