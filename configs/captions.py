@@ -4,8 +4,8 @@
         --config.init_from=WORKDIR
 
 COCO has the folders annotations, train2014 and val2014. WORKDIR is a classifier that was trained
-here or converted. It is the encoder, and is not trained further. 100 epochs are 2.07 million steps
-of 20 captions. Images take 20.8 GiB in device memory.
+here or converted. It becomes the encoder, which is frozen. 100 epochs are 2.07 million steps of 20
+captions. Images take 20.8 GiB in device memory.
 
 The paper's scores with ResNet-50, one run each, by the method of the classifier:
 

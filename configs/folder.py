@@ -1,16 +1,16 @@
-"""Your own images: fine-tunes a trained network on a folder with 5 to 1,000 classes.
+"""Your own images: fine-tunes a trained network on a folder with one folder per class.
 
     python main.py --config configs/folder.py --config.data_dir=PATH --config.init_from=WEIGHTS
-    python main.py --config configs/folder.py:resnet18,baseline --config.data_dir=PATH \\
+    python main.py --config configs/folder.py:resnet18,baseline --config.data_dir=PATH \
         --config.init_from=resnet18.safetensors
 
 PATH holds train/CLASS/*.jpg and val/CLASS/*.jpg. WEIGHTS is a .pth or .safetensors file from
-torchvision or timm, or a workdir. The text after the colon is MODEL,METHOD. MODEL is the network
-that the weights are of.
+torchvision or timm, or a workdir. The text after the colon is MODEL,METHOD. MODEL is the network of
+the weights.
 
-The head is new and learns ten times as fast as the rest. CutMix or Mixup mix half of the batches.
-The values suit a few thousand images, and are not tuned. With fewer than 1,000 images, raise
---config.epochs. To train without weights, use configs/imagenet.py.
+The head is new and learns ten times as fast as the rest. Half of the batches are mixed, by CutMix
+or Mixup. The values are meant for a few thousand images, and are not tuned. With fewer than 1,000
+images, raise --config.epochs. To train without weights, use configs/imagenet.py.
 
 Hardware: one GPU. Images are decoded for each batch.
 """

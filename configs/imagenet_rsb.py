@@ -10,13 +10,13 @@ Published top-1 error of ResNet-50 (Wightman, Touvron, Jegou, 2021, Table 1):
 
     a1  600 epochs  19.6 %        a2  300 epochs  20.2 %        a3  100 epochs  21.9 %
 
-The values are those of the paper's Table 2. It does not have all of them: the threshold of the
-targets, the rates at both ends of the schedule, and three repetitions are those of timm's commands
-for A2. Three things differ:
+The values are those of the paper's Table 2. What it lacks is from timm's commands for A2: the
+threshold of the targets, the rates at both ends of the schedule, and three repetitions. Three
+things differ:
 
-- Images are resized and turned bilinearly. timm's are resized by a cubic filter, and turned by a
-  bilinear or a cubic one.
-- The cosine begins after the warm-up, and ends with the last epoch. timm's cosine begins with the
+- Images are resized and rotated with bilinear interpolation. timm resizes them with bicubic, and
+  rotates them with bilinear or bicubic interpolation.
+- The cosine begins after the warm-up and ends with the last epoch. timm's cosine begins with the
   first epoch, and ten more epochs at the lowest rate follow.
 - The learning rate changes at every step instead of once per epoch.
 

@@ -4,19 +4,19 @@
     python main.py --config configs/imagenet_v2.py:resnet50,label_smoothing --config.data_dir=PATH
 
 The text after the colon is MODEL,METHOD. The second command leaves the mixes out. The data are
-those of configs/imagenet.py. Published top-1 error of ResNet-50, of its EMA weights: 19.14 %.
+those of configs/imagenet.py. Published top-1 error of the EMA weights of ResNet-50: 19.14 %.
 
 The values are those of torchvision's training command for ResNet50_Weights.IMAGENET1K_V2
 (references/classification, and "How to Train State-Of-The-Art Models Using TorchVision's Latest
 Primitives", 2021). Three things differ:
 
 - The learning rate changes at every step instead of once per epoch.
-- EMA weights start at the first weights, so they are poor for many epochs. torchvision's start
-  again until the warm-up ends.
+- EMA weights start at the initial weights, so they are poor for many epochs. torchvision resets
+  them until the warm-up ends.
 - Partners come from a permutation of the batch instead of a shift by one.
 
-With other epochs or another batch size, set config.ema as well. It is computed below from the
-published ones.
+With another number of epochs or another batch size, set config.ema as well. It is computed below
+from the published values.
 
 Hardware: 8 GPUs, `--config.dtype=bfloat16`. This project has not run it.
 """

@@ -4,8 +4,9 @@
         --workdir=WORKDIR
     python main.py --config configs/shapes_captions.py --config.init_from=WORKDIR
 
-The classifier in WORKDIR is the encoder. It has to be the same network. As it stays as it is, it
-tells the form, but hardly any color. To learn the colors as well, in ten minutes instead of three:
+The classifier in WORKDIR is the encoder, and has to be the same network. It is frozen, so captions
+name the right form, but rarely the right color. To learn the colors as well, in ten minutes instead
+of three:
 
     python main.py --config configs/shapes_captions.py --config.init_from=WORKDIR \
         --config.captions.finetune=True --config.train_examples=10000 --config.learning_rate=2e-3

@@ -7,8 +7,9 @@
 
 WORKDIR is a classifier that was trained here or converted. The detector starts from its backbone.
 232 epochs of 517 steps (SSD) and 58 of 2,068 (Faster R-CNN) are 119,944; the protocol has 120k.
-Faster R-CNN has 2,067 steps in an epoch if landscapes and portraits leave more than one batch over.
-Images take 15 GiB in device memory. With less, --config.source=streaming decodes each batch.
+Faster R-CNN drops the landscapes and the portraits that do not fill a batch. If these fill one
+together, an epoch has 2,067 steps. Images take 15 GiB of device memory. With less memory,
+--config.source=streaming decodes each batch.
 
 The paper's mAP with ResNet-50, one run each, by the method of the classifier:
 

@@ -1,7 +1,7 @@
 """Weakly supervised localization (Table 9): fine-tunes a classifier whose maps find objects.
 
     python main.py --config configs/wsol.py:resnet50,cutmix --config.init_from=WORKDIR
-    python main.py --config configs/wsol.py:vgg16_gap,mixup,imagenet --config.init_from=WORKDIR \\
+    python main.py --config configs/wsol.py:vgg16_gap,mixup,imagenet --config.init_from=WORKDIR \
         --config.boxes_dir=PATH
     python main.py --workdir=RUN --mode=evaluate --checkpoint=best --evals=localization
 
