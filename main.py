@@ -32,7 +32,7 @@ CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "latest", ["latest", "best"], "Which checkpoint to evaluate."
 )
 EVALS = flags.DEFINE_string(
-    "evals", None, "What to evaluate besides the errors: NAME,NAME,... or all (--mode evaluate)."
+    "evals", None, "What to evaluate instead of the errors: NAME,NAME,... or all (--mode evaluate)."
 )
 PROFILE = flags.DEFINE_string(
     "profile", None, "START:COUNT: trace COUNT steps after the first START into WORKDIR/profile."

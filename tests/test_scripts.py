@@ -100,6 +100,14 @@ class TestSlurm:
         assert rest == [f"scontrol requeue {os.getpid()}"] * requeued
         assert (folder / "cache").read_text() == f"{tmp_path}/compiled\n"
 
+    def test_a_bucket_is_refused_before_anything_starts(self, fakes):
+        folder, write, env = fakes
+        write("srun", NOTES)
+        job = self.run(env, "gs://bucket/run")
+        assert "Use a folder that all nodes mount" in job.communicate(timeout=20)[0]
+        assert job.returncode == 2
+        assert not log_of(folder)
+
     @pytest.mark.slow
     def test_a_task_saves_at_sigterm_and_goes_on_when_requeued(self, fakes, tmp_path):
         folder, write, env = fakes

@@ -664,7 +664,7 @@ def sample_erasing(
         aspect: (low, high), bounds of height over width, above 0; may be traced.
         fill: as for `sample_cutout`; or `'color'`, a value from N(0, 1) per image and channel; or
             `'noise'`, one per pixel and channel. The last two are for normalized, floating images.
-        prob: the probability to erase at all, in [0, 1]; may be traced. Recipes of today have 0.1
+        prob: the probability to erase at all, in [0, 1]; may be traced. Modern recipes have 0.1
             to 0.25.
         scope: `'image'`: one box per image; or `'batch'`, `'device'`. Noise is always sampled per
             image.
