@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import operator
-import sys
 from typing import Any
 
 import jax
@@ -211,10 +210,8 @@ class Subject:
 
     def progress_bar(self, count, words):
         """A progress bar on a terminal."""
-        shown = jax.process_index() == 0 and not self.quiet and sys.stderr.isatty()
-        return tqdm.tqdm(
-            total=count, desc=words, unit=" images", leave=False, disable=not shown, file=sys.stderr
-        )
+        hidden = jax.process_index() > 0 or self.quiet or None  # None: shown on a terminal
+        return tqdm.tqdm(total=count, desc=words, unit=" images", leave=False, disable=hidden)
 
 
 def create_subject(task, weights, split="test", quiet=False):
