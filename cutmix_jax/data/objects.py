@@ -122,10 +122,6 @@ def _check(config: ConfigDict) -> None:
             f"config.max_objects is {config.max_objects}, but it is for shapes: images of voc "
             "keep all their objects. Leave it at 1."
         )
-    if config.dataset == "shapes" and config.source == "streaming":
-        raise UserError(
-            "shapes is always resident, but config.source is 'streaming'. Use --config.source=auto."
-        )
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(
             f"config.test_split is {config.test_split!r}, but a detector has only test and "
