@@ -282,11 +282,11 @@ def _quieten():
     sys.unraisablehook = _unless_left_behind
 
 
-def _unless_left_behind(unraisable, told=sys.unraisablehook):
+def _unless_left_behind(unraisable, report=sys.unraisablehook):
     code = getattr(unraisable.object, "cr_code", None)
     from_orbax = code is not None and "orbax" in code.co_filename
     if not from_orbax and "Event loop is closed" not in str(unraisable.exc_value):
-        told(unraisable)
+        report(unraisable)
 
 
 class _KeepBest(checkpoint_managers.PreservationPolicy):

@@ -74,8 +74,8 @@ def explain(error, argv):
         key = re.match(r"--config\.([\w.]+)", word)
         if key and key[1] not in SCHEMA:
             return f"There is no config key {key[1]!r} ({nearest(key[1], SCHEMA)})."
-    told = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
-    return " ".join(told.split())
+    message = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
+    return " ".join(message.split())
 
 
 def fail(sentence, status):
