@@ -541,9 +541,9 @@ def test_two_killed_processes_go_on_as_one_run_whose_first_process_has_the_lock(
     for process in killed:
         process.kill()
         process.communicate()
-    told, silent = finish(start_two(folder, *SYNCHRONIZED))
-    assert "in 2 processes" in told
-    assert "Going on from step" in told
+    printed, silent = finish(start_two(folder, *SYNCHRONIZED))
+    assert "in 2 processes" in printed
+    assert "Going on from step" in printed
     assert "epoch" not in silent
     assert not (folder / "lock").exists()
     finish(start_two(tmp_path / "two", *SYNCHRONIZED))
