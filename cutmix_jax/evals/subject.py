@@ -136,7 +136,8 @@ class Subject:
             lambda arrays, xs: xs[0] if isinstance(xs, tuple) else xs,
         )
         calls = ((places(xs), measure(xs)) for xs in mapping.prefetch(host_batches))
-        with self.progress_bar(count, words) as bar:
+        hidden = jax.process_index() > 0 or self.quiet or None  # None: shown on a terminal
+        with tqdm.tqdm(total=count, desc=words, unit=" images", leave=False, disable=hidden) as bar:
             for (index, mask), result in mapping.fetch(calls):
                 bar.update(int(mask.sum()))
                 yield index[mask], jax.tree.map(operator.itemgetter(mask), result)
@@ -207,11 +208,6 @@ class Subject:
         ranks = index.argsort()
         rows = ranks[np.searchsorted(index, order, sorter=ranks)]
         return {key: values[rows] for key, values in found.items()}
-
-    def progress_bar(self, count, words):
-        """A progress bar on a terminal."""
-        hidden = jax.process_index() > 0 or self.quiet or None  # None: shown on a terminal
-        return tqdm.tqdm(total=count, desc=words, unit=" images", leave=False, disable=hidden)
 
 
 def create_subject(task, weights, split="test", quiet=False):
