@@ -100,7 +100,9 @@ def ssd_loss(logits, deltas, classes, offsets, ratio=3, count=None):
     positive = classes > 0
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     chosen = positive | hard_negatives(entropy, positive, ratio)
-    smooth = optax.huber_loss(jnp.where(positive[..., None], deltas - offsets, 0))
+    error = jnp.where(positive[..., None], deltas - offsets, 0)
+    size = jnp.abs(error)
+    smooth = jnp.where(size < 1, error**2 / 2, size - 0.5)
     if count is None:
         count = jnp.maximum(positive.sum(), 1)
     return smooth.sum() / count, jnp.where(chosen, entropy, 0).sum() / count
