@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cutmix_jax.detection.priors import rcnn_anchors
 from cutmix_jax.detection.roi_align import roi_align
-from cutmix_jax.detection.ssd import check_backbone
+from cutmix_jax.detection.ssd import fits
 from cutmix_jax.models.layers import mean_over_map
 
 RATIOS = (0.5, 1, 2)  # height to width of the anchors
@@ -71,7 +71,11 @@ class FasterRCNN(nn.Module):
     scales: tuple = (8, 16, 32)
 
     def setup(self):
-        check_backbone(self.backbone)
+        if not fits(self.backbone) or self.backbone.num_classes is not None:
+            raise ValueError(
+                "The backbone has to be a ResNet with strides 8, 16 and 32 and without a head, as "
+                "from create_model('resnet50', num_classes=None)."
+            )
         if self.region_stage not in (1, 2, 3):
             raise ValueError(
                 f"region_stage is {self.region_stage}, but 1, 2 or 3 was expected: the stage after "

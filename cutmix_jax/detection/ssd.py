@@ -127,15 +127,6 @@ def fits(backbone):
     )
 
 
-def check_backbone(backbone):
-    """Refuses a network that does not fit, or that has a head."""
-    if not fits(backbone) or backbone.num_classes is not None:
-        raise ValueError(
-            "The backbone has to be a ResNet with strides 8, 16 and 32 and without a head, as "
-            "from create_model('resnet50', num_classes=None)."
-        )
-
-
 class SSD(nn.Module):
     """SSD on the feature maps `layer2`, `layer3` and `layer4` of a residual network.
 
@@ -178,7 +169,11 @@ class SSD(nn.Module):
     num_classes: int
 
     def setup(self):
-        check_backbone(self.backbone)
+        if not fits(self.backbone) or self.backbone.num_classes is not None:
+            raise ValueError(
+                "The backbone has to be a ResNet with strides 8, 16 and 32 and without a head, as "
+                "from create_model('resnet50', num_classes=None)."
+            )
         nn.share_scope(self, self.backbone)
 
     @nn.compact
