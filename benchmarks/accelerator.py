@@ -230,12 +230,12 @@ def torch_training(name, dtype, size, side, mode):
 
 def describe_speed(flops, dtype, size, seconds):
     """Images and operations per second, and the fraction of the chip's peak, if known."""
-    told = f"{size / seconds:,.0f} images/s"
+    speed = f"{size / seconds:,.0f} images/s"
     if flops:
-        told += f", {flops / seconds / 1e12:.3g} TFLOP/s"
+        speed += f", {flops / seconds / 1e12:.3g} TFLOP/s"
         if peak := peak_tflops(jax.devices()[0].device_kind, dtype):
-            told += f", {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s"
-    return told
+            speed += f", {flops / seconds / peak / 1e12:.1%} of {peak} TFLOP/s"
+    return speed
 
 
 def describe_error(error):
@@ -301,10 +301,10 @@ def measure_case(options):
     several = f", {many} steps per call"
     for peer in peers:
         goal = ">= 1.3" if peer == "PyTorch" and name != "resnet50" else ">= 1.0"
-        told = missing.get(peer, "")
-        yield row(several, "many", peer, peer, goal=goal, note=told)
-        told = missing.get(peer) or f"peer's {compiling[peer]}"
-        yield row("", "one", peer, peer, goal=goal, note=told)
+        note = missing.get(peer, "")
+        yield row(several, "many", peer, peer, goal=goal, note=note)
+        note = missing.get(peer) or f"peer's {compiling[peer]}"
+        yield row("", "one", peer, peer, goal=goal, note=note)
     yield row(several, "many", "one step per call", "one", note=f"{speed}; {took}")
     yield row(", CutMix", "cutmix", "no mix", "many", goal=">= 0.995")
     yield row(", training loop", "loop", "steps alone", "many", goal=">= 0.97", note=busy)
@@ -333,8 +333,8 @@ def measure_apart(options):
                 yield from (timing.Row(**row) for row in json.loads(path.read_text())["rows"])
             else:
                 late = status == -signal.SIGALRM
-                told = f"not compiled in {options.patience} s" if late else f"exit status {status}"
-                yield timing.Row(case, "ms per step", [], note=told)
+                note = f"not compiled in {options.patience} s" if late else f"exit status {status}"
+                yield timing.Row(case, "ms per step", [], note=note)
 
 
 def measure(options):

@@ -110,8 +110,8 @@ def rows_of(groups):
             elif name != BASELINE or len(curves) == 1:
                 missing = "no other method" if name == BASELINE else "no baseline of its seeds"
                 last = [100 * found[seed].errors[-1] for seed in found]
-                told = f"{describe(one)}, {device}; {missing} to compare with"
-                yield timing.Row(f"{name}: error of the last epoch", "%", last, note=told)
+                note = f"{describe(one)}, {device}; {missing} to compare with"
+                yield timing.Row(f"{name}: error of the last epoch", "%", last, note=note)
 
 
 def curves_of(methods):

@@ -107,7 +107,7 @@ def measure(options, peer=torchvision):
     try:
         calls |= {("torchvision", name): call for name, call in peer(*given).items()}
     except ImportError as error:
-        note = mix.told(error)
+        note = mix.explain(error)
     for call in calls.values():
         call()
     seconds = timing.take_turns(calls, options.repeats, options.rounds)

@@ -209,7 +209,7 @@ LIBRARIES = {
 }
 
 
-def told(error):
+def explain(error):
     """One line on why a peer has no time."""
     plain = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras colors its messages
     reason = " ".join(plain.split())[:110]
@@ -230,7 +230,7 @@ def warm(calls):
             for _ in range(3):
                 call()
         except Exception as error:  # report the failure of a peer instead of raising it
-            refused[kind] = told(error)
+            refused[kind] = explain(error)
         else:
             running[kind] = call
     return running, refused
@@ -246,9 +246,9 @@ def batch_rows(case, batch, libraries, options):
         except Exception as error:
             if isinstance(error, ImportError):
                 del libraries[name]
-                yield timing.Row("CutMix and Mixup", "ms", [], name, note=told(error))
+                yield timing.Row("CutMix and Mixup", "ms", [], name, note=explain(error))
             else:
-                yield timing.Row(f"CutMix and Mixup, {case}", "ms", [], name, note=told(error))
+                yield timing.Row(f"CutMix and Mixup, {case}", "ms", [], name, note=explain(error))
             continue
         calls |= {(name, kind): call for kind, call in running.items()}
         refused |= {(name, kind): reason for kind, reason in reasons.items()}

@@ -118,7 +118,7 @@ def compile_step(model, size, devices):
 
 def compile_steps(model, size, counts):
     """Yields `compile_step` for each number of devices, from a process that has as many."""
-    told = "import json\nfrom benchmarks import scale\nfor n in {}:\n    {}".format(
+    code = "import json\nfrom benchmarks import scale\nfor n in {}:\n    {}".format(
         counts, f"print(json.dumps(scale.compile_step({model!r}, {size}, n)), flush=True)"
     )
     # The flags save LLVM's work on steps that are not run. The HLO program is the same.
@@ -127,7 +127,7 @@ def compile_steps(model, size, counts):
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", told],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
@@ -202,10 +202,10 @@ def time_processes(count):
             for process in processes:
                 process.kill()
                 process.wait()
-    told = dict(re.findall(r"^(first step|checkpoint) ([\d.e-]+)$", out, re.MULTILINE))
-    if len(told) < 2:
+    times = dict(re.findall(r"^(first step|checkpoint) ([\d.e-]+)$", out, re.MULTILINE))
+    if len(times) < 2:
         sys.exit(f"main.py in {count} processes saved nothing: {err.strip()[-300:]}")
-    return float(told["first step"]) - began, float(told["checkpoint"])
+    return float(times["first step"]) - began, float(times["checkpoint"])
 
 
 def process_rows(options):
@@ -380,14 +380,14 @@ def worked_out_rows(size, checkpoint, input_rate):
         input_rate: images/s that one core of the host decodes.
     """
     for name, chips in SLICES:
-        for told, batch_of in BATCHES.items():
+        for batches, batch_of in BATCHES.items():
             chip, batch = CHIPS[name], batch_of(chips)
             compute, reduce = step_seconds(chip, chips, batch, size)
             rate, bound = images_per_second(chip, chips, batch, size, input_rate)
             taken = hours(chip, chips, batch, size, input_rate, checkpoint)
             perfect = perfect_hours(chip, chips)
             yield timing.Row(
-                f"worked out: ImageNet, 300 epochs, {chips} {name}, {told}",
+                f"worked out: ImageNet, 300 epochs, {chips} {name}, {batches}",
                 "h",
                 [taken],
                 "perfect scaling",

@@ -44,7 +44,7 @@ def start(arguments, cache, workdir):
 
 def measure(options, rest):
     """Yields the rows."""
-    told = " ".join(rest) or "configs/digits.py"
+    arguments = " ".join(rest) or "configs/digits.py"
     seconds = {name: [] for name in ("first", "second", "import")}
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def measure(options, rest):
             for name, call in calls.items():
                 seconds[name] += timing.take_turns({name: call}, 1, 1)[name]
     yield timing.compare(
-        f"second start, {told}",
+        f"second start, {arguments}",
         "s",
         seconds["second"],
         "first start",

@@ -40,9 +40,9 @@ def page(outcomes):
     total = clock(sum(outcome.seconds for outcome in outcomes))
     lines = ["# Benchmarks", "", f"In {total} min in all. {LEGEND}"]
     for outcome in outcomes:
-        told = f"`{outcome.command}`: {clock(outcome.seconds)} min"
-        told += f", on {outcome.machine}" if outcome.machine else ""
-        lines += ["", f"## {outcome.benchmark}", "", told, "", timing.table(outcome.rows)]
+        line = f"`{outcome.command}`: {clock(outcome.seconds)} min"
+        line += f", on {outcome.machine}" if outcome.machine else ""
+        lines += ["", f"## {outcome.benchmark}", "", line, "", timing.table(outcome.rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -57,13 +57,13 @@ def take_turns(calls, repeats=3, rounds=5):
     return seconds
 
 
-def compare(what, unit, ours, peer="", theirs=(), scale=1.0, **told):
+def compare(what, unit, ours, peer="", theirs=(), scale=1.0, **more):
     """A row of times from `take_turns`: medians per repeat, of times and of ratios per turn."""
     ratios = [
         statistics.median(t / o for o, t in zip(*pair, strict=True))
         for pair in zip(ours, theirs, strict=False)
     ]
-    return Row(what, unit, _medians(ours, scale), peer, _medians(theirs, scale), ratios, **told)
+    return Row(what, unit, _medians(ours, scale), peer, _medians(theirs, scale), ratios, **more)
 
 
 def rates(what, unit, amount, ours):

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 
 __version__ = "0.1.0.dev0"
 
@@ -14,6 +15,11 @@ def nearest(name, names):
     """A hint at the likeliest of `names`, for error messages."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)}"
+
+
+def first_names(names: Sequence, limit: int = 3) -> str:
+    """The first few of `names`, for error messages."""
+    return ", ".join(map(str, names[:limit])) + ", ..." * (len(names) > limit)
 
 
 def first_line(error: Exception) -> str:

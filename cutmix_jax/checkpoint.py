@@ -51,7 +51,7 @@ class Checkpoints:
             try:
                 self.errors[step] = self._read_meta(step)["error"]
             except Exception as failure:
-                self.unreadable[step] = _broken(self.folder / str(step), failure)
+                self.unreadable[step] = _broken(step, failure)
 
     @property
     def best_step(self):
@@ -130,7 +130,7 @@ class Checkpoints:
             try:
                 meta = self._read_meta(step)
             except Exception as failure:
-                passed_over.append(_broken(self.folder / str(step), failure))
+                passed_over.append(_broken(step, failure))
                 continue
             check(meta)
             try:
@@ -138,7 +138,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as failure:
-                passed_over.append(_broken(self.folder / str(step), failure))
+                passed_over.append(_broken(step, failure))
         if passed_over:
             raise UserError(
                 f"No checkpoint in {str(self.folder)!r} could be restored: {' '.join(passed_over)} "
@@ -282,11 +282,11 @@ def _quieten():
     sys.unraisablehook = _unless_left_behind
 
 
-def _unless_left_behind(unraisable, told=sys.unraisablehook):
+def _unless_left_behind(unraisable, report=sys.unraisablehook):
     code = getattr(unraisable.object, "cr_code", None)
     from_orbax = code is not None and "orbax" in code.co_filename
     if not from_orbax and "Event loop is closed" not in str(unraisable.exc_value):
-        told(unraisable)
+        report(unraisable)
 
 
 class _KeepBest(checkpoint_managers.PreservationPolicy):
@@ -301,10 +301,10 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
         return [info.step in kept for info in checkpoints]
 
 
-def _broken(folder, failure):
+def _broken(step, failure):
     reason = " ".join(str(failure).split()) or type(failure).__name__
     reason = reason.split(". ")[0][:160].rstrip(".")
-    return f"Checkpoint {folder.name} is damaged: {reason}."
+    return f"Checkpoint {step} is damaged: {reason}."
 
 
 def _disk_full(folder, step, needed, free):

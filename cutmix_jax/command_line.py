@@ -1,8 +1,9 @@
-"""Shared by the commands: configs by name, names of runs, and errors in one line.
+"""Shared by the commands: flags, configs by name, names of runs, and errors in one line.
 
 Nothing here imports jax, so mistakes are reported at once.
 """
 
+import argparse
 import os
 import pathlib
 import re
@@ -19,6 +20,13 @@ from cutmix_jax.paths import explain_failure, local_path
 
 # In a clone, `configs/` is next to the package. Its files may import each other.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one sentence."""
+
+    def error(self, message):
+        fail(f"{message} (see --help).", 2)
 
 
 def read_config(name, overrides=()):
@@ -74,8 +82,8 @@ def explain(error, argv):
         key = re.match(r"--config\.([\w.]+)", word)
         if key and key[1] not in SCHEMA:
             return f"There is no config key {key[1]!r} ({nearest(key[1], SCHEMA)})."
-    told = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
-    return " ".join(told.split())
+    message = next((str(e) for e in chain if "\n" not in str(e)), str(chain[-1]))
+    return " ".join(message.split())
 
 
 def fail(sentence, status):

@@ -122,8 +122,8 @@ def keep_compiled_programs():
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
-        told = f"Compiled steps are not kept ({error}). Set CUTMIX_JAX_CACHE to a writable folder."
-        print(told, file=sys.stderr, flush=True)
+        text = f"Compiled steps are not kept ({error}). Set CUTMIX_JAX_CACHE to a writable folder."
+        print(text, file=sys.stderr, flush=True)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default, JAX does not keep what compiles in less than a second, and there is a lot of that.
@@ -135,8 +135,8 @@ def _processor():
     """Identifies processors with different instruction sets."""
     listed = pathlib.Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.exists() else []
-    told = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
-    return "\n".join([platform.machine(), platform.processor(), *sorted(told)])
+    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(features)])
 
 
 def start_in_background(function):

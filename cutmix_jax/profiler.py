@@ -86,9 +86,9 @@ class Profiler:
         if self.began is None or step < self.end:
             return None
         wait()
-        told = f"Steps {self.began + 1} to {step} are traced in {str(self.files.path)!r}."
+        message = f"Steps {self.began + 1} to {step} are traced in {str(self.files.path)!r}."
         self.close()
-        return told
+        return message
 
     def close(self):
         """Ends a trace that is being written."""

@@ -37,7 +37,7 @@ class Reporter:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not self.stream.isatty(),
+            disable=None,  # shown on a terminal
             file=self.stream,
         )
         self.spoke = time.monotonic()

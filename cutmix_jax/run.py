@@ -20,7 +20,6 @@ from cutmix_jax import UserError, loggers
 from cutmix_jax import config as config_lib
 from cutmix_jax import train as train_lib
 from cutmix_jax.checkpoint import Checkpoints, digest, read_weights
-from cutmix_jax.convert import from_torch, read_file
 from cutmix_jax.host import start_in_background
 from cutmix_jax.lock import workdir_lock
 from cutmix_jax.paths import user_path, write_json, write_text
@@ -406,6 +405,8 @@ def read_start(path, model):
     file = user_path(path, "config.init_from")
     if not file.is_file():
         return read_weights(path, name="config.init_from")
+    from cutmix_jax.convert import from_torch, read_file  # no other run needs it
+
     converted = from_torch(read_file(file), model, file.name)
     return {"weights": converted.variables}, {}, list(converted.notes)
 

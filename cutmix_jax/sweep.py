@@ -23,7 +23,7 @@ from absl import logging
 
 from cutmix_jax import UserError
 from cutmix_jax import config as config_lib
-from cutmix_jax.command_line import fail, guard, read_config, run_name
+from cutmix_jax.command_line import Parser, fail, guard, read_config, run_name
 from cutmix_jax.lock import sweep_lock
 from cutmix_jax.paths import absolute, user_path, write_json, write_text
 
@@ -34,13 +34,6 @@ TABLE_NOTE = (
     "the same seed, over the seeds that both have finished. 'Best on test' is chosen on the test "
     "split, as in the paper, and thus optimistic."
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one sentence."""
-
-    def error(self, message):
-        fail(f"{message} (see --help).", 2)
 
 
 def parse(arguments):

@@ -338,8 +338,8 @@ def train_epoch(session, state, mapped_train_steps, compiled):
             wait()
             compiled.add(own)
             rate = Rate()
-        if profiler and (told := profiler.after(step, wait)):
-            session.reporter.say(told)
+        if profiler and (message := profiler.after(step, wait)):
+            session.reporter.say(message)
             rate = Rate()  # writing a trace takes seconds
         session.reporter.step(step, rate.per_second())
         session.lock.check()

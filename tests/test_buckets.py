@@ -1,7 +1,6 @@
 """Workdirs, weights and data in buckets, against an emulator on loopback."""
 
 import contextlib
-import inspect
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -240,10 +240,10 @@ def test_training_ends_before_a_save_if_the_lock_is_lost(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("checkpoints/*"))
 
     monkeypatch.setattr(lock.Lock, "confirm", lost)
-    given = {"log": Log(), "lock": lock.Lock(tmp_path, "--workdir")}
-    session = Session(**dict.fromkeys(inspect.signature(Session).parameters) | given)
+    session = mock.Mock(lock=lock.Lock(tmp_path, "--workdir"))
     with pytest.raises(UserError, match="The lock is lost"):
-        session.save(1, None)
+        Session.save(session, 1, None)
+    session.checkpoints.save.assert_not_called()
 
 
 def test_event_files_are_in_the_bucket_after_each_epoch(folder):
@@ -541,9 +541,9 @@ def test_two_killed_processes_go_on_as_one_run_whose_first_process_has_the_lock(
     for process in killed:
         process.kill()
         process.communicate()
-    told, silent = finish(start_two(folder, *SYNCHRONIZED))
-    assert "in 2 processes" in told
-    assert "Going on from step" in told
+    printed, silent = finish(start_two(folder, *SYNCHRONIZED))
+    assert "in 2 processes" in printed
+    assert "Going on from step" in printed
     assert "epoch" not in silent
     assert not (folder / "lock").exists()
     finish(start_two(tmp_path / "two", *SYNCHRONIZED))

@@ -50,7 +50,7 @@ def holds(converted, state):
     return all(np.array_equal(there[name], value) for name, value in wanted.items())
 
 
-def told(converted):
+def notes_of(converted):
     return " ".join(converted.notes)
 
 
@@ -87,7 +87,7 @@ class TestAveragedWeights:
         ):
             converted = convert.from_torch(contents, weights=weights)
             assert holds(converted, taken)
-            assert word in told(converted)
+            assert word in notes_of(converted)
 
     def test_averaged_weights_alone(self, net, raw, ema):
         alone = {"model_ema": ema}
@@ -95,12 +95,12 @@ class TestAveragedWeights:
         for contents, taken in ((alone, ema), (averaged.state_dict(), raw)):
             converted = convert.from_torch(contents)
             assert holds(converted, taken)
-            assert "EMA weights" in told(converted)
+            assert "EMA weights" in notes_of(converted)
             with pytest.raises(UserError, match="has no raw weights, only EMA weights"):
                 convert.from_torch(contents, weights="raw")
-        assert "n_averaged is 0" in told(converted)
+        assert "n_averaged is 0" in notes_of(converted)
         averaged.update_parameters(net)
-        assert "n_averaged is 0" not in told(convert.from_torch(averaged.state_dict()))
+        assert "n_averaged is 0" not in notes_of(convert.from_torch(averaged.state_dict()))
 
     def test_raw_weights_alone(self, raw):
         with pytest.raises(UserError, match=r"no EMA weights, .*\(the file itself\)"):
@@ -111,7 +111,7 @@ class TestAveragedWeights:
         contents = {"model": raw, "ema": {"decay": 0.9, "shadow_params": [torch.zeros(3)]}}
         converted = convert.from_torch(contents)
         assert holds(converted, raw)
-        assert "'ema' of the file has no known network" in told(converted)
+        assert "'ema' of the file has no known network" in notes_of(converted)
 
     def test_several_networks_are_refused(self, raw, ema):
         contents = {"state_dict": prefixed("student.", raw) | prefixed("teacher.", ema)}
@@ -141,7 +141,7 @@ class TestStrays:
         stray = {"criterion.weight": torch.ones(10)}
         converted = convert.from_torch({"state_dict": prefixed("model.", raw) | stray})
         assert holds(converted, raw)
-        assert "they are not part of the network: criterion.weight." in told(converted)
+        assert "they are not part of the network: criterion.weight." in notes_of(converted)
 
     def test_a_head_outside_of_the_network(self, raw):
         """It may be what the network lacks."""
@@ -197,7 +197,7 @@ class TestArchitecture:
         with pytest.raises(UserError, match=rf"names its network {called}.*give --model resnet8"):
             convert.from_torch(contents)
         converted = convert.from_torch(contents, model="resnet8")
-        assert "It is converted as resnet8, as you asked" in told(converted)
+        assert "It is converted as resnet8, as you asked" in notes_of(converted)
 
     def test_published_names(self):
         """timm's names for torchvision's networks, and names of networks without their depth."""
@@ -229,7 +229,7 @@ class TestArchitecture:
                 check({"arch": theirs}, ours)
 
     def test_what_is_assumed_is_said(self, raw):
-        assert "A plain resnet8 is assumed" in told(convert.from_torch(raw))
+        assert "A plain resnet8 is assumed" in notes_of(convert.from_torch(raw))
         assert not convert.from_torch(raw, model="resnet8").notes
 
 

@@ -32,8 +32,8 @@ def compile_apart(**settings):
 
 def folder_and_entries(**settings):
     """The folder in which a process keeps its compiled functions, and how many there are."""
-    told = compile_apart(**settings)
-    folder = pathlib.Path(told.stdout.strip())
+    done = compile_apart(**settings)
+    folder = pathlib.Path(done.stdout.strip())
     return folder, len(list(folder.glob("*-cache"))) if folder.exists() else 0
 
 
@@ -65,10 +65,10 @@ def test_nothing_is_kept_if_that_is_turned_off(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named_once(tmp_path):
     (tmp_path / "file").touch()
-    told = compile_apart(CUTMIX_JAX_CACHE=str(tmp_path / "file/cache"))
-    assert told.stdout == "None\n"
-    assert len(told.stderr.splitlines()) == 1
-    assert "CUTMIX_JAX_CACHE" in told.stderr
+    done = compile_apart(CUTMIX_JAX_CACHE=str(tmp_path / "file/cache"))
+    assert done.stdout == "None\n"
+    assert len(done.stderr.splitlines()) == 1
+    assert "CUTMIX_JAX_CACHE" in done.stderr
 
 
 def test_without_a_home_nothing_is_kept(tmp_path, monkeypatch, capsys):

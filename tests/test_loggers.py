@@ -140,10 +140,10 @@ def test_only_the_first_process_logs(tmp_path, wandb, mlflow):
 @pytest.mark.parametrize("failing", ["log", "finish"])
 def test_a_logger_that_fails_is_told_once_and_the_rest_goes_on(tmp_path, wandb, mlflow, failing):
     wandb.failing = failing
-    told = report(tmp_path, ("wandb", "mlflow"), epochs=(1, 2))
-    assert told.count("config.loggers=wandb failed (no route to host) and gets nothing more") == 1
-    assert "second line" not in told
-    assert "epoch   2/2" in told
+    output = report(tmp_path, ("wandb", "mlflow"), epochs=(1, 2))
+    assert output.count("config.loggers=wandb failed (no route to host) and gets nothing more") == 1
+    assert "second line" not in output
+    assert "epoch   2/2" in output
     assert len(mlflow.options("log_metrics")) == 2
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 

@@ -33,7 +33,7 @@ def command_line(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reason"),
     [
         (["--config.lerning_rate=1"], r"no config key 'lerning_rate' .*'learning_rate'"),
         (["--config.augment.pda=1"], r"no config key 'augment.pda' .*'augment.pad'"),
@@ -50,12 +50,12 @@ def command_line(monkeypatch):
         (["configs/cifar.py"], r"'configs/cifar.py' is not a flag\. Write --config FILE"),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence_and_status_2(command_line, capsys, arguments, told):
+def test_a_wrong_command_line_is_one_sentence_and_status_2(command_line, capsys, arguments, reason):
     with pytest.raises(SystemExit) as stop:
         command_line(*arguments)
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert re.fullmatch(rf"error: .*{told}.*\n", message)
+    assert re.fullmatch(rf"error: .*{reason}.*\n", message)
 
 
 def test_overrides_may_stand_before_the_config(command_line):
@@ -79,7 +79,7 @@ def test_the_default_is_digits_with_cutmix(command_line):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         ({"learning_rate": -0.1}, r"config\.learning_rate is -0\.1.*finite number of at least 0"),
         ({"learning_rate": float("nan")}, r"config\.learning_rate is nan.*finite number"),
@@ -113,11 +113,11 @@ def test_the_default_is_digits_with_cutmix(command_line):
         ({"held_out": 1500}, r"held_out"),
     ],
 )
-def test_values_that_no_run_can_use_are_refused_before_training(tmp_path, overrides, told):
+def test_values_that_no_run_can_use_are_refused_before_training(tmp_path, overrides, expected):
     with pytest.raises(UserError) as refused:
         run.train(small_config(**overrides), tmp_path)
     message = str(refused.value)
-    assert re.search(told, message), message
+    assert re.search(expected, message), message
     assert "\n" not in message
     assert not list(tmp_path.iterdir())
 
@@ -268,8 +268,8 @@ def test_a_logger_that_does_not_exist_or_is_not_installed_is_refused(tmp_path, m
     with pytest.raises(UserError, match=r"loggers is \('wandbb',\), but names among 'tensorboard'"):
         run.train(small_config(loggers=("wandbb",)), tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    told = (
+    expected = (
         "config.loggers=mlflow needs mlflow, which is not installed: python -m pip install mlflow"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         loggers.check_installed(("mlflow",))

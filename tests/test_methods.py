@@ -137,7 +137,7 @@ def test_mixes_are_chosen_by_the_weights_in_their_words():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ({"name": "cutmix_weight0_or_mixup_weight0"}, "not all of them 0"),
         ({"name": "cutmix_weight-1_or_mixup"}, "each of the weights must be at least 0"),
@@ -147,8 +147,8 @@ def test_mixes_are_chosen_by_the_weights_in_their_words():
         ({"name": "mixup_weight2"}, "'mixup_weight2' has a weight, but only"),
     ],
 )
-def test_weights_that_cannot_be_used_are_refused(settings, told):
-    with pytest.raises(UserError, match=told):
+def test_weights_that_cannot_be_used_are_refused(settings, expected):
+    with pytest.raises(UserError, match=expected):
         methods.create_mix(settings)
 
 
@@ -164,7 +164,7 @@ def test_each_of_several_mixes_has_its_own_parameters():
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "expected"),
     [
         ("cutmx", r"no method 'cutmx'.*nearest are cutmix"),
         ("drop_blok+cutmix", r"no method 'drop_blok'.*drop_block"),
@@ -182,8 +182,8 @@ def test_each_of_several_mixes_has_its_own_parameters():
         ("cutmix_or_shake_drop", r"'_or_'.*joins only mixes"),
     ],
 )
-def test_nonsense_is_refused_in_one_sentence(method, told):
-    with pytest.raises(UserError, match=told) as refused:
+def test_nonsense_is_refused_in_one_sentence(method, expected):
+    with pytest.raises(UserError, match=expected) as refused:
         methods.read_method(method)
     assert "\n" not in str(refused.value)
 

@@ -28,13 +28,13 @@ def losses(workdir, measure="test_top1_error"):
 
 
 def test_two_processes_compute_what_one_with_two_devices_does(tmp_path):
-    told, silent = finish(start_two(tmp_path / "two", *SYNCHRONIZED))
+    printed, silent = finish(start_two(tmp_path / "two", *SYNCHRONIZED))
     one = run_main(f"--workdir={tmp_path / 'one'}", *SYNCHRONIZED, devices=2)
     assert one.returncode == 0, one.stderr
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
-    assert "in 2 processes, shard_map" in told
+    assert "in 2 processes, shard_map" in printed
     assert "in 1 process, pmap" in one.stdout
-    assert "epoch" in told
+    assert "epoch" in printed
     assert "epoch" not in silent  # one of them writes logs and results
     assert (tmp_path / "two" / "results.json").exists()
     assert checkpoint_digest(tmp_path / "two")
@@ -101,8 +101,8 @@ def test_one_killed_ends_the_other_and_both_go_on(tmp_path):
     processes[1].kill()
     processes[0].communicate(timeout=60)
     assert processes[0].returncode not in (0, None)
-    told, _ = finish(start_two(tmp_path, *longer))
-    assert "Going on from step" in told
+    printed, _ = finish(start_two(tmp_path, *longer))
+    assert "Going on from step" in printed
     assert (tmp_path / "results.json").exists()
 
 
@@ -126,8 +126,8 @@ def test_sigterm_saves_in_both(tmp_path):
         assert processes[0].poll() is None
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    told, _ = finish(processes)
-    assert "Interrupted and saved at step" in told
+    printed, _ = finish(processes)
+    assert "Interrupted and saved at step" in printed
     one = run_main(f"--workdir={tmp_path}", *longer)
     assert one.returncode == 0, one.stderr
     assert "Going on from step" in one.stdout

@@ -208,8 +208,8 @@ def test_evaluations_under_other_options_are_separate_rows(tmp_path):
     assert cells["cutmix, evaluated with sets=('uniform',)"] == "15.00 ± 12.91"
     assert cells["baseline, evaluated with sets=('uniform', 'svhn')"] == "40.00"
     (methods,) = group(read_runs([tmp_path]))
-    told = {name: conditions(next(iter(r.values())), "occlusion") for name, r in methods.items()}
-    labels = [with_conditions(name, words, told.values()) for name, words in told.items()]
+    found = {name: conditions(next(iter(r.values())), "occlusion") for name, r in methods.items()}
+    labels = [with_conditions(name, words, found.values()) for name, words in found.items()]
     assert labels == ["baseline, evaluated with fill=mean", "cutmix, evaluated with fill=black"]
 
 
@@ -431,9 +431,9 @@ def test_a_row_has_the_runs_of_its_own_parameters(full):
 
 @pytest.mark.parametrize(("place", "number"), [(2, "31.00"), (1, "54.00")])
 def test_only_what_is_smaller_is_called_so(full, place, number):
-    told = [row[-1] for row in rows_of(full) if row[place : place + 1] == [number]]
+    names = [row[-1] for row in rows_of(full) if row[place : place + 1] == [number]]
     data_set = {"31.00": "imagenet2012", "54.00": "caltech_birds2011"}[number]
-    assert any(words.startswith(f"resnet50, {data_set}") for words in told)
+    assert any(words.startswith(f"resnet50, {data_set}") for words in names)
 
 
 def test_what_was_evaluated_and_what_was_not(page):
@@ -500,7 +500,7 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "expected"),
     [
         (None, "is not a folder"),
         ({}, "contains no run"),
@@ -515,7 +515,7 @@ def test_a_browser_shows_it_and_asks_for_nothing(page, width, tmp_path):
         ({"metrics.jsonl": "\udcff"}, "metrics.jsonl' is not JSON"),
     ],
 )
-def test_what_cannot_be_read_is_named(broken, told, tmp_path):
+def test_what_cannot_be_read_is_named(broken, expected, tmp_path):
     folder = tmp_path / "run"
     for name, text in (broken or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -526,12 +526,12 @@ def test_what_cannot_be_read_is_named(broken, told, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert told in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "expected"),
     [
         ("evals/occlusion.csv", "\0\udcff", "occlusion.csv' is not a table"),
         ("evals/occlusion.csv", "side\n0\n", "occlusion.csv' has a row without 'center_top1"),
@@ -552,7 +552,7 @@ def test_what_cannot_be_read_is_named(broken, told, tmp_path):
         ("metrics.jsonl", {"epoch": "x"}, "metrics.jsonl' has 'x' for 'epoch'"),
     ],
 )  # fmt: skip
-def test_a_damaged_file_of_a_finished_run_is_named(name, damage, told, tmp_path):
+def test_a_damaged_file_of_a_finished_run_is_named(name, damage, expected, tmp_path):
     run = write_run(tmp_path / "run", "configs/cifar.py:resnet20,cutmix", 0.5, epochs=2)
     rows = "form,at,error\nmixup,0,0.5\n"
     write_eval(run, "between", {}, rows)
@@ -567,19 +567,19 @@ def test_a_damaged_file_of_a_finished_run_is_named(name, damage, told, tmp_path)
         else:
             text = json.dumps(json.loads((run / name).read_text()) | damage)
     (run / name).write_text(text, errors="surrogateescape")
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(expected)):
         main([str(run), "--output", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("name", "damage", "expected"),
     [
         ("results.json", {"scores_last": {"cider": 50.0}}, "lacks 'scores_last.bleu1', which"),
         ("results.json", {"scores_last": {"meteor": "-"}}, "has '-' for 'scores_last.meteor'"),
         ("evals/captions.json", {"meteor": "-"}, "captions.json' has '-' for 'meteor'"),
     ],
 )
-def test_a_damaged_file_of_a_captioner_is_named(name, damage, told, tmp_path):
+def test_a_damaged_file_of_a_captioner_is_named(name, damage, expected, tmp_path):
     run = write_captioner(tmp_path / "run", "configs/shapes_captions.py", 50.0, epochs=2)
     write_eval(run, "captions", {"split": "test", "cider": 50.0, "meteor": 20.0})
     assert main([str(run), "--output", str(tmp_path / "out")]) == 0
@@ -587,7 +587,7 @@ def test_a_damaged_file_of_a_captioner_is_named(name, damage, told, tmp_path):
     if "meteor" in damage.get("scores_last", {}):
         damage = {"scores_last": found["scores_last"] | damage["scores_last"]}
     (run / name).write_text(json.dumps(found | damage))
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(expected)):
         main([str(run), "--output", str(tmp_path / "out")])
 
 

@@ -39,10 +39,10 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, stream):
     reporter.step(10, 100.0)
     reporter.epoch(record(1, 0.25), "test error 25.00%")
     reporter.close()
-    told = stream.getvalue()
-    assert "epoch   1/2" in told
-    assert "test error 25.00%" in told
-    assert ("images/s" in told) == stream.isatty()
+    printed = stream.getvalue()
+    assert "epoch   1/2" in printed
+    assert "test error 25.00%" in printed
+    assert ("images/s" in printed) == stream.isatty()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == record(1, 0.25)
 
 

@@ -188,14 +188,14 @@ def test_a_run_does_not_go_on_with_other_images(finished, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("names", "heads", "told"),
+    ("names", "heads", "expected"),
     [
         ("acb", ("output",), r"other words \(3, and 3 here; the first .* is 'c', and 'b' here\)"),
         ("abc", (), r"other classes \(3, and 2 here; the first that differs is 'c', and none here"),
         (None, (), r"other classes\. Give this one"),  # a run from before they were kept
     ],
 )
-def test_a_run_on_other_classes_is_refused_with_the_first_that_differs(names, heads, told):
+def test_a_run_on_other_classes_is_refused_with_the_first_that_differs(names, heads, expected):
     def task(names):
         data = types.SimpleNamespace(class_names=tuple(names), examples={"train": 9})
         return types.SimpleNamespace(config=small_config(), data=data, word_heads=heads)
@@ -204,7 +204,7 @@ def test_a_run_on_other_classes_is_refused_with_the_first_that_differs(names, he
     run.check_same_run(task("abc"), meta, "there")
     meta["data"] = run.describe_data(task(names or "abc"))
     meta |= {"class_names": list(names)} if names else {}
-    with pytest.raises(UserError, match=rf"'there' contains a run with {told}"):
+    with pytest.raises(UserError, match=rf"'there' contains a run with {expected}"):
         run.check_same_run(task("abc" if heads else "ab"), meta, "there")
 
 
@@ -221,17 +221,17 @@ def test_a_run_says_that_other_libraries_read_its_images(tmp_path):
             check(meta)
             return types.SimpleNamespace(step=5), meta, []
 
-    def told():
+    def notes():
         return run.open_run(task, Checkpoints(), run.describe_run(task))[2][1:]
 
-    assert told() == []
+    assert notes() == []
     now = f"Images are now read by {task.data.reader}. So far, they were read by "
     meta["reader"] = "pillow 12.0.0"
-    assert told() == [now + "pillow 12.0.0."]
+    assert notes() == [now + "pillow 12.0.0."]
     meta["reader"] = None  # the images were resident
-    assert told() == []
+    assert notes() == []
     del meta["reader"]  # a run from before the reader was named
-    assert told() == [now + "TensorFlow, with other random crops."]
+    assert notes() == [now + "TensorFlow, with other random crops."]
 
 
 def test_a_second_run_in_one_workdir_is_refused(tmp_path):
@@ -345,8 +345,8 @@ def test_heads_of_words_are_only_for_the_same_words(monkeypatch):
         return [int(state.params[name]["kernel"][0]) for name in names], notes[1:]
 
     assert start("abc", ("words",)) == ([1, 1, 1], [])
-    told = ["Its head does not fit and starts from new weights: words."]
-    assert start("acb", ("words",)) == ([1, 1, 0], told)
+    expected = ["Its head does not fit and starts from new weights: words."]
+    assert start("acb", ("words",)) == ([1, 1, 0], expected)
     assert start("acb", ()) == ([1, 1, 1], [])  # of a classifier, other classes fit, too
 
 

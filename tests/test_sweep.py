@@ -139,7 +139,7 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (["--config.lerning_rate=1"], r"no config key 'lerning_rate' .*'learning_rate'"),
         (["--config.epochs=many"], r"epochs=many"),
@@ -162,11 +162,11 @@ def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(tmp_path, trained, monk
         (["--configs", "nowhere.py"], r"No such file or directory: 'nowhere.py'"),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence_and_status_2(tmp_path, capsys, more, told):
+def test_a_wrong_command_line_is_one_sentence_and_status_2(tmp_path, capsys, more, expected):
     with pytest.raises(SystemExit) as stop:
         sweep.main(arguments(tmp_path / "new", *more))
     assert stop.value.code == 2
-    assert re.fullmatch(rf"error: .*{told}.*\n", capsys.readouterr().err)
+    assert re.fullmatch(rf"error: .*{expected}.*\n", capsys.readouterr().err)
     assert not (tmp_path / "new").exists()
 
 

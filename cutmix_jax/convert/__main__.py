@@ -51,7 +51,7 @@ def main(arguments=None):
             if rest:
                 raise UserError(f"{rest[0]!r} is only for weights from PyTorch: leave it out.")
             to_folder = to_folder or not flags.output.suffix or flags.output.is_dir()
-            (_export_folder if to_folder else _export)(flags)
+            _export(flags, to_folder)
         else:
             _import(flags, rest)
     except (UserError, OSError) as error:
@@ -85,26 +85,19 @@ def _import(flags, overrides):
     )
 
 
-def _export(flags):
-    arrays, meta, notes = export_weights(
-        flags.source, flags.output, flags.checkpoint, flags.overwrite
-    )
+def _export(flags, to_folder):
+    export = export_folder if to_folder else export_weights
+    arrays, meta, notes = export(flags.source, flags.output, flags.checkpoint, flags.overwrite)
     _print(notes)
     config = config_lib.from_plain(meta["config"])
-    print(
-        f"{config.model}, {len(arrays)} tensors: {flags.output}\n"
-        f"It expects RGB images in [0, 1], minus the mean {_numbers(config.normalize.mean)}, "
-        f"divided by {_numbers(config.normalize.std)}."
-    )
-
-
-def _export_folder(flags):
-    arrays, meta, notes = export_folder(
-        flags.source, flags.output, flags.checkpoint, flags.overwrite
-    )
-    _print(notes)
-    config = config_lib.from_plain(meta["config"])
-    print(f"{config.model}, {len(arrays)} tensors, with a model card: {flags.output}")
+    card = ", with a model card" if to_folder else ""
+    print(f"{config.model}, {len(arrays)} tensors{card}: {flags.output}")
+    if not to_folder:
+        print(
+            f"It expects RGB images in [0, 1], minus the mean {_numbers(config.normalize.mean)}, "
+            f"divided by {_numbers(config.normalize.std)}."
+        )
+        return
     if why_not_timm(config) is None:
         print(f'To load:  timm.create_model("local-dir:{flags.output}", pretrained=True)')
     print("Before you publish the folder, add the license of the weights to README.md.")

@@ -5,7 +5,7 @@ import math
 import yaml
 
 from cutmix_jax import config as config_lib
-from cutmix_jax.data import shapes, streaming
+from cutmix_jax.data import cifar, resident, shapes, streaming, tiny_imagenet
 
 # The networks that timm has, with the same names of weights, and what it calls them.
 TIMM = {
@@ -20,23 +20,16 @@ TIMM = {
     "se_resnet101": "seresnet101",
 }
 TIMM_EPSILON = 1e-5  # of its BatchNorm
-# The identifier of a dataset on the Hub, if it has one, and its name in a sentence.
+# The identifier of a dataset on the Hub, if it has one, its name in a sentence, and the height and
+# width of its images without config.image_size, if all have the same.
 DATASETS = {
-    "imagenet2012": ("ILSVRC/imagenet-1k", "ImageNet"),
-    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
-    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
-    "tiny_imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"),
-    "digits": (None, "scikit-learn's handwritten digits"),
-    "shapes": (None, "rendered shapes"),
-    "folder": (None, "a folder of images"),
-}
-# Height and width of the stored images, which are used without config.image_size.
-STORED_SIDES = {
-    "digits": 16,
-    "cifar10": 32,
-    "cifar100": 32,
-    "tiny_imagenet": 64,
-    "shapes": shapes.DEFAULT_SIZE,
+    "imagenet2012": ("ILSVRC/imagenet-1k", "ImageNet", None),
+    "cifar10": ("uoft-cs/cifar10", "CIFAR-10", cifar.SIDE),
+    "cifar100": ("uoft-cs/cifar100", "CIFAR-100", cifar.SIDE),
+    "tiny_imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet", tiny_imagenet.SIDE),
+    "digits": (None, "scikit-learn's handwritten digits", resident.DIGITS_SIZE),
+    "shapes": (None, "rendered shapes", shapes.DEFAULT_SIZE),
+    "folder": (None, "a folder of images", None),
 }
 # Keys that a model card has even at their defaults, and paths, which it never has.
 RECIPE = ("mix.name", "optimizer", "learning_rate", "schedule", "weight_decay", "seed")
@@ -65,7 +58,7 @@ def eval_side(config):
         return side
     if config_lib.crops_larger_images(config):
         return streaming.DEFAULT_SIZE
-    return STORED_SIDES.get(config.dataset)
+    return _dataset(config)[2]
 
 
 def preprocessing(config, channels):
@@ -171,7 +164,7 @@ def model_card(config, arrays, meta, name, record=None, results=None, best=False
         metadata["library_name"] = "timm"
     if trained and config.mix.name != "none":
         metadata["tags"].append(config.mix.name)
-    identifier, _ = _dataset(config)
+    identifier = _dataset(config)[0]
     if trained and identifier:
         metadata["datasets"] = [identifier]
     if record:
@@ -193,7 +186,7 @@ def model_card(config, arrays, meta, name, record=None, results=None, best=False
 
 def _model_index(config, name, record):
     """The results in the form of the Hub."""
-    identifier, title = _dataset(config)
+    identifier, title, _ = _dataset(config)
     dataset = {"type": identifier or config.dataset, "name": title}
     if config.test_split:
         dataset["split"] = config.test_split
@@ -210,7 +203,7 @@ def _accuracy(record, k):
 
 
 def _dataset(config):
-    return DATASETS.get(config.dataset, (None, config.dataset))
+    return DATASETS.get(config.dataset, (None, config.dataset, None))
 
 
 def _describe_network(config, arrays, meta):

@@ -147,14 +147,8 @@ def _is_resident(config: ConfigDict, image_set: ImageSet) -> bool:
     side = config.image_size or 0
     largest = max(side, config.eval_size or 0)
     count = sum(split.count for split in image_set.splits.values())
-    mib = count * max(shape[0] * shape[1], largest * largest) * shape[2] / 2**20
-    if mib > config.resident_limit_mib:
-        if demanded:
-            raise UserError(
-                f"{config.dataset} takes {mib:,.1f} MiB in device memory, more than "
-                f"resident_limit_mib={config.resident_limit_mib}. Use "
-                "--config.source=streaming, or raise --config.resident_limit_mib."
-            )
+    pixels = max(shape[0] * shape[1], largest * largest)
+    if not batches.is_resident(config, count, (pixels, 1, shape[2])):
         return False
     if demanded:
         return True

@@ -135,7 +135,12 @@ def check_fits(
         )
 
 
-def is_resident(config: ConfigDict, count: int, shape: tuple[int, int, int], remedy: str) -> bool:
+def is_resident(
+    config: ConfigDict,
+    count: int,
+    shape: tuple[int, int, int],
+    remedy: str = "Use --config.source=streaming",
+) -> bool:
     """Whether images of files stay in device memory: as `source` says; for 'auto', if they fit."""
     if config.source == "auto":
         return mib(count, shape) <= config.resident_limit_mib

@@ -13,12 +13,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cutmix_jax import UserError, first_line
+from cutmix_jax import UserError, first_line, first_names
 from cutmix_jax.data import records
 from cutmix_jax.paths import existing_folder, files_below, user_path
-
-# Number of missing files to list.
-SHOWN = 3
 
 
 def in_pixels(shares: np.ndarray, resized, offset, shape) -> np.ndarray:
@@ -119,13 +116,12 @@ def _find_xml_files(root: pathlib.Path, split: records.Split, files: dict) -> No
         found[file.stem].append(os.fspath(file))
     images = [records.file_name(split, i) for i in range(split.count)]
     stems = [pathlib.Path(name).stem for name in images]
-    missing = [stem for stem in stems if stem not in found]
+    missing = [f"{stem}.xml" for stem in stems if stem not in found]
     if missing:
-        some = ", ".join(f"{stem}.xml" for stem in missing[:SHOWN])
         raise UserError(
             f"boxes_dir={root} holds {sum(map(len, found.values()))} XML files, but "
             f"{len(missing)} of {split.count} images have none "
-            f"({some}{', ...' if len(missing) > SHOWN else ''}). Set "
+            f"({first_names(missing)}). Set "
             "--config.boxes_dir to a folder with a file for every image of this split."
         )
     images_of = collections.defaultdict(list)

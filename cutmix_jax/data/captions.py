@@ -197,10 +197,6 @@ def _check(config: ConfigDict) -> None:
             f"dataset={config.dataset} has no captions. Use --config.dataset=coco_captions with "
             "COCO's files or a JSON file of your own, or shapes."
         )
-    if config.dataset == "shapes" and config.source == "streaming":
-        raise UserError(
-            "shapes is always resident, but config.source is 'streaming'. Use --config.source=auto."
-        )
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(
             f"config.test_split is {config.test_split!r}, but captioning has only test and "

@@ -18,6 +18,7 @@ from cutmix_jax.data import tfds_files
 from cutmix_jax.data.records import import_tfds, require
 
 VERSION = "3.0.2"  # of the dataset in TFDS
+SIDE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _write(name: str, archive: Archive, batches: dict[str, dict], folder: pathli
     features = tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(32, 32, 3)),
+            "image": tfds.features.Image(shape=(SIDE, SIDE, 3)),
             **labels,
         }
     )
@@ -182,7 +183,7 @@ def _examples(split: str, batches: list[dict], archive: Archive) -> Iterator[dic
 
     # A row holds the red, green and blue planes.
     pixels = np.concatenate([batch["data"] for batch in batches])
-    pixels = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    pixels = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     labels = {
         feature: np.concatenate([batch[key] for batch in batches])
         for feature, (key, _) in archive.labels.items()

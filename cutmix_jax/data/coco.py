@@ -14,13 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutmix_jax import UserError, host
+from cutmix_jax import UserError, first_names, host
 from cutmix_jax.data import cache, image_files, records, tfds_sets
 from cutmix_jax.paths import existing_folder, local_path
 
 NAME = "coco_captions"
-# Number of images to list in a message.
-SHOWN = 3
 LIST_FORM = 'a list of {"image": path, "captions": [text, ...]}'
 
 
@@ -128,7 +126,7 @@ def _say_common(splits: dict[str, list[Captioned]]) -> None:
     if common := [name for name in test if name in train]:
         print(
             f"{len(common)} of the {len(test)} images of config.captions.test are in "
-            f"config.captions.train, too ({_some(common)}).",
+            f"config.captions.train, too ({first_names(common)}).",
             file=sys.stderr,
             flush=True,
         )
@@ -330,7 +328,7 @@ def _checked(images: list[Captioned], file: pathlib.Path) -> list[Captioned]:
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(images)} images in {file} have no file "
-            f"({_some(missing)}). Add them, or correct the paths or --config.data_dir."
+            f"({first_names(missing)}). Add them, or correct the paths or --config.data_dir."
         )
     return images
 
@@ -351,10 +349,6 @@ def _with_captions(images: list[Captioned], where: str) -> list[Captioned]:
             without.append(image.name)
     for names, what in ((empty, "the empty captions of"), (without, "images without a caption:")):
         if names:
-            line = f"{where}: left out {what} {len(names)} ({_some(names)})."
+            line = f"{where}: left out {what} {len(names)} ({first_names(names)})."
             print(line, file=sys.stderr, flush=True)
     return kept
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)

@@ -70,9 +70,7 @@ def open_objects(config, shards: Shards = ONE_DEVICE) -> Data:
     )
     count = sum(len(index) for _, index in indices.values())
     # `shapes` has checked that they fit.
-    if config.dataset == "shapes" or batches.is_resident(
-        config, count, found.shape, "Use --config.source=streaming"
-    ):
+    if config.dataset == "shapes" or batches.is_resident(config, count, found.shape):
         arrays = {name: {"image": _read(loader, name), **part} for name, part in arrays.items()}
         data = resident.open_arrays(config, arrays, found.class_names, shards, _load_train)
     else:
@@ -121,10 +119,6 @@ def _check(config: ConfigDict) -> None:
         raise UserError(
             f"config.max_objects is {config.max_objects}, but it is for shapes: images of voc "
             "keep all their objects. Leave it at 1."
-        )
-    if config.dataset == "shapes" and config.source == "streaming":
-        raise UserError(
-            "shapes is always resident, but config.source is 'streaming'. Use --config.source=auto."
         )
     if config.test_split not in (None, "test", "held_out"):
         raise UserError(

@@ -147,6 +147,10 @@ def check_size(size: int, max_objects: int = 1) -> None:
 
 def size_and_counts(config: ConfigDict) -> tuple[int, dict[str, int]]:
     """The side of the images and their number per split, from the config."""
+    if config.source == "streaming":
+        raise UserError(
+            "shapes is always resident, but config.source is 'streaming'. Use --config.source=auto."
+        )
     size = config.image_size or DEFAULT_SIZE
     check_size(size, config.max_objects)
     wanted = config.train_examples or TRAIN_EXAMPLES - config.held_out

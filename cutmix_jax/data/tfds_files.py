@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -136,4 +135,4 @@ def write_info(
 def progress_bar(items, words: str, **options) -> tqdm.tqdm:
     """A progress bar over items, or up to a number; only on a terminal."""
     count = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
-    return tqdm.tqdm(**count, desc=words, disable=not sys.stderr.isatty(), leave=False, **options)
+    return tqdm.tqdm(**count, desc=words, disable=None, leave=False, **options)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutmix_jax import UserError, nearest
+from cutmix_jax import UserError, first_names, nearest
 from cutmix_jax.data import batches, boxes, cache, image_files, voc_records
 from cutmix_jax.data.records import Annotated, ObjectSet, Split
 from cutmix_jax.paths import existing_folder, local_path, resolved
@@ -47,8 +47,6 @@ CLASS_NAMES = (
 )
 # Objects of one image. Every image is padded to the largest number in the dataset.
 MOST_OBJECTS = 100
-# Number of missing files to list.
-SHOWN = 3
 # Part of the cache key. Increase it when annotations are read in another way.
 VERSION = 1
 
@@ -132,11 +130,9 @@ def _files(root: pathlib.Path, names: str, key: str) -> list[tuple[str, str]]:
         for kind, paths in zip(("annotation", "image"), zip(*found, strict=True), strict=True):
             missing = [path for path in paths if not path.is_file()]
             if missing:
-                some = ", ".join(str(path) for path in missing[:SHOWN])
                 raise UserError(
                     f"{len(missing)} of the {len(ids)} images in {listed} have no {kind} file "
-                    f"({some}{', ...' if len(missing) > SHOWN else ''}). Add the files, or remove "
-                    "the lines."
+                    f"({first_names(missing)}). Add the files, or remove the lines."
                 )
         for annotation, image in found:
             if image in seen:

@@ -5,6 +5,7 @@ What the two stages learn is in `matching`: `rpn_targets` and `sample_rois`.
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from cutmix_jax.detection.boxes import VARIANCES, as_boxes, clip, decode
@@ -167,8 +168,7 @@ def _checked(logits, deltas, targets, offsets, classes, inner=()):
 def _losses(logits, deltas, targets, offsets, positive, sigma, count):
     """(localization, classification), both over `count`, or the number of targets but -1."""
     sampled = targets >= 0
-    target = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
-    entropy = jax.nn.logsumexp(logits, -1) - target
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
     error = jnp.where(positive[..., None], deltas - offsets, 0)
     size, square = jnp.abs(error), sigma * sigma
     smooth = jnp.where(size < 1 / square, square * error**2 / 2, size - 0.5 / square)

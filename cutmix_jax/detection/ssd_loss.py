@@ -1,7 +1,7 @@
 """SSD's loss, with the hardest negatives of each image."""
 
-import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from cutmix_jax.detection.boxes import as_boxes
@@ -98,8 +98,7 @@ def ssd_loss(logits, deltas, classes, offsets, ratio=3, count=None):
             f"{offsets.shape}, but [B, P, C + 1], [B, P, 4], [B, P] and [B, P, 4] were expected."
         )
     positive = classes > 0
-    target = jnp.take_along_axis(logits, classes[..., None], -1)[..., 0]
-    entropy = jax.nn.logsumexp(logits, -1) - target
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     chosen = positive | hard_negatives(entropy, positive, ratio)
     error = jnp.where(positive[..., None], deltas - offsets, 0)
     size = jnp.abs(error)

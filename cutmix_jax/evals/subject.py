@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import operator
-import sys
 from typing import Any
 
 import jax
@@ -137,7 +136,8 @@ class Subject:
             lambda arrays, xs: xs[0] if isinstance(xs, tuple) else xs,
         )
         calls = ((places(xs), measure(xs)) for xs in mapping.prefetch(host_batches))
-        with self.progress_bar(count, words) as bar:
+        hidden = jax.process_index() > 0 or self.quiet or None  # None: shown on a terminal
+        with tqdm.tqdm(total=count, desc=words, unit=" images", leave=False, disable=hidden) as bar:
             for (index, mask), result in mapping.fetch(calls):
                 bar.update(int(mask.sum()))
                 yield index[mask], jax.tree.map(operator.itemgetter(mask), result)
@@ -208,13 +208,6 @@ class Subject:
         ranks = index.argsort()
         rows = ranks[np.searchsorted(index, order, sorter=ranks)]
         return {key: values[rows] for key, values in found.items()}
-
-    def progress_bar(self, count, words):
-        """A progress bar on a terminal."""
-        shown = jax.process_index() == 0 and not self.quiet and sys.stderr.isatty()
-        return tqdm.tqdm(
-            total=count, desc=words, unit=" images", leave=False, disable=not shown, file=sys.stderr
-        )
 
 
 def create_subject(task, weights, split="test", quiet=False):

@@ -8,15 +8,8 @@ import sys
 import jinja2
 
 from cutmix_jax import report
-from cutmix_jax.command_line import fail, guard
+from cutmix_jax.command_line import Parser, guard
 from cutmix_jax.paths import user_path, write_text
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports mistakes in one sentence."""
-
-    def error(self, message):
-        fail(f"{message} (see --help).", 2)
 
 
 def figures_of(sections):

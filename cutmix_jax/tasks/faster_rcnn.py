@@ -8,7 +8,8 @@ from clu.metrics import Average
 from jax import lax
 from jax import numpy as jnp
 
-from cutmix_jax import UserError, optimizer
+from cutmix_jax import optimizer
+from cutmix_jax.config import check_unused
 from cutmix_jax.data import buckets
 from cutmix_jax.data.augment import example_keys
 from cutmix_jax.detection import augment, faster_rcnn, rcnn
@@ -41,17 +42,9 @@ class FasterRCNN(Detector):
     @classmethod
     def check_config(cls, config):
         super().check_config(config)
-        dropped = {
-            "stochastic_depth": config.stochastic_depth,
-            "shake_drop": config.shake_drop,
-            "drop_block.rate": config.drop_block.rate,
-        }
-        for key, value in dropped.items():
-            if value and config.detection.freeze:
-                raise UserError(
-                    f"config.{key} is {value!r}, but with config.detection.freeze the backbone "
-                    "runs as in evaluation. Leave it at 0."
-                )
+        if config.detection.freeze:
+            reason = "with config.detection.freeze the backbone runs as in evaluation"
+            check_unused(config, ("stochastic_depth", "shake_drop", "drop_block.rate"), reason)
 
     @staticmethod
     def canvases(config):

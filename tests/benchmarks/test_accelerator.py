@@ -23,21 +23,21 @@ from benchmarks import accelerator
 )
 def test_the_peak_is_that_of_the_chip(kind, peak, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=kind)])
-    told = accelerator.describe_speed(1e12, "bfloat16", 64, 0.1)
-    assert told.startswith("640 images/s, 10 TFLOP/s")
-    assert ("%" in told) == bool(peak)
-    assert f"of {peak} TFLOP/s" in told or not peak
+    speed = accelerator.describe_speed(1e12, "bfloat16", 64, 0.1)
+    assert speed.startswith("640 images/s, 10 TFLOP/s")
+    assert ("%" in speed) == bool(peak)
+    assert f"of {peak} TFLOP/s" in speed or not peak
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (AssertionError(), "AssertionError"),
         (ImportError("no torch\nat all"), "ImportError: no torch"),
     ],
 )
-def test_why_a_peer_is_missing_is_one_line(error, told):
-    assert accelerator.describe_error(error) == told
+def test_why_a_peer_is_missing_is_one_line(error, expected):
+    assert accelerator.describe_error(error) == expected
 
 
 class Still:
@@ -62,8 +62,8 @@ def test_images_per_second_are_reported_without_a_peer_and_by_the_median(monkeyp
     monkeypatch.setattr(accelerator, "Case", Still)
     monkeypatch.setattr(accelerator, "Training", Still)
     monkeypatch.setattr(accelerator.tracing, "busy", lambda _: accelerator.tracing.Busy(1, 0, 1))
-    told = {"cases": "resnet8:float32:4:8", "peers": "nobody", "many": 2, "turn": None}
-    options = types.SimpleNamespace(**told, seconds=1e-6, repeats=3, turns=3)
+    given = {"cases": "resnet8:float32:4:8", "peers": "nobody", "many": 2, "turn": None}
+    options = types.SimpleNamespace(**given, seconds=1e-6, repeats=3, turns=3)
     rows = list(accelerator.measure_case(options))
     assert [row.note for row in rows if row.peer == "nobody"] == ["KeyError: 'nobody'"] * 2
     (speed,) = [row for row in rows if row.peer == "one step per call"]

@@ -77,10 +77,10 @@ def test_a_benchmark_that_fails_is_reported_and_the_others_go_on(tmp_path, capfd
     output = tmp_path / "new" / "output"
     arguments = ["--output", str(output), "--runs", str(tmp_path / "runs"), "--repeats=1"]
     assert command.main(arguments, programs) == 1
-    told = capfd.readouterr().out
-    assert "[1/2] nothing" in told
-    assert "[2/2] convergence" in told
-    assert re.search(r"nothing failed, convergence \d:\d\d, input not run; \d:\d\d min in", told)
+    printed = capfd.readouterr().out
+    assert "[1/2] nothing" in printed
+    assert "[2/2] convergence" in printed
+    assert re.search(r"nothing failed, convergence \d:\d\d, input not run; \d:\d\d min in", printed)
     found = {outcome["benchmark"]: outcome for outcome in json.loads(read(output, "json"))}
     assert list(found) == list(programs)
     assert found["nothing"]["failed"]

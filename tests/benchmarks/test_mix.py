@@ -20,13 +20,13 @@ def test_a_library_that_is_not_installed_is_named_once(name, monkeypatch):
     for module in ("torch", "torchvision", "timm", "kornia", "keras"):
         monkeypatch.setitem(mix.sys.modules, module, None)
     libraries = {name: mix.LIBRARIES[name]}
-    (row,) = [row for row in told(libraries) if row.peer == name]
+    (row,) = [row for row in rows_of(libraries) if row.peer == name]
     assert "not installed" in row.note
     assert "requirements-peers.txt" in row.note
     assert libraries == {}  # later batches do not report it again
 
 
-def told(libraries):
+def rows_of(libraries):
     """The rows, with a plain function in place of ours, so that nothing compiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mix, "ours", plain)
@@ -44,7 +44,7 @@ def test_a_mix_that_fails_is_reported_next_to_one_that_runs():
         yield "CutMix", images.copy
         yield "Mixup", lambda: 1 / 0
 
-    found = {row.what: row for row in told({"peer": peer}) if row.peer == "peer"}
+    found = {row.what: row for row in rows_of({"peer": peer}) if row.peer == "peer"}
     assert len(found["CutMix, 4 x 8 px"].ratios) == 2
     assert found["Mixup, 4 x 8 px"].ratios == []
     assert found["Mixup, 4 x 8 px"].note == "ZeroDivisionError: division by zero"
@@ -56,7 +56,7 @@ def test_a_library_that_refuses_the_batch_stays_for_the_next():
         yield
 
     libraries = {"peer": peer}
-    (row,) = [row for row in told(libraries) if row.peer == "peer"]
+    (row,) = [row for row in rows_of(libraries) if row.peer == "peer"]
     assert (row.what, row.note) == ("CutMix and Mixup, 4 x 8 px", "TypeError: is for floats")
     assert libraries == {"peer": peer}
 

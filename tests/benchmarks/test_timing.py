@@ -39,9 +39,9 @@ def test_rates_are_of_the_median_turn():
     assert timing.rates("", "", 10, [[1, 2, 100]]).ours == [5]
 
 
-@pytest.mark.parametrize(("values", "told"), [([], "-"), ([0.5], "0.5"), ([3, 1, 2], "2 (1 to 3)")])
-def test_spread(values, told):
-    assert timing.spread(values) == told
+@pytest.mark.parametrize(("values", "text"), [([], "-"), ([0.5], "0.5"), ([3, 1, 2], "2 (1 to 3)")])
+def test_spread(values, text):
+    assert timing.spread(values) == text
 
 
 def test_rows_are_written_as_they_are(tmp_path, capsys):

@@ -88,9 +88,9 @@ def test_boxes_follow_the_images(rectangles, source, sizes, box_key, config):
     )
     assert data.kind == source
     for split, count in (("train", 12), ("test", 20)):
-        told = data.boxes(split)
-        assert len(told) == count
-        for image, box in zip(images_of(data, split), told, strict=True):
+        given = data.boxes(split)
+        assert len(given) == count
+        for image, box in zip(images_of(data, split), given, strict=True):
             assert box.shape == (1, 4)
             assert box.dtype == np.float32
             if (box[0, 2:] - box[0, :2]).min() > 0:
@@ -247,6 +247,6 @@ def test_boxes_of_real_images_are_those_of_tfds(tfds_dir):
     pytest.importorskip("tensorflow")
     data = open_data({"dataset": "tiny_imagenet", "data_dir": str(tfds_dir), "batch_size": 64})
     theirs = tfds.load("tiny_imagenet", split="validation", data_dir=tfds_dir, download=False)
-    told = data.boxes("test")
+    given = data.boxes("test")
     for i, example in enumerate(theirs.take(50).as_numpy_iterator()):
-        np.testing.assert_array_equal(told[i][0], example["bbox"] * 64)
+        np.testing.assert_array_equal(given[i][0], example["bbox"] * 64)

@@ -309,18 +309,18 @@ def test_all_readers_find_the_same_files_and_count_the_others(tree, capfd):
     )
     split = find_set("folder", str(root), None).splits["train"]
     assert [split.name(i) for i in range(split.count)] == [str(ant / name) for name in found]
-    told = f"{root}: passed over " + others.format(
+    expected = f"{root}: passed over " + others.format(
         "2 in no class folder (train/loop, train/lost.jpg); "
     )
-    assert capfd.readouterr().err == told
+    assert capfd.readouterr().err == expected
     (root / "train/lost.jpg").unlink()
     (root / "train/loop").unlink()
     shutil.rmtree(root / "val")
     assert ood.open_files(root).count == 5
-    told = f"{root}: passed over " + others.format("")
-    assert capfd.readouterr().err == told
+    expected = f"{root}: passed over " + others.format("")
+    assert capfd.readouterr().err == expected
     assert gallery.read_images([str(root)], SIDE)[1] == ["a", "b", "c", "a", "d"]
-    assert capfd.readouterr().err == told
+    assert capfd.readouterr().err == expected
     assert find_set("folder", tree_without_others(root), "held_out").splits["train"].count == 5
     assert capfd.readouterr().err == ""
 

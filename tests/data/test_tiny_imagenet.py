@@ -28,25 +28,25 @@ def draw(random, path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(folder that contains tiny-imagenet-200, {file name: (class, corners)})."""
-    root, told = tmp_path_factory.mktemp("official"), {}
+    root, written = tmp_path_factory.mktemp("official"), {}
     tree, random = root / "tiny-imagenet-200", np.random.RandomState(0)
     for name in WNIDS:
         lines = []
         for i in range(4):
             file = f"{name}_{i}.JPEG"
-            told[file] = name, draw(random, tree / "train" / name / "images" / file)
-            lines.append("\t".join(map(str, [file, *told[file][1]])))
+            written[file] = name, draw(random, tree / "train" / name / "images" / file)
+            lines.append("\t".join(map(str, [file, *written[file][1]])))
         (tree / "train" / name / f"{name}_boxes.txt").write_text("\n".join(lines) + "\n")
     lines = []
     for i in range(6):
         file, name = f"val_{i}.JPEG", WNIDS[i % 3]
-        told[file] = name, draw(random, tree / "val" / "images" / file)
-        lines.append("\t".join(map(str, [file, name, *told[file][1]])))
+        written[file] = name, draw(random, tree / "val" / "images" / file)
+        lines.append("\t".join(map(str, [file, name, *written[file][1]])))
     (tree / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
     (tree / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
     words = [f"{name}\tthing, {name[-1]}" for name in WNIDS]
     (tree / "words.txt").write_text("\n".join([*words, "n09999999\tunused"]) + "\n")
-    return root, told
+    return root, written
 
 
 def config(data_dir):
@@ -75,7 +75,7 @@ def test_the_folder_is_read_as_it_is(made):
 
 def test_the_prepared_set_has_the_same_images_and_boxes(made, tmp_path, capsys):
     pytest.importorskip("tensorflow")
-    root, told = made
+    root, written = made
     prepare.main(["tiny_imagenet", "--data_dir", str(tmp_path), "--source", str(root)])
     folder = capsys.readouterr().out.strip().splitlines()[-1]
     assert folder == str(tmp_path / "tiny_imagenet" / "1.0.0")
@@ -93,7 +93,7 @@ def test_the_prepared_set_has_the_same_images_and_boxes(made, tmp_path, capsys):
 
     prepared = tfds.builder_from_directory(folder).as_dataset("validation")
     for example in prepared.as_numpy_iterator():
-        name, (left, top, right, bottom) = told[f"{example['id'].decode()}.JPEG"]
+        name, (left, top, right, bottom) = written[f"{example['id'].decode()}.JPEG"]
         assert example["words"].decode() == f"thing, {name[-1]}"
         assert (example["bbox"] * 64).tolist() == [top, left, bottom + 1, right + 1]
 

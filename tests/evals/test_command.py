@@ -28,9 +28,9 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
     done = evaluate(workdir, "--evals=all", *quick)
     assert done.returncode == 0, done.stderr
     assert "localization is left out: localization needs the true boxes" in done.stderr
-    told = json.loads(done.stdout)
-    assert told.keys() == evals.EVALS.keys() - {"localization", "detection", "captions"}
-    for name, values in told.items():
+    results = json.loads(done.stdout)
+    assert results.keys() == evals.EVALS.keys() - {"localization", "detection", "captions"}
+    for name, values in results.items():
         place = workdir / "evals"
         assert json.loads((place / f"{name}.json").read_text()) == values
         assert values["checkpoint"] == 10
@@ -47,32 +47,32 @@ def test_all_evaluations_and_the_second_time_without_computing(workdir):
             with Image.open(picture) as image:
                 assert min(image.size) > 200
 
-    assert (told["fgsm"]["options.eps"], told["fgsm"]["options.pgd_steps"]) == ("(8.0,)", 2)
+    assert (results["fgsm"]["options.eps"], results["fgsm"]["options.pgd_steps"]) == ("(8.0,)", 2)
     # The network was made for the digits.
-    assert told["ood"]["options.sets"] == "('uniform', 'gaussian', 'digits')"
-    assert told["ood"]["sets"] == "('uniform', 'gaussian')"
+    assert results["ood"]["options.sets"] == "('uniform', 'gaussian', 'digits')"
+    assert results["ood"]["sets"] == "('uniform', 'gaussian')"
 
     again = evaluate(workdir, "--evals=all", *quick)
-    assert json.loads(again.stdout) == told
-    assert again.stderr.count("as measured before") == len(told)
+    assert json.loads(again.stdout) == results
+    assert again.stderr.count("as measured before") == len(results)
     # Options of one evaluation do not affect the others.
     other = evaluate(workdir, "--evals=occlusion,ood", *quick, "--config.evals.occlusion.steps=2")
     assert "ood: as measured before" in other.stderr
     assert "occlusion: 297 images" in other.stderr
-    assert json.loads(other.stdout)["occlusion"].keys() == told["occlusion"].keys()
+    assert json.loads(other.stdout)["occlusion"].keys() == results["occlusion"].keys()
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "expected"),
     [
         ("fgms", r"no evaluation 'fgms' \(the nearest is 'fgsm'\)"),
         (",", r"--evals is empty.*or all"),
         ("classification,localization", r"Localization needs the true boxes.*digits has none"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_before_anything_is_measured(workdir, names, told):
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_measured(workdir, names, expected):
     before = sorted((workdir / "evals").iterdir()) if (workdir / "evals").exists() else None
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         run.evaluate(small_config(), workdir, evals=names)
     if before is not None:
         assert sorted((workdir / "evals").iterdir()) == before

@@ -58,15 +58,15 @@ def test_separation_at_its_ends():
 
 
 @pytest.mark.parametrize(
-    ("inside", "outside", "told"),
+    ("inside", "outside", "expected"),
     [
         ([], [0.5], "no scores inside"),
         ([0.5], [], "no scores outside"),
         ([0.5], [np.nan], "score outside the distribution is not finite"),
     ],
 )
-def test_scores_of_one_kind_alone_are_refused(inside, outside, told):
-    with pytest.raises(UserError, match=told):
+def test_scores_of_one_kind_alone_are_refused(inside, outside, expected):
+    with pytest.raises(UserError, match=expected):
         ood.separation(np.array(inside), np.array(outside))
 
 
@@ -126,12 +126,12 @@ def test_sets_by_name(subject, tmp_path):
     assert images.shape == (3, 8, 8, 1)
     assert images[:, 0, 0, 0].tolist() == [0, 40, 80]
     assert ood.open_foreign(f"folder:{tmp_path}", subject, 2).count == 2
-    for name, told in (
+    for name, expected in (
         (f"folder:{tmp_path / 'no'}", "which does not exist"),
         ("cifar10:cut", r"names 'cifar10:cut'.*NAME:crop"),
         ("cifr10", "cifr10.*cifar10"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=expected):
             ood.open_foreign(name, subject, 10)
 
 

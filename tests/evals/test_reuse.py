@@ -63,9 +63,9 @@ def measure(images, weights, tmp_path):
     def measured(names, folder=images[0], **overrides):
         task = create(folder, **overrides)
         subject = evals.create_subject(task, task.mapping.replicate(weights), quiet=True)
-        told = io.StringIO()
-        found = evals.run_evals(subject, names, tmp_path, 0, stream=told)
-        return found, told.getvalue().count("as measured before")
+        stream = io.StringIO()
+        found = evals.run_evals(subject, names, tmp_path, 0, stream=stream)
+        return found, stream.getvalue().count("as measured before")
 
     return measured
 
