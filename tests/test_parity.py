@@ -102,7 +102,6 @@ def train_there(net, config, batches):
         "pyramidnet20_48",
         "wide_resnet10_1",
         pytest.param("preact_resnet18x0.125", marks=pytest.mark.slow),
-        pytest.param("pyramidnet110", marks=pytest.mark.slow),
     ],
 )
 def test_two_steps_of_sgd_are_pytorchs(name):

@@ -206,7 +206,6 @@ def vgg_macs():
         ("resnet101", 224, resnet_macs((3, 4, 23, 3)), 7.80),
         ("resnext101_32x4d", 224, resnet_macs((3, 4, 23, 3), 32, 4), 8.01),
         ("pyramidnet110", 32, pyramid_macs(12, 64), None),
-        ("pyramidnet200", 32, pyramid_macs(22, 240), None),
         ("vgg16_gap", 224, vgg_macs(), None),
     ],
 )
