@@ -8,10 +8,8 @@ Ten shapes in any color, texture, position and size, on cluttered backgrounds. O
 the class, so a network that classifies has found the object. The loss falls slowly for the first
 300 steps.
 
-Measured with resnet8x2,baseline and --config.train_examples=5000: 4.5 % top-1 error in 12 minutes
-on one busy CPU core. Top-1 localization accuracy is 76.6 % at the threshold 0.4, the best one on
-the test split. It is 33.2 % at the paper's 0.15, which makes boxes too large on maps of 8x8. A
-centered box that ignores the image has 41.2 %.
+docs/evidence.md has errors and localization accuracies of resnet8x2 on 5,000 images, with and
+without CutMix.
 """
 
 from cutmix_jax.config import base_config

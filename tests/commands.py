@@ -59,15 +59,12 @@ def write_photographs(root):
     return values | {"augment.min_area": 0.08, "augment.pad": 0, "augment.flip": True}
 
 
-def environment(devices=1, optimized=False):
-    """The environment of a process with so many fake devices and the shared compilation cache.
-
-    With `optimized`, XLA compiles as for users, which pays off in runs of minutes.
-    """
-    flags = f"--xla_force_host_platform_device_count={devices}"
+def environment(devices=1):
+    """The environment of a process with so many fake devices and the shared compilation cache."""
+    flags = f"--xla_force_host_platform_device_count={devices} {COMPILED_QUICKLY}"
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags if optimized else f"{flags} {COMPILED_QUICKLY}",
+        "XLA_FLAGS": flags,
         "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "PYTHONUNBUFFERED": "1",
@@ -75,11 +72,11 @@ def environment(devices=1, optimized=False):
     return os.environ | settings
 
 
-def start_main(*arguments, devices=1, optimized=False, **options):
+def start_main(*arguments, devices=1, **options):
     """Starts `python main.py ARGUMENTS`, and returns its process."""
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "main.py"), *arguments],
-        env=environment(devices, optimized),
+        env=environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,9 +84,9 @@ def start_main(*arguments, devices=1, optimized=False, **options):
     )
 
 
-def run_main(*arguments, devices=1, optimized=False, timeout=300):
+def run_main(*arguments, devices=1, timeout=300):
     """Runs `python main.py ARGUMENTS` to the end."""
-    process = start_main(*arguments, devices=devices, optimized=optimized)
+    process = start_main(*arguments, devices=devices)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 

@@ -155,6 +155,19 @@ def cifar100_10000():
         yield [*row, listed(method, "top1_error_best"), listed(method, "top5_error_last")]
 
 
+def shapes_localization():
+    """Errors and localization accuracies of classifiers of shapes, in percent."""
+    keys = ("top1_error", "top1_loc_acc", "best_top1_loc_acc", "max_box_acc", "max_box_acc_v2")
+    centered = set()
+    for method in ("baseline", "cutmix"):
+        list(seeds_of("shapes_localization", method, 3))
+        folders = (DOCS / f"evidence/shapes_localization/{method}-seed{seed}" for seed in range(3))
+        found = [json.loads((folder / "localization.json").read_text()) for folder in folders]
+        yield [method, *(", ".join(f"{100 * x[key]:.1f}" for x in found) for key in keys)]
+        centered |= {x["center_box_gt_known_loc_acc"] for x in found}
+    assert centered == {0.412}  # as the page says
+
+
 def tiny_imagenet_finetuned():
     """Errors on Tiny-ImageNet's 17 classes from nothing and from a classifier of shapes."""
     name = "tiny_imagenet_finetuned"
@@ -246,6 +259,7 @@ def coco_overfit():
         shapes_faster_rcnn,
         shapes_transfer,
         cifar100_10000,
+        shapes_localization,
         tiny_imagenet_finetuned,
         voc_overfit,
         shapes_captions,

@@ -1,7 +1,5 @@
 """Training for localization: its configs, the head's own rate, and a head that starts over."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from cutmix_jax import UserError, run, tasks, train
 from cutmix_jax.config import check_config
 from cutmix_jax.optimizer import drop_epochs
 from cutmix_jax.parallel import create_mapping
-from tests.commands import plain_config, run_main
+from tests.commands import plain_config
 
 
 @pytest.mark.parametrize(
@@ -94,19 +92,3 @@ def test_a_head_that_fits_starts_anew_where_asked(by_factor, monkeypatch):
         state.params["conv1"]["kernel"], given["params"]["conv1"]["kernel"]
     )
     assert "head is not used" in notes[-1]
-
-
-@pytest.mark.slow
-def test_a_network_that_classifies_shapes_finds_them(tmp_path):
-    """Minutes of training. The best centered box, which ignores the image, is far worse."""
-    arguments = ["--config=configs/shapes.py:resnet8x2,baseline", "--config.train_examples=5000"]
-    arguments += ["--config.eval_every=10", "--config.loggers=()"]
-    done = run_main(f"--workdir={tmp_path}", *arguments, optimized=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    done = run_main(
-        f"--workdir={tmp_path}", "--mode=evaluate", "--evals=localization", optimized=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "evals" / "localization.json").read_text())
-    assert found["top1_error"] < 0.6
-    assert found["max_box_acc"] > found["center_box_gt_known_loc_acc"] + 0.15
