@@ -262,7 +262,7 @@ SCHEMA = {
         str, "none", None, "A mix, or several joined by '+' or '_or_', with their parameters."
     ),
     "mix.alpha": Key(float, None, None, "Parameter of the Beta distribution."),
-    "mix.prob": Key(float, None, None, "Probability that a batch is mixed at all."),
+    "mix.prob": Key(float, None, None, "Probability to mix at all, decided once per mix.scope."),
     "mix.box": Key(
         str,
         None,
@@ -391,7 +391,10 @@ SCHEMA = {
         "Number of training examples: a fixed subset, the same for every seed.",
     ),
     "repeats": Key(
-        int, 1, _COUNT, "Repeated augmentation: how often a batch has an image, augmented anew."
+        int,
+        1,
+        _COUNT,
+        "Repeated augmentation: copies of an image in a batch, each augmented by itself.",
     ),
     "held_out": Key(int, 0, _NOT_NEGATIVE, "Training examples held out to choose the best epoch."),
     "test_split": Key(str, None, None, "Split to evaluate on; None: 'test', else 'validation'."),

@@ -150,7 +150,7 @@ def sample_saliencymix(
         images: the batch before mixing, `[B, H, W, C]`, floating, integers or bool.
         spatial_axes: the spatial axes of `images`.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         scope: who shares the size of a box: `'batch'`, `'device'`, `'pair'` or `'image'`, as for
             `sample_cutmix`. Its center is always that of the partner.
         partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.

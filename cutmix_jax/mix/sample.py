@@ -283,7 +283,7 @@ def sample_cutmix(
         batch_size: B, of this device.
         sides: the spatial shape of the image, such as `(H, W)`; 1 side for series, 3 for volumes.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         size: a fixed size of the box instead of a sampled one: pixels, or below 1 a fraction of
             the image's side; one number, or one per side.
         lengths: how the box is sampled: `'beta'`, its area as above, with the image's aspect ratio;
@@ -409,7 +409,7 @@ def sample_hmix(
         batch_size: B, of this device.
         sides: the spatial shape of the image, such as `(H, W)`.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         box_fraction: r, the fraction of the partner's weight that the box has before it is clipped,
             in [0, 1]; may be traced.
         scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
@@ -500,7 +500,7 @@ def sample_mixup(
         batch_size: B, of this device.
         sides: the spatial shape of the image, such as `(H, W)`.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
         partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.
         axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
@@ -581,7 +581,7 @@ def sample_cutout(
         fill: the value in the box: a number, or an array or list that broadcasts against the
             images, such as one number per channel for `[B, H, W, C]`. 0 is the mean color of
             normalized images.
-        prob: the probability to cut at all, in [0, 1]; may be traced.
+        prob: the probability to cut at all, in [0, 1], decided once per `scope`; may be traced.
         box: `'exact'` or `'paper'`, as for `sample_cutmix`.
         placement: `'uniform'`, `'gaussian'` or `'inside'`, as for `sample_cutmix`.
         sigma: standard deviation of the Gaussian placement over the image's side; may be traced.
@@ -776,7 +776,7 @@ def sample_resizemix(
         sides: the spatial shape of the image, such as `(H, W)`.
         min_ratio: lower bound of the box's length over the image's side, in [0, 1]; may be traced.
         max_ratio: upper bound of the same; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
         partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.
         axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.

@@ -219,7 +219,7 @@ def sample_gmix(
         batch_size: B, of this device.
         sides: the spatial shape of the image, such as `(H, W)`.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         scope: `'batch'`, `'device'`, `'pair'` or `'image'`, as for `sample_cutmix`.
         partner: `'permutation'`, `'reverse'` or `'rotate'`, as for `sample_cutmix`.
         axis_name: inside `pmap` or `shard_map`, the name of the axis over devices.
@@ -294,7 +294,7 @@ def sample_gridmix(
         batch_size: B, of this device.
         sides: height and width of the image, `(H, W)`.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         min_area: lower bound of the region's area over the image's, in [0, 1]; may be traced.
         max_area: upper bound of the same; may be traced.
         min_aspect: lower bound of the region's height over its width, above 0; may be traced.
@@ -383,7 +383,7 @@ def sample_fmix(
         batch_size: B, of this device.
         sides: the spatial shape of the image, such as `(H, W)`; 1 to 3 sides.
         alpha: parameter of the Beta distribution, above 0; may be traced.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         decay: how fast amplitudes fall with the frequency, at least 0; smaller values make smaller
             patches; may be traced.
         resolution: number of the mask's cells along the longest side, to sample faster. None: one
@@ -469,7 +469,7 @@ def sample_cowmix(
         key: a JAX random key.
         batch_size: B, of this device.
         sides: the spatial shape of the image, such as `(H, W)`.
-        prob: the probability to mix at all, in [0, 1]; may be traced.
+        prob: the probability to mix at all, in [0, 1], decided once per `scope`; may be traced.
         min_area: lower bound of p, in [0, 1]; may be traced.
         max_area: upper bound of p; may be traced.
         min_sigma: lower bound of the blur's standard deviation over the image's side, from 1/64 to
