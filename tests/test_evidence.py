@@ -136,6 +136,9 @@ def paired(baseline, method):
     return ", ".join(f"{gain:.2f}" for gain in gains), f"{statistics.mean(gains):.2f} ± {half:.2f}"
 
 
+FOUR = ("baseline", "mixup", "cutout", "cutmix")
+
+
 def cifar100_10000():
     """The errors of four methods on 10,000 images, and their differences from the baseline."""
 
@@ -148,11 +151,20 @@ def cifar100_10000():
     def gain(method, key):
         return "–" if method == "baseline" else paired(read("baseline", key), read(method, key))[1]
 
-    for method in ("baseline", "mixup", "cutout", "cutmix"):
+    for method in FOUR:
         row = [method]
         for key in ("top1_error_last", "top1_error_held_out"):
             row += [listed(method, key), gain(method, key)]
         yield [*row, listed(method, "top1_error_best"), listed(method, "top5_error_last")]
+
+
+def cifar100_10000_evaluations():
+    """The evaluations of one network of each method on 10,000 images, but out-of-distribution."""
+    folder = DOCS / "evidence/cifar100_10000"
+    for words, name, key in EVALUATIONS:
+        if name != "ood":
+            files = (folder / f"{x}-seed0/{name}.json" for x in FOUR)
+            yield [words, *(percent(json.loads(file.read_text())[key]) for file in files)]
 
 
 def shapes_localization():
@@ -259,6 +271,7 @@ def coco_overfit():
         shapes_faster_rcnn,
         shapes_transfer,
         cifar100_10000,
+        cifar100_10000_evaluations,
         shapes_localization,
         tiny_imagenet_finetuned,
         voc_overfit,
