@@ -119,14 +119,12 @@ def shapes_transfer():
         ]
 
 
-def seeds_of(name, start, seeds):
-    """The results of a run at each seed."""
+def seeds_of(name, start, seeds, file="results.json"):
+    """What a file of a run says at each seed."""
     for seed in range(seeds):
-        results = json.loads(
-            (DOCS / f"evidence/{name}/{start}-seed{seed}/results.json").read_text()
-        )
-        assert results["config"]["seed"] == seed
-        yield results
+        folder = DOCS / f"evidence/{name}/{start}-seed{seed}"
+        assert json.loads((folder / "results.json").read_text())["config"]["seed"] == seed
+        yield json.loads((folder / file).read_text())
 
 
 def paired(baseline, method):
@@ -160,11 +158,10 @@ def cifar100_10000():
 
 def cifar100_10000_evaluations():
     """The evaluations of one network of each method on 10,000 images, but out-of-distribution."""
-    folder = DOCS / "evidence/cifar100_10000"
     for words, name, key in EVALUATIONS:
         if name != "ood":
-            files = (folder / f"{x}-seed0/{name}.json" for x in FOUR)
-            yield [words, *(percent(json.loads(file.read_text())[key]) for file in files)]
+            found = [next(seeds_of("cifar100_10000", x, 1, f"{name}.json")) for x in FOUR]
+            yield [words, *(percent(values[key]) for values in found)]
 
 
 def shapes_localization():
@@ -172,9 +169,7 @@ def shapes_localization():
     keys = ("top1_error", "top1_loc_acc", "best_top1_loc_acc", "max_box_acc", "max_box_acc_v2")
     centered = set()
     for method in ("baseline", "cutmix"):
-        list(seeds_of("shapes_localization", method, 3))
-        folders = (DOCS / f"evidence/shapes_localization/{method}-seed{seed}" for seed in range(3))
-        found = [json.loads((folder / "localization.json").read_text()) for folder in folders]
+        found = list(seeds_of("shapes_localization", method, 3, "localization.json"))
         yield [method, *(", ".join(f"{100 * x[key]:.1f}" for x in found) for key in keys)]
         centered |= {x["center_box_gt_known_loc_acc"] for x in found}
     assert centered == {0.412}  # as the page says
